@@ -1,0 +1,78 @@
+"""Configuration of SSPO as verl sees it.
+
+`SSPOPolicyLossConfig` reaches the loss on the FSDP and the Megatron actor through
+`actor_rollout_ref.actor.policy_loss._target_=verl_sspo.config.SSPOPolicyLossConfig`;
+`SSPOAdvantageConfig` is read from `algorithm.sspo`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from verl.workers.config import PolicyLossConfig
+
+from verl_sspo.gates import Gate
+
+
+@dataclass
+class SSPOPolicyLossConfig(PolicyLossConfig):
+    """verl's policy-loss configuration with the gate of SSPO. The defaults are the preset `v3`.
+
+    Args:
+        gate: shape of the gate: arctan, sigmoid, erf or softsign.
+        gate_domain: "log" gates the log-ratio, "ratio" gates the ratio.
+        tau_pos: temperature of tokens with a positive advantage, finite and > 0.
+        tau_neg: temperature of all other tokens, finite and > 0.
+        gate_side: "both" (the papers' gate) or "forward" (our extension).
+
+    Raises:
+        ValueError: on a value or a combination that `verl_sspo.gates.Gate` excludes, naming what is allowed.
+    """
+
+    gate: str = "arctan"
+    gate_domain: str = "log"
+    tau_pos: float = 10.0
+    tau_neg: float = 12.0
+    gate_side: str = "both"
+
+    def __post_init__(self) -> None:
+        self.as_gate()
+
+    def as_gate(self) -> Gate:
+        """The validated gate of the loss."""
+        return Gate(self.gate, self.gate_domain, self.tau_pos, self.tau_neg, self.gate_side)
+
+
+@dataclass(frozen=True)
+class SSPOAdvantageConfig:
+    """Options of the advantage estimator `sspo`, read from `algorithm.sspo`.
+
+    Args:
+        baseline: "mean" subtracts the mean reward of the group (GRPO); "leave_one_out" the mean of the others.
+        std_floor: smallest standard deviation that a group is divided by, >= 0. Damps groups in which a single
+            response stands out. 0 is GRPO.
+
+    Raises:
+        ValueError: on an unknown key or value, naming what is allowed.
+    """
+
+    baseline: str = "mean"
+    std_floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.baseline not in ("mean", "leave_one_out"):
+            raise ValueError(f"algorithm.sspo.baseline={self.baseline!r} is unknown: use mean or leave_one_out")
+        number = isinstance(self.std_floor, int | float) and not isinstance(self.std_floor, bool)
+        if not number or not math.isfinite(self.std_floor) or self.std_floor < 0:
+            raise ValueError(f"algorithm.sspo.std_floor={self.std_floor!r} must be a finite number >= 0")
+
+    @classmethod
+    def from_algorithm(cls, algorithm: Mapping[str, Any] | None) -> "SSPOAdvantageConfig":
+        """Reads `algorithm.sspo`, a mapping or absent."""
+        options = (algorithm.get("sspo") if algorithm is not None else None) or {}
+        allowed = [field.name for field in fields(cls)]
+        unknown = sorted(set(options) - set(allowed))
+        if unknown:
+            raise ValueError(f"algorithm.sspo has unknown keys {unknown}: use {allowed}")
+        return cls(**options)

@@ -1,0 +1,139 @@
+"""The soft gates of SSPO: what replaces PPO's clip on a token's importance ratio.
+
+All gates come from four odd, bounded, increasing shapes G with G(0) = 0 and G'(0) = 1. With z = log r the
+log-ratio of a token and tau its temperature:
+
+* log domain:    log f = G(tau z) / tau,                       kappa = G'(tau z)
+* ratio domain:  f = f(1) + G(tau (r - 1)) / tau,              kappa = r f'(r) / f(r),  f' = G'(tau (r - 1))
+
+kappa = d log f / dz is the slope: the share of a token's policy gradient that the gate lets through. f(1) = 1
+except for the sigmoid in the ratio domain, which is SAPO's own gate (4 / tau) sigma(tau (r - 1)) with
+f(1) = 2 / tau and kappa(0) = tau / 2 (arXiv:2511.20347); there too f(1) kappa(0) = 1, so the gradient on policy
+is the plain policy gradient whatever the gate.
+
+Sources: gates on token ratios inside a geometric mean, SSPO arXiv:2602.19327; sigmoid, SAPO arXiv:2511.20347;
+the other families, arXiv:2602.19345v2. `side="forward"` is our own extension.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+SHAPES = ("arctan", "sigmoid", "erf", "softsign")
+DOMAINS = ("log", "ratio")
+SIDES = ("both", "forward")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A gate with its temperatures. The defaults are the preset `v3`.
+
+    Args:
+        shape: one of `SHAPES`.
+        domain: "log" gates the log-ratio, "ratio" gates the ratio.
+        tau_pos: temperature of tokens with a positive advantage, finite and > 0. Larger closes earlier.
+        tau_neg: temperature of all other tokens.
+        side: "both" is the papers' gate. "forward" (our extension) attenuates the slope only of tokens whose
+            ratio already moved the way the advantage pushes, sgn(A) z > 0, and leaves slope 1 to the others.
+
+    Raises:
+        ValueError: on a value outside of these, naming what is allowed.
+    """
+
+    shape: str = "arctan"
+    domain: str = "log"
+    tau_pos: float = 10.0
+    tau_neg: float = 12.0
+    side: str = "both"
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("gate", self.shape, SHAPES),
+            ("gate_domain", self.domain, DOMAINS),
+            ("gate_side", self.side, SIDES),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(allowed)}")
+        for name, tau in (("tau_pos", self.tau_pos), ("tau_neg", self.tau_neg)):
+            number = isinstance(tau, int | float) and not isinstance(tau, bool)
+            if not number or not math.isfinite(tau) or tau <= 0:
+                raise ValueError(f"{name}={tau!r} must be a finite number > 0 (the papers use 1 to 12)")
+        if self.side == "forward" and self.is_sapo:
+            raise ValueError(
+                "gate_side='forward' needs a gate with f(1) = 1, and the sigmoid in the ratio domain has "
+                "f(1) = 2 / tau: use gate_domain='log', another gate, or gate_side='both'"
+            )
+
+    @property
+    def is_sapo(self) -> bool:
+        """Whether this is SAPO's own gate, the only one with f(1) != 1."""
+        return self.shape == "sigmoid" and self.domain == "ratio"
+
+    def on_policy_value(self, tau: torch.Tensor) -> torch.Tensor:
+        """f(1), the gate's value on policy, for each temperature in `tau`."""
+        return 2.0 / tau if self.is_sapo else torch.ones_like(tau)
+
+    def on_policy_slope(self, tau: torch.Tensor) -> torch.Tensor:
+        """kappa(0), the gate's slope on policy, for each temperature in `tau`."""
+        return tau / 2.0 if self.is_sapo else torch.ones_like(tau)
+
+    def log_value_and_slope(self, log_ratio: torch.Tensor, tau: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """log f and kappa of the two-sided gate, both in closed form.
+
+        Args:
+            log_ratio: z, any shape, float32 or float64. NaN stays NaN; +-inf saturates.
+            tau: temperatures, broadcastable to `log_ratio`.
+
+        Returns:
+            (log f, kappa), each of the shape and dtype of `log_ratio`.
+        """
+        if self.domain == "log":
+            value, slope = _SHAPE_FUNCTIONS[self.shape](tau * log_ratio)
+            return value / tau, slope
+        deviation = torch.expm1(_representable(log_ratio))  # r - 1
+        if self.is_sapo:
+            u = tau * deviation
+            return F.logsigmoid(u) + torch.log(4.0 / tau), tau * (1.0 + deviation) * torch.sigmoid(-u)
+        value, slope = _SHAPE_FUNCTIONS[self.shape](tau * deviation)
+        # |G(u)| <= |u| gives f >= r for r < 1; rounding must not break it, or log f is lost for tiny tau.
+        f_minus_1 = torch.maximum(value / tau, deviation.clamp(max=0.0))
+        return torch.log1p(f_minus_1), (1.0 + deviation) * slope / (1.0 + f_minus_1)
+
+
+PRESETS = {
+    # Gate restated by third parties; temperatures: best of arXiv:2602.19345v2 for SAPO gates, our choice for SSPO.
+    "v3": Gate("arctan", "log", 10.0, 12.0),
+    # Gate restated by third parties; temperatures: SAPO's (arXiv:2511.20347), our choice for SSPO.
+    "v1": Gate("sigmoid", "ratio", 1.0, 1.05),
+}
+
+
+def _representable(log_ratio: torch.Tensor) -> torch.Tensor:
+    """Clamps z so that r - 1 > -1 and r^2 is finite; at both ends every gate has long saturated. NaN stays NaN."""
+    info = torch.finfo(log_ratio.dtype)
+    return log_ratio.clamp(min=math.log(info.eps), max=0.45 * math.log(info.max))
+
+
+def _arctan(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.atan(u), 1.0 / (1.0 + u * u)
+
+
+def _sigmoid(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    t = torch.tanh(0.5 * u)
+    return 2.0 * t, 1.0 - t * t
+
+
+def _erf(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return math.sqrt(math.pi / 2) * torch.erf(u * math.sqrt(0.5)), torch.exp(-0.5 * u * u)
+
+
+def _softsign(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    u = u.clamp(-1e18, 1e18)  # u * u stays finite in float32, and +-inf gives +-1
+    inverse = torch.rsqrt(1.0 + u * u)
+    return u * inverse, inverse * inverse * inverse
+
+
+# G and G' of each shape.
+_SHAPE_FUNCTIONS = {"arctan": _arctan, "sigmoid": _sigmoid, "erf": _erf, "softsign": _softsign}
