@@ -1,1 +1,24 @@
+"""What verl imports in the driver and in every worker (entry-point group `verl.plugins`).
 
+verl logs the failure of a plugin at DEBUG and goes on without it: the user would only learn later, and elsewhere,
+that `sspo` is unknown. So a failure is printed here before it is raised.
+"""
+
+import sys
+import traceback
+
+try:
+    from verl_sspo import embedded
+
+    embedded.register()  # first: the imports below may make verl choose its platform
+
+    from verl_sspo import algorithm  # noqa: F401  registers the loss and the estimator
+except BaseException:
+    traceback.print_exc()
+    print(
+        "verl_sspo could not be loaded (the error is above), so verl does not know `sspo`. "
+        "`python -m verl_sspo.doctor` checks the installation.",
+        file=sys.stderr,
+        flush=True,
+    )
+    raise

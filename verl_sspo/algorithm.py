@@ -1,0 +1,101 @@
+"""SSPO as verl calls it: thin adapters from verl's conventions to `loss` and `advantage`, registered at import."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from verl.trainer.ppo.core_algos import register_adv_est, register_policy_loss
+from verl.workers.config import ActorConfig
+
+from verl_sspo.advantage import group_relative_advantages
+from verl_sspo.config import SSPOAdvantageConfig, SSPOPolicyLossConfig
+from verl_sspo.gates import PRESETS, Gate
+from verl_sspo.loss import sspo_loss
+
+
+def gate_of(config: ActorConfig) -> Gate:
+    """The gate that an actor's configuration asks for: the preset `v3` where `policy_loss` is verl's own class."""
+    policy_loss = config.policy_loss
+    return policy_loss.as_gate() if isinstance(policy_loss, SSPOPolicyLossConfig) else PRESETS["v3"]
+
+
+@register_policy_loss("sspo")
+def compute_policy_loss_sspo(
+    old_log_prob: torch.Tensor,
+    log_prob: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+    loss_agg_mode: str = "seq-mean-token-mean",
+    config: ActorConfig | None = None,
+    rollout_is_weights: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """SSPO's policy loss (arXiv:2602.19327) in verl's calling convention; `verl_sspo.loss.sspo_loss` computes it.
+
+    Args:
+        old_log_prob: log-probabilities of the policy before the update, (bs, response_length).
+        log_prob: log-probabilities of the current policy, (bs, response_length).
+        advantages: (bs, response_length).
+        response_mask: valid tokens, (bs, response_length).
+        loss_agg_mode: verl's aggregation; SSPO is "seq-mean-token-mean".
+        config: the actor's configuration: `policy_loss` for the gate, `global_batch_info` for the aggregation.
+        rollout_is_weights: rollout-correction weights, (bs, response_length), or None.
+
+    Returns:
+        (loss, metrics): a scalar, and the metrics that `verl_sspo.metrics` defines.
+
+    Raises:
+        ValueError: without `config`, or on shapes or a mode that `sspo_loss` excludes.
+    """
+    if config is None:
+        raise ValueError("the loss `sspo` needs the actor's configuration as `config`")
+    loss, statistics = sspo_loss(
+        log_prob,
+        old_log_prob,
+        advantages,
+        response_mask,
+        gate_of(config),
+        loss_agg_mode=loss_agg_mode,
+        rollout_is_weights=rollout_is_weights,
+        **config.global_batch_info,
+    )
+    return loss, statistics.as_metrics()
+
+
+@register_adv_est("sspo")
+def compute_sspo_outcome_advantage(
+    token_level_rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    index: np.ndarray,
+    config: Any = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Group-relative advantages in verl's calling convention; `group_relative_advantages` computes them.
+
+    Args:
+        token_level_rewards: (bs, response_length); the reward of a response is their sum.
+        response_mask: valid tokens, (bs, response_length).
+        index: the prompt of each response (uid), (bs,).
+        config: verl's `algorithm` section: `norm_adv_by_std_in_grpo`, and `sspo` for `SSPOAdvantageConfig`.
+        **kwargs: what verl passes to other estimators.
+
+    Returns:
+        (advantages, returns): the same tensor, (bs, response_length), 0 outside of `response_mask`.
+
+    Raises:
+        ValueError: where `index` does not name a prompt for every response, or on bad options.
+    """
+    if len(index) != len(token_level_rewards):
+        raise ValueError(f"index names {len(index)} prompts for {len(token_level_rewards)} responses")
+    options = SSPOAdvantageConfig.from_algorithm(config)
+    codes, _ = pd.factorize(np.asarray(index), use_na_sentinel=False)
+    with torch.no_grad():
+        advantages = group_relative_advantages(
+            token_level_rewards.sum(dim=-1),
+            torch.from_numpy(codes.astype(np.int64)).to(token_level_rewards.device),
+            normalize_by_std=True if config is None else config.get("norm_adv_by_std_in_grpo", True),
+            baseline=options.baseline,
+            std_floor=options.std_floor,
+        )
+        advantages = advantages.unsqueeze(-1) * response_mask
+    return advantages, advantages

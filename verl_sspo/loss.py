@@ -1,0 +1,237 @@
+"""The SSPO policy loss and its gradient in closed form (arXiv:2602.19327).
+
+For response i with valid tokens t = 1..n_i, z_t = log_prob - old_log_prob, gate f with slope kappa:
+
+    S_i       = exp( (1/n_i) sum_t log f(z_t) )                  the sequence weight, a geometric mean
+    loss_t    = -A_t w_i S_i                                     w_i: rollout correction, 1 without
+    dloss_t/dz_t = -A_t w_i S_i kappa(z_t)
+
+With A constant over a response and `loss_agg_mode="seq-mean-token-mean"` this is -mean_i A_i S_i and its exact
+gradient. Otherwise it is the token-wise form s_t = sg[S_i] exp(log f_t - sg[log f_t]), whose value and gradient
+it reproduces. `verl_sspo.reference` holds that form as plain autograd; the tests compare the two.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from verl_sspo.gates import Gate
+from verl_sspo.metrics import Statistics, TokenSums
+
+# Tokens whose intermediates stay in the cache of a CPU core.
+_CPU_BLOCK_TOKENS = 1 << 16
+
+
+def sspo_loss(
+    log_prob: torch.Tensor,
+    old_log_prob: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+    gate: Gate,
+    *,
+    loss_agg_mode: str = "seq-mean-token-mean",
+    rollout_is_weights: torch.Tensor | None = None,
+    dp_size: int = 1,
+    batch_num_tokens: int | torch.Tensor | None = None,
+    global_batch_size: int | torch.Tensor | None = None,
+    loss_scale_factor: float | None = None,
+) -> tuple[torch.Tensor, Statistics]:
+    """Computes the SSPO loss of a micro-batch and the statistics of its gates.
+
+    Computed in float32, or in float64 if an input is float64. Only tokens with `response_mask` take part: whatever
+    stands elsewhere, NaN included, changes neither value nor gradient. A response without a valid token
+    contributes exactly 0. A NaN at a valid token makes the loss NaN; an infinite log-ratio saturates its gate.
+
+    Args:
+        log_prob: log-probabilities of the current policy, (bs, response_length), any float dtype; gets the gradient.
+        old_log_prob: log-probabilities of the policy before the update, (bs, response_length).
+        advantages: (bs, response_length).
+        response_mask: 1 or True at valid tokens, (bs, response_length).
+        gate: the gate and its temperatures.
+        loss_agg_mode: verl's modes, see `sequence_coefficients`. SSPO is "seq-mean-token-mean".
+        rollout_is_weights: verl's rollout-correction weights, (bs, response_length) or None. They enter as one
+            weight a response, their geometric mean over its valid tokens.
+        dp_size, batch_num_tokens, global_batch_size, loss_scale_factor: verl's `config.global_batch_info`. With
+            them, micro-batches sum and data-parallel ranks average to the loss of the mini-batch.
+
+    Returns:
+        (loss, statistics): a scalar, and what `Statistics.as_metrics` brings to the host in one transfer.
+
+    Raises:
+        ValueError: on shapes that differ, an unknown mode, or dp_size > 1 without the global size it needs.
+    """
+    shapes = {tuple(t.shape) for t in (log_prob, old_log_prob, advantages, response_mask)}
+    if rollout_is_weights is not None:
+        shapes.add(tuple(rollout_is_weights.shape))
+    if len(shapes) != 1 or log_prob.dim() != 2:
+        raise ValueError(f"the loss needs tensors of one shape (bs, response_length), got {sorted(shapes)}")
+    dtype = torch.promote_types(torch.promote_types(log_prob.dtype, old_log_prob.dtype), torch.float32)
+    mask = response_mask.bool()
+    lengths = mask.sum(dim=-1)
+    coefficients = sequence_coefficients(
+        lengths,
+        loss_agg_mode,
+        response_length=mask.shape[-1],
+        dtype=dtype,
+        dp_size=dp_size,
+        batch_num_tokens=batch_num_tokens,
+        global_batch_size=global_batch_size,
+        loss_scale_factor=loss_scale_factor,
+    )
+    if rollout_is_weights is not None:
+        coefficients = coefficients * rollout_sequence_weights(rollout_is_weights.detach().to(dtype), mask, lengths)
+    loss, weights, token_sums, largest = _SSPOLoss.apply(
+        log_prob, old_log_prob.detach(), advantages.detach(), mask, lengths, coefficients, gate, dtype
+    )
+    return loss, Statistics(token_sums, largest, weights, lengths)
+
+
+def sequence_coefficients(
+    lengths: torch.Tensor,
+    loss_agg_mode: str,
+    *,
+    response_length: int,
+    dtype: torch.dtype = torch.float32,
+    dp_size: int = 1,
+    batch_num_tokens: int | torch.Tensor | None = None,
+    global_batch_size: int | torch.Tensor | None = None,
+    loss_scale_factor: float | None = None,
+) -> torch.Tensor:
+    """The factor of every token loss of a response in the aggregated loss: what verl's `agg_loss` does, by rows.
+
+    All of verl's modes weigh the tokens of one response equally, so a mode is one number a response.
+
+    Args:
+        lengths: valid tokens of each response, (bs,).
+        loss_agg_mode: "token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean" or
+            "seq-mean-token-sum-norm".
+        response_length: padded length, the norm of "seq-mean-token-sum-norm" without `loss_scale_factor`.
+        dtype: of the result.
+        dp_size, batch_num_tokens, global_batch_size, loss_scale_factor: as in `sspo_loss`.
+
+    Returns:
+        (bs,), 0 for a response without a valid token.
+
+    Raises:
+        ValueError: on an unknown mode, or dp_size > 1 without the global size the mode needs.
+    """
+    nonempty = (lengths > 0).to(dtype)
+    if loss_agg_mode == "token-sum":
+        return nonempty * dp_size
+    if loss_agg_mode == "token-mean":
+        if batch_num_tokens is None:
+            if dp_size > 1:
+                raise ValueError("token-mean needs batch_num_tokens of the global batch when dp_size > 1")
+            batch_num_tokens = lengths.sum().clamp(min=1)
+        return nonempty * dp_size / batch_num_tokens
+    if loss_agg_mode not in ("seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"):
+        raise ValueError(
+            f"loss_agg_mode={loss_agg_mode!r} is unknown: use seq-mean-token-mean (SSPO), token-mean, token-sum, "
+            "seq-mean-token-sum or seq-mean-token-sum-norm"
+        )
+    if global_batch_size is None:
+        if dp_size > 1:
+            raise ValueError(f"{loss_agg_mode} needs global_batch_size of the global batch when dp_size > 1")
+        global_batch_size = nonempty.sum().clamp(min=1)
+    coefficients = nonempty * dp_size / global_batch_size
+    if loss_agg_mode == "seq-mean-token-mean":
+        return coefficients / lengths.clamp(min=1)
+    if loss_agg_mode == "seq-mean-token-sum-norm":
+        return coefficients / (response_length if loss_scale_factor is None else loss_scale_factor)
+    return coefficients
+
+
+def rollout_sequence_weights(
+    rollout_is_weights: torch.Tensor, response_mask: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """One rollout-correction weight a response: the geometric mean over its valid tokens, (bs,)."""
+    log_weights = rollout_is_weights.log().masked_fill(~response_mask, 0.0)
+    return torch.exp(log_weights.sum(dim=-1) / lengths.clamp(min=1))
+
+
+class _SSPOLoss(torch.autograd.Function):
+    """Loss and gradient in one pass over the tokens; the gradient is all that is kept for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        log_prob: torch.Tensor,
+        old_log_prob: torch.Tensor,
+        advantages: torch.Tensor,
+        mask: torch.Tensor,
+        lengths: torch.Tensor,
+        coefficients: torch.Tensor,
+        gate: Gate,
+        dtype: torch.dtype,
+    ) -> tuple[torch.Tensor, ...]:
+        batch_size, response_length = log_prob.shape
+        gradient = torch.empty(log_prob.shape, dtype=dtype, device=log_prob.device)
+        weights = torch.empty(batch_size, dtype=dtype, device=log_prob.device)
+        loss = torch.zeros((), dtype=dtype, device=log_prob.device)
+        sums = TokenSums.zeros(dtype, log_prob.device)
+        # On a CPU, blocks of rows keep the intermediates in the cache: each tensor crosses the memory bus once.
+        on_cpu = log_prob.device.type == "cpu"
+        rows = max(1, _CPU_BLOCK_TOKENS // max(1, response_length)) if on_cpu else max(1, batch_size)
+        for start in range(0, batch_size, rows):
+            block = slice(start, start + rows)
+            block_loss, block_sums = _loss_of_rows(
+                log_prob[block].detach().to(dtype),
+                old_log_prob[block].to(dtype),
+                advantages[block].to(dtype),
+                mask[block],
+                lengths[block],
+                coefficients[block],
+                gate,
+                gradient[block],
+                weights[block],
+            )
+            loss += block_loss
+            sums += block_sums
+        ctx.save_for_backward(gradient)
+        ctx.log_prob_dtype = log_prob.dtype  # type: ignore[attr-defined]
+        ctx.mark_non_differentiable(weights, sums.sums, sums.largest)
+        return loss, weights, sums.sums, sums.largest
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (grad_loss * gradient).to(ctx.log_prob_dtype), *[None] * 7
+
+
+def _loss_of_rows(
+    log_prob: torch.Tensor,
+    old_log_prob: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    lengths: torch.Tensor,
+    coefficients: torch.Tensor,
+    gate: Gate,
+    gradient_out: torch.Tensor,
+    weights_out: torch.Tensor,
+) -> tuple[torch.Tensor, TokenSums]:
+    """Loss of whole rows; writes their gradient (rows, T) and sequence weights relative to on-policy (rows,)."""
+    log_ratio = torch.where(mask, log_prob - old_log_prob, 0.0)
+    advantages = torch.where(mask, advantages, 0.0)
+    tau = torch.where(advantages > 0, gate.tau_pos, gate.tau_neg).to(log_ratio.dtype)
+    log_f, slope = gate.log_value_and_slope(log_ratio, tau)
+    if gate.side == "forward":
+        slope = torch.where(advantages * log_ratio > 0, slope, 1.0)
+
+    counts = lengths.clamp(min=1)
+    if gate.is_sapo:  # f(1) = 2 / tau: masked tokens are not neutral, and the reported weight is S / f(1)
+        log_on_policy = torch.where(mask, gate.on_policy_value(tau).log(), 0.0).sum(dim=-1) / counts
+        log_f = torch.where(mask, log_f, 0.0)
+    else:
+        log_on_policy = torch.zeros_like(coefficients)
+    # Tiny temperatures allow weights beyond the dtype's range: keep them, and their product with A, finite.
+    log_weights = (log_f.sum(dim=-1) / counts).clamp(max=0.45 * math.log(torch.finfo(log_f.dtype).max))
+    torch.exp(log_weights - log_on_policy, out=weights_out)
+
+    scale = -coefficients * torch.exp(log_weights)
+    loss = torch.dot(scale, advantages.sum(dim=-1))
+    torch.mul(advantages * scale.unsqueeze(-1), slope, out=gradient_out)
+    relative_slope = slope / gate.on_policy_slope(tau) if gate.is_sapo else slope
+    return loss, TokenSums.of(log_ratio, relative_slope, advantages, mask)
