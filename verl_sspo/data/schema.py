@@ -1,0 +1,67 @@
+"""The rows that verl trains on, and how they reach the disk."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def make_row(
+    *,
+    data_source: str,
+    prompt: list[dict[str, str]],
+    ability: str,
+    ground_truth: str,
+    split: str,
+    index: int,
+    **extra_info: Any,
+) -> dict[str, Any]:
+    """One row of verl's parquet schema.
+
+    Args:
+        data_source: Name of the data set; `verl_sspo.rewards.compute_score` selects the reward by it.
+        prompt: Chat messages, each `{"role": ..., "content": ...}`.
+        ability: Kind of task, such as "math" or "code".
+        ground_truth: What the reward compares with, as text (JSON where it is more than an answer).
+        split: Split the row belongs to, such as "train" or "test".
+        index: Number of the row in its source.
+        **extra_info: Further plain values kept beside `split` and `index`.
+    """
+    return {
+        "data_source": data_source,
+        "prompt": prompt,
+        "ability": ability,
+        "reward_model": {"style": "rule", "ground_truth": ground_truth},
+        "extra_info": {"split": split, "index": index, **extra_info},
+    }
+
+
+def write_rows(rows: Iterable[dict[str, Any]], path: str | os.PathLike[str]) -> Path:
+    """Write rows to a parquet file, all or nothing: a run that breaks leaves the old file as it was.
+
+    Raises:
+        ValueError: There are no rows.
+    """
+    path = Path(path)
+    rows = list(rows)
+    if not rows:
+        raise ValueError(f"no rows to write to {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            pq.write_table(pa.Table.from_pylist(rows), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
