@@ -45,10 +45,8 @@ def group_relative_advantages(
     deviation = deviation - mean[groups]
     single = size == 1
     others = (size - 1).clamp(min=1)
-    if baseline == "leave_one_out":
-        advantages = deviation * (size / others)[groups]
-    else:
-        advantages = deviation
+    # R_i - mean of the others = n / (n - 1) (R_i - mean of all).
+    advantages = deviation * (size / others)[groups] if baseline == "leave_one_out" else deviation
     advantages = torch.where(single[groups], exact, advantages)
     if normalize_by_std:
         std = torch.sqrt(zeros.index_add(0, groups, deviation * deviation) / others)

@@ -130,7 +130,8 @@ def _erf(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _softsign(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    u = u.clamp(-1e18, 1e18)  # u * u stays finite in float32, and +-inf gives +-1
+    limit = 0.1 * math.sqrt(torch.finfo(u.dtype).max)
+    u = u.clamp(-limit, limit)  # u * u stays finite, and +-inf gives +-1
     inverse = torch.rsqrt(1.0 + u * u)
     return u * inverse, inverse * inverse * inverse
 

@@ -215,7 +215,8 @@ def _loss_of_rows(
     """Loss of whole rows; writes their gradient (rows, T) and sequence weights relative to on-policy (rows,)."""
     log_ratio = torch.where(mask, log_prob - old_log_prob, 0.0)
     advantages = torch.where(mask, advantages, 0.0)
-    tau = torch.where(advantages > 0, gate.tau_pos, gate.tau_neg).to(log_ratio.dtype)
+    tau_pos, tau_neg = (log_ratio.new_full((), tau) for tau in (gate.tau_pos, gate.tau_neg))
+    tau = torch.where(advantages > 0, tau_pos, tau_neg)
     log_f, slope = gate.log_value_and_slope(log_ratio, tau)
     if gate.side == "forward":
         slope = torch.where(advantages * log_ratio > 0, slope, 1.0)

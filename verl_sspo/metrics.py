@@ -70,7 +70,14 @@ class TokenSums:
         z = torch.where(finite, log_ratio, 0.0)
         slope = torch.where(valid, slope, 0.0)
         moved = torch.sign(advantages) * z
-        sets = (valid, valid & (advantages > 0), valid & (advantages < 0), moved > MOVED, moved < -MOVED, mask & ~finite)
+        sets = (
+            valid,
+            valid & (advantages > 0),
+            valid & (advantages < 0),
+            moved > MOVED,
+            moved < -MOVED,
+            mask & ~finite,
+        )
         abs_z = z.abs()
         summands = (torch.ones_like(z), slope, (slope < CLOSED).to(z.dtype), z, abs_z)
         # Every sum over every set at once: one matrix product.
@@ -105,11 +112,13 @@ class Statistics:
         """The metrics of this module's table: always the same keys, all finite, one device-to-host transfer."""
         valid = (self.lengths > 0) & torch.isfinite(self.weights)
         weight = torch.where(valid, self.weights, 0.0)
+        used = valid.sum()
+        mean_weight = weight.sum() / used.clamp(min=1)
         sequences = [
             (self.lengths > 0).sum(),
-            valid.sum(),
-            weight.sum(),
-            (weight * weight).sum(),
+            used,
+            mean_weight,
+            torch.where(valid, weight - mean_weight, 0.0).square().sum(),
             torch.where(valid, self.weights, torch.inf).amin() if len(weight) else weight.new_tensor(torch.inf),
             torch.where(valid, self.weights, -torch.inf).amax() if len(weight) else weight.new_tensor(-torch.inf),
         ]
@@ -124,7 +133,8 @@ class Statistics:
             for column, token_set in enumerate(_SETS)
         }
         nonfinite = numbers[columns - 1]
-        largest, count, used, weight_sum, square_sum, smallest_weight, largest_weight = numbers[-7:]
+        largest, sequence_count, weight_count, weight_mean, weight_squares, weight_min, weight_max = numbers[-7:]
+        weight_variance = weight_squares / max(weight_count, 1.0)
 
         def mean(summand: str, token_set: str, empty: float) -> float:
             tokens = total["count", token_set]
@@ -133,8 +143,6 @@ class Statistics:
         def share(token_set: str) -> float:
             return total["count", token_set] / total["count", "all"] if total["count", "all"] else 0.0
 
-        weight_mean = weight_sum / used if used else 1.0
-        variance = square_sum / used - weight_mean**2 if used else 0.0
         return {
             "actor/ppo_kl": -mean("z", "all", 0.0),
             "sspo/slope": mean("slope", "all", 1.0),
@@ -146,14 +154,14 @@ class Statistics:
             "sspo/share_corrective": share("corrective"),
             "sspo/closed_positive": mean("closed", "positive", 0.0),
             "sspo/closed_negative": mean("closed", "negative", 0.0),
-            "sspo/sequence_weight": weight_mean,
-            "sspo/sequence_weight_std": max(variance, 0.0) ** 0.5,
-            "sspo/sequence_weight_min": smallest_weight if used else 1.0,
-            "sspo/sequence_weight_max": largest_weight if used else 1.0,
-            "sspo/effective_sample_size": weight_sum**2 / (used * square_sum) if square_sum else 1.0,
+            "sspo/sequence_weight": weight_mean if weight_count else 1.0,
+            "sspo/sequence_weight_std": weight_variance**0.5,
+            "sspo/sequence_weight_min": weight_min if weight_count else 1.0,
+            "sspo/sequence_weight_max": weight_max if weight_count else 1.0,
+            "sspo/effective_sample_size": weight_mean**2 / (weight_mean**2 + weight_variance) if weight_mean else 1.0,
             "sspo/abs_log_ratio": mean("abs_z", "all", 0.0),
             "sspo/abs_log_ratio_max": largest,
             "sspo/tokens": total["count", "all"] + nonfinite,
-            "sspo/sequences": count,
+            "sspo/sequences": sequence_count,
             "sspo/nonfinite_log_ratios": nonfinite,
         }

@@ -41,7 +41,7 @@ def sspo_loss_matrix(
     mask = response_mask.bool()
     z = torch.where(mask, log_prob - old_log_prob, 0.0)
     a = torch.where(mask, advantages, 0.0)
-    tau = torch.where(a > 0, gate.tau_pos, gate.tau_neg).to(z.dtype)
+    tau = torch.where(a > 0, torch.full_like(z, gate.tau_pos), torch.full_like(z, gate.tau_neg))
     log_f = LOG_GATES[gate.shape, gate.domain](z, tau)
     if gate.side == "forward":
         log_f = torch.where(torch.sign(a) * z > 0, log_f, log_f.detach() + z - z.detach())

@@ -1,0 +1,96 @@
+import uuid
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_adv_estimator_fn
+
+from verl_sspo.advantage import group_relative_advantages
+
+
+def sspo_advantages(rewards, index, mask=None, **algorithm):
+    """Through verl's registry, with one reward a response on its last token, as verl's reward loop writes them."""
+    mask = torch.ones(len(rewards), 3, dtype=torch.bool) if mask is None else mask
+    token_level_rewards = torch.zeros(mask.shape)
+    token_level_rewards[:, -1] = torch.as_tensor(rewards)
+    estimator = get_adv_estimator_fn("sspo")
+    return estimator(
+        token_level_rewards=token_level_rewards,
+        response_mask=mask,
+        index=np.array(index, dtype=object),
+        config=OmegaConf.create(algorithm),
+        reward_baselines=None,
+    )[0]
+
+
+def test_by_hand():
+    # Two groups, interleaved: rewards 1, 0, 0, 0 (mean 1/4, std 1/2) and 3, 1 (mean 2, std sqrt 2).
+    advantages = sspo_advantages([1.0, 3.0, 0.0, 0.0, 1.0, 0.0], ["a", "b", "a", "a", "b", "a"])[:, 0]
+    expected = [0.75 / 0.5, 1 / 2**0.5, -0.25 / 0.5, -0.25 / 0.5, -1 / 2**0.5, -0.25 / 0.5]
+    torch.testing.assert_close(advantages, torch.tensor(expected), rtol=3e-6, atol=0)
+
+
+@given(data=st.data(), normalize=st.booleans(), seed=st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_equals_verls_grpo(data, normalize, seed):
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+    rng = np.random.default_rng(seed)
+    index = np.array([str(uuid.UUID(int=g)) for g, size in enumerate(sizes) for _ in range(size)], dtype=object)
+    rng.shuffle(index)
+    mask = torch.from_numpy(rng.random((len(index), 5)) < 0.7)
+    token_level_rewards = torch.from_numpy(rng.normal(size=mask.shape)).float()
+    ours, returns = get_adv_estimator_fn("sspo")(
+        token_level_rewards=token_level_rewards,
+        response_mask=mask,
+        index=index,
+        config=OmegaConf.create({"norm_adv_by_std_in_grpo": normalize}),
+    )
+    # In float64, so that the difference is ours and not grpo's float32 rounding.
+    theirs, _ = compute_grpo_outcome_advantage(
+        token_level_rewards.sum(-1, keepdim=True).double(), mask[:, :1] | True, index, norm_adv_by_std_in_grpo=normalize
+    )
+    torch.testing.assert_close(ours.double(), theirs * mask, rtol=1e-6, atol=1e-6)
+    assert returns is ours
+
+
+@pytest.mark.parametrize("reward", [0.1, 1.0, -3.7, 1e8])
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+def test_equal_rewards_give_exactly_zero(reward, baseline):
+    advantages = sspo_advantages([reward] * 7 + [0.0, 1.0], ["a"] * 7 + ["b"] * 2, sspo={"baseline": baseline})
+    assert (advantages[:7] == 0).all()
+    assert (advantages[7:] != 0).all()
+
+
+def test_leave_one_out_by_hand():
+    rewards = torch.tensor([1.0, 0.0, 0.5])
+    groups = torch.zeros(3, dtype=torch.int64)
+    advantages = group_relative_advantages(rewards, groups, baseline="leave_one_out", normalize_by_std=False)
+    torch.testing.assert_close(advantages, torch.tensor([1.0 - 0.25, 0.0 - 0.75, 0.5 - 0.5]))
+
+
+def test_std_floor_damps_a_lone_success():
+    rewards = [1.0] + [0.0] * 15  # std 0.25
+    plain = sspo_advantages(rewards, ["a"] * 16)
+    floored = sspo_advantages(rewards, ["a"] * 16, sspo={"std_floor": 0.5})
+    torch.testing.assert_close(floored, plain / 2, rtol=1e-5, atol=0)
+
+
+def test_masked_tokens_get_no_advantage():
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]], dtype=torch.bool)
+    advantages = sspo_advantages([1.0, 0.0], ["a", "a"], mask)
+    assert (advantages[~mask] == 0).all()
+    assert (advantages[mask] != 0).all()
+
+
+def test_a_nonfinite_reward_stays_in_its_group():
+    advantages = sspo_advantages([float("nan"), 1.0, 0.0, 1.0], ["a", "a", "b", "b"])
+    assert advantages[:2].isnan().all()
+    assert advantages[2:].isfinite().all()
+
+
+def test_an_index_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="2 prompts for 3 responses"):
+        sspo_advantages([1.0, 0.0, 1.0], ["a", "a"])

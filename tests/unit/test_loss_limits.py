@@ -1,0 +1,144 @@
+"""The limits of the mathematics, against verl's own losses, called as verl calls them."""
+
+import math
+
+import pytest
+import torch
+from verl.trainer.ppo.core_algos import get_policy_loss_fn
+from verl.workers.config import FSDPActorConfig, PolicyLossConfig
+
+from verl_sspo.config import SSPOPolicyLossConfig
+from verl_sspo.gates import DOMAINS, SHAPES
+
+
+def actor_config(policy_loss=None, **options) -> FSDPActorConfig:
+    return FSDPActorConfig(
+        strategy="fsdp2",
+        rollout_n=4,
+        ppo_micro_batch_size_per_gpu=4,
+        policy_loss=policy_loss or PolicyLossConfig(),
+        **options,
+    )
+
+
+def run(name, config, log_prob, old_log_prob, advantages, mask, **options):
+    leaf = log_prob.clone().requires_grad_()
+    loss, metrics = get_policy_loss_fn(name)(
+        old_log_prob=old_log_prob,
+        log_prob=leaf,
+        advantages=advantages,
+        response_mask=mask,
+        loss_agg_mode="seq-mean-token-mean",
+        config=config,
+        rollout_is_weights=options.get("rollout_is_weights"),
+    )
+    loss.backward()
+    return loss.detach(), leaf.grad, metrics
+
+
+def sspo(gate="arctan", domain="log", tau_pos=10.0, tau_neg=12.0, side="both"):
+    return actor_config(
+        SSPOPolicyLossConfig("sspo", gate=gate, gate_domain=domain, tau_pos=tau_pos, tau_neg=tau_neg, gate_side=side)
+    )
+
+
+def batch(rows=5, length=8, scale=0.2, seed=0):
+    """Ragged, every response with a valid token (verl's geo_mean divides by the number of rows)."""
+    generator = torch.Generator().manual_seed(seed)
+    old_log_prob = -torch.rand(rows, length, generator=generator, dtype=torch.float64)
+    log_prob = old_log_prob + scale * torch.randn(rows, length, generator=generator, dtype=torch.float64)
+    advantages = torch.randn(rows, 1, generator=generator, dtype=torch.float64).expand(rows, length)
+    mask = torch.arange(length) < torch.randint(1, length + 1, (rows, 1), generator=generator)
+    return log_prob, old_log_prob, advantages, mask
+
+
+NEVER_BINDS = {"clip_ratio_low": 1e6, "clip_ratio_high": 1e6}
+
+
+@pytest.mark.parametrize("gate", SHAPES)
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("side", ["both", "forward"])
+def test_on_policy_the_gradient_is_that_of_gspo_and_sapo(gate, domain, side):
+    if (gate, domain, side) == ("sigmoid", "ratio", "forward"):
+        pytest.skip("excluded by the specification")
+    log_prob, _, advantages, mask = batch()
+    _, gradient, metrics = run("sspo", sspo(gate, domain, side=side), log_prob, log_prob, advantages, mask)
+    lengths = mask.sum(-1, keepdim=True)
+    torch.testing.assert_close(gradient, -(advantages * mask / lengths) / len(mask))  # A_i / n_i, by hand
+    for other in ("gspo", "sapo"):
+        _, expected, _ = run(other, actor_config(), log_prob, log_prob, advantages, mask)
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-12)
+    assert metrics["sspo/slope"] == pytest.approx(1)
+    assert metrics["sspo/sequence_weight"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("gate", SHAPES)
+@pytest.mark.parametrize("other", ["gspo", "geo_mean"])
+def test_small_temperatures_in_the_log_domain_give_the_unclipped_geometric_mean(gate, other):
+    arguments = batch()
+    loss, gradient, _ = run("sspo", sspo(gate, "log", 1e-4, 1e-4), *arguments)
+    expected = run(other, actor_config(**NEVER_BINDS), *arguments)
+    torch.testing.assert_close(loss, expected[0], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(gradient, expected[1], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("taus", [(1.0, 1.05), (3.0, 5.0)])
+def test_equal_log_ratios_with_the_ratio_sigmoid_give_sapo(taus):
+    log_prob, old_log_prob, advantages, mask = batch()
+    log_prob = old_log_prob + torch.linspace(-0.5, 0.5, len(log_prob), dtype=torch.float64).unsqueeze(-1)
+    loss, gradient, _ = run("sspo", sspo("sigmoid", "ratio", *taus), log_prob, old_log_prob, advantages, mask)
+    sapo = actor_config(tau_pos=taus[0], tau_neg=taus[1])
+    expected = run("sapo", sapo, log_prob, old_log_prob, advantages, mask)
+    torch.testing.assert_close(loss, expected[0], rtol=1e-7, atol=1e-12)
+    torch.testing.assert_close(gradient, expected[1], rtol=1e-7, atol=1e-12)
+
+
+def test_one_token_responses_with_the_ratio_sigmoid_are_sapo_exactly():
+    log_prob, old_log_prob, advantages, _ = batch(rows=40, length=6, scale=1.0)
+    mask = torch.zeros(40, 6, dtype=torch.bool)
+    mask[torch.arange(40), torch.arange(40) % 6] = True
+    loss, gradient, _ = run("sspo", sspo("sigmoid", "ratio", 1.0, 1.05), log_prob, old_log_prob, advantages, mask)
+    expected = run("sapo", actor_config(), log_prob, old_log_prob, advantages, mask)
+    torch.testing.assert_close(loss, expected[0], rtol=1e-7, atol=1e-12)
+    torch.testing.assert_close(gradient, expected[1], rtol=1e-7, atol=1e-12)
+
+
+def test_rollout_weights_agree_with_geo_mean_where_nothing_is_gated():
+    arguments = batch()
+    weights = torch.rand(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) + 0.5
+    loss, gradient, _ = run("sspo", sspo("arctan", "log", 1e-4, 1e-4), *arguments, rollout_is_weights=weights)
+    expected = run("geo_mean", actor_config(**NEVER_BINDS), *arguments, rollout_is_weights=weights)
+    torch.testing.assert_close(loss, expected[0], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(gradient, expected[1], rtol=1e-6, atol=1e-9)
+
+
+def test_where_verls_geo_mean_overflows_sspo_does_not():
+    """A log-ratio of 200 in a short response: the reason for a bounded gate, and for the traps of our notes."""
+    old_log_prob, advantages, mask = torch.zeros(1, 2), torch.full((1, 2), -1.0), torch.ones(1, 2, dtype=torch.bool)
+    log_prob = torch.full((1, 2), 200.0)
+    theirs = run("geo_mean", actor_config(**NEVER_BINDS), log_prob, old_log_prob, advantages, mask)
+    loss, gradient, _ = run("sspo", sspo(), log_prob, old_log_prob, advantages, mask)
+    assert not torch.isfinite(theirs[0])
+    assert loss.item() == pytest.approx(math.exp(math.atan(12 * 200) / 12))
+    assert gradient.abs().max() < 1e-6
+
+
+def test_verls_own_policy_loss_config_gives_the_preset_v3():
+    arguments = batch()
+    plain = run("sspo", actor_config(PolicyLossConfig("sspo")), *arguments)
+    torch.testing.assert_close(plain[:2], run("sspo", sspo(), *arguments)[:2])
+
+
+def test_global_batch_info_of_the_actor_is_used():
+    arguments = batch()
+    config = sspo()
+    local = run("sspo", config, *arguments)
+    config.global_batch_info.update(dp_size=2, batch_num_tokens=100, global_batch_size=20, loss_scale_factor=None)
+    spread = run("sspo", config, *arguments)
+    torch.testing.assert_close(spread[0], local[0] * 5 * 2 / 20)
+    torch.testing.assert_close(spread[1], local[1] * 5 * 2 / 20)
+
+
+def test_without_config_the_error_says_so():
+    with pytest.raises(ValueError, match="config"):
+        get_policy_loss_fn("sspo")(*batch()[:4])

@@ -1,0 +1,80 @@
+"""verl finds the plugin by itself: in this process, in a new one, in a Ray worker; and says when it cannot."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+FIND = """
+import verl
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
+print(get_policy_loss_fn("sspo").__module__, get_adv_estimator_fn("sspo").__module__)
+"""
+
+
+def python(code: str, tmp_path, **env: str) -> subprocess.CompletedProcess:
+    """Runs `code` in a new interpreter, away from the checkout."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_verl_finds_loss_and_estimator_in_a_new_process(tmp_path):
+    done = python(FIND, tmp_path)
+    assert done.stdout.split() == ["verl_sspo.algorithm", "verl_sspo.algorithm"], done.stderr
+
+
+def test_importing_the_package_is_cheap_and_the_mathematics_needs_no_verl(tmp_path):
+    code = """
+import sys, verl_sspo
+heavy = {"torch", "verl", "ray", "transformers"} & set(sys.modules)
+assert not heavy, heavy
+import verl_sspo.gates, verl_sspo.loss, verl_sspo.metrics, verl_sspo.advantage, verl_sspo.reference
+heavy = {"verl", "ray", "transformers"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_plugin_that_fails_to_load_is_loud(tmp_path):
+    """verl swallows the error; the user must see it all the same."""
+    code = """
+import sys
+sys.modules["verl_sspo.algorithm"] = None  # its import now fails
+import verl
+"""
+    done = python(code, tmp_path)
+    assert done.returncode == 0  # verl goes on
+    assert "verl_sspo could not be loaded" in done.stderr
+    assert "verl_sspo.algorithm" in done.stderr
+    assert "doctor" in done.stderr
+
+
+def test_loading_twice_is_harmless(tmp_path):
+    done = python("import verl_sspo.plugin, verl\n" + FIND, tmp_path, VERL_USE_EXTERNAL_MODULES="verl_sspo.plugin")
+    assert done.stdout.split() == ["verl_sspo.algorithm", "verl_sspo.algorithm"], done.stderr
+
+
+@pytest.mark.timeout(180)
+def test_a_ray_worker_finds_them_too(tmp_path):
+    code = """
+import ray
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+
+@ray.remote
+def find():
+    import verl
+    from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
+    return get_policy_loss_fn("sspo").__module__, get_adv_estimator_fn("sspo").__module__
+
+print(*ray.get(find.remote()))
+"""
+    done = python(code, tmp_path)
+    assert done.stdout.split() == ["verl_sspo.algorithm", "verl_sspo.algorithm"], done.stderr
