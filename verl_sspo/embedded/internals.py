@@ -1,0 +1,86 @@
+"""The places where the embedded backend enters verl. Three are verl's registries; what is not is said at each.
+
+Every function checks what it relies on and raises `IncompatibleVerlError` where this verl is built otherwise.
+"""
+
+import functools
+import inspect
+import sys
+from importlib.metadata import version
+
+
+class IncompatibleVerlError(RuntimeError):
+    """The installed verl is not built as the embedded backend expects."""
+
+    def __init__(self, expected: str) -> None:
+        super().__init__(
+            f"The embedded CPU backend of verl_sspo was written for verl 0.9 and does not fit verl {version('verl')}: "
+            f"{expected}. Install a supported verl, or set VERL_PLATFORM to run without the backend."
+        )
+
+
+def _expect(condition: bool, expected: str) -> None:
+    if not condition:
+        raise IncompatibleVerlError(expected)
+
+
+def register_platform() -> None:
+    """The platform `cpu`, in verl's public registry."""
+    from verl.plugin.platform import PlatformRegistry, platform_manager
+
+    from verl_sspo.embedded.platform import PlatformCPU
+
+    chosen = getattr(platform_manager, "_current_platform", None)
+    _expect(
+        chosen is None or chosen.device_name == "cpu",
+        "verl was expected not to choose its platform before its plugins are loaded",
+    )
+    PlatformRegistry.register("cpu")(PlatformCPU)
+
+
+def register_rollout() -> None:
+    """The rollout `hf`: the servers' side in verl's public registry, the trainers' side in a private dictionary.
+
+    verl has no function for the second. Both load `verl_sspo.embedded.rollout` when it is asked for, not before.
+    """
+    from verl.workers.rollout import base
+    from verl.workers.rollout.replica import RolloutReplicaRegistry
+
+    def load_replica():
+        from verl_sspo.embedded.rollout import HFReplica
+
+        return HFReplica
+
+    RolloutReplicaRegistry.register("hf", load_replica)
+
+    registry = getattr(base, "_ROLLOUT_REGISTRY", None)
+    _expect(
+        isinstance(registry, dict) and isinstance(registry.get(("vllm", "async")), str),
+        "verl.workers.rollout.base._ROLLOUT_REGISTRY was expected to map (name, mode) to the name of a class",
+    )
+    registry["hf", "async"] = "verl_sspo.embedded.rollout.HFServerAdapter"  # type: ignore[index]
+
+
+def initialize_process_groups_with_gloo() -> None:
+    """Default backend "cpu:gloo" for verl's process groups.
+
+    verl asks torch for f"cpu:gloo,{device}:{backend}": on the CPU "cpu:gloo,cpu:gloo", and torch refuses two backends
+    for one device. The function takes the backend as an argument, but no caller passes it.
+    """
+    from verl.utils import distributed
+
+    original = getattr(distributed, "initialize_global_process_group_ray", None)
+    _expect(
+        callable(original) and "backend" in inspect.signature(original).parameters,
+        "verl.utils.distributed.initialize_global_process_group_ray(timeout_second, backend) was expected",
+    )
+    _expect(
+        "verl.workers.engine_workers" not in sys.modules,
+        "verl.workers.engine_workers, which holds on to that function, was expected not to be imported this early",
+    )
+
+    @functools.wraps(original)
+    def initialize_global_process_group_ray(timeout_second: float | None = None, backend: str | None = None) -> None:
+        original(timeout_second=timeout_second, backend=backend or "cpu:gloo")
+
+    distributed.initialize_global_process_group_ray = initialize_global_process_group_ray
