@@ -1,0 +1,168 @@
+"""Checks of the actor's configuration: what the loss itself can see at its first call. Light imports only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from verl_sspo.doctor.finding import Finding
+from verl_sspo.gates import PRESETS, Gate
+
+SSPO_TARGET = "verl_sspo.config.SSPOPolicyLossConfig"
+#: verl's defaults of what SSPO does not read.
+UNREAD = {
+    "clip_ratio": 0.2,
+    "clip_ratio_low": 0.2,
+    "clip_ratio_high": 0.2,
+    "clip_ratio_c": 3.0,
+    "tau_pos": 1.0,
+    "tau_neg": 1.05,
+}
+#: Losses whose objective is a mean over responses. sapo and geo_mean aggregate so whatever is configured.
+SEQUENCE_LOSSES = ("sspo", "gspo", "sapo", "geo_mean")
+#: A gate that passes less than this at a log-ratio of 0.05 lets next to nothing through.
+SMALLEST_SLOPE = 0.1
+
+
+def gate_of(actor: Any) -> Gate:
+    """The gate that an actor's configuration (verl's dataclass or a DictConfig) asks for.
+
+    Raises:
+        ValueError: on settings that `Gate` excludes.
+    """
+    policy_loss = actor.get("policy_loss")
+    if policy_loss.get("gate") is None:  # verl's own class: the loss takes the default preset
+        return PRESETS["v3"]
+    names = ("gate", "gate_domain", "tau_pos", "tau_neg", "gate_side")
+    defaults = ("arctan", "log", 10.0, 12.0, "both")
+    return Gate(*(policy_loss.get(name, default) for name, default in zip(names, defaults, strict=True)))
+
+
+def half_width(gate: Gate, tau: float) -> float:
+    """The log-ratio z > 0 at which the gate's slope has fallen to half of its slope on policy; inf if beyond 20."""
+    z = torch.logspace(-6, math.log10(20.0), 20_000, dtype=torch.float64)
+    temperature = torch.tensor(tau, dtype=torch.float64)
+    _, slope = gate.log_value_and_slope(z, temperature)
+    below = (slope < 0.5 * gate.on_policy_slope(temperature)).nonzero()
+    return float(z[below[0]]) if len(below) else math.inf
+
+
+def actor_findings(actor: Any) -> list[Finding]:
+    """Findings about `actor_rollout_ref.actor`, verl's dataclass or the composed DictConfig."""
+    return [*_loss_findings(actor), *_gate_findings(actor)]
+
+
+def _loss_findings(actor: Any) -> Iterator[Finding]:
+    loss_mode = actor.get("policy_loss").get("loss_mode")
+    aggregation = actor.get("loss_agg_mode")
+    if loss_mode in SEQUENCE_LOSSES and aggregation != "seq-mean-token-mean":
+        forced = loss_mode in ("sapo", "geo_mean")
+        yield Finding(
+            "warning",
+            "aggregation",
+            f"loss_agg_mode={aggregation}, but {loss_mode} is a mean over responses"
+            + ("; the loss does so anyway, entropy and KL terms would not" if forced else ""),
+            "set actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean",
+        )
+    if loss_mode != "sspo":
+        return
+    if actor.get("use_kl_loss"):
+        yield Finding(
+            "warning",
+            "kl",
+            "use_kl_loss=true adds a token-wise KL term that SSPO's objective does not have",
+            "set actor_rollout_ref.actor.use_kl_loss=false",
+        )
+    unread = [f"{name}={actor.get(name)}" for name, default in UNREAD.items() if actor.get(name, default) != default]
+    if unread:
+        yield Finding(
+            "warning",
+            "unread",
+            f"SSPO does not read actor.{', actor.'.join(unread)}: it clips nothing, and its temperatures are "
+            "policy_loss.tau_pos and policy_loss.tau_neg",
+            "remove them, or set the temperatures under actor_rollout_ref.actor.policy_loss",
+        )
+    megatron = actor.get("megatron")
+    parallel = 1 if megatron is None else megatron.get("context_parallel_size", 1)
+    if parallel > 1 and aggregation == "seq-mean-token-mean" and version("verl").startswith("0.9."):
+        yield Finding(
+            "error",
+            "context_parallel",
+            f"Megatron context_parallel_size={parallel} with seq-mean-token-mean raises in verl {version('verl')} "
+            "(verl issue 7914)",
+            "set actor_rollout_ref.actor.megatron.context_parallel_size=1, or use a verl with the fix",
+        )
+
+
+def _gate_findings(actor: Any) -> Iterator[Finding]:
+    policy_loss = actor.get("policy_loss")
+    loss_mode = policy_loss.get("loss_mode")
+    has_gate = policy_loss.get("gate") is not None
+    target = policy_loss.get("_target_") or type(policy_loss).__name__
+    if loss_mode != "sspo":
+        if has_gate:
+            yield Finding(
+                "warning",
+                "gate_unused",
+                f"policy_loss has the gate of SSPO, but loss_mode={loss_mode} does not read it",
+                "set actor_rollout_ref.actor.policy_loss.loss_mode=sspo, or take another algo=",
+            )
+        return
+    if not has_gate:
+        yield Finding(
+            "warning",
+            "target",
+            f"policy_loss is verl's own {target.rsplit('.', 1)[-1]}: gate and temperatures are those of the preset v3 "
+            "and cannot be changed",
+            f"to change them set actor_rollout_ref.actor.policy_loss._target_={SSPO_TARGET}",
+        )
+    try:
+        gate = gate_of(actor)
+    except ValueError as error:
+        yield Finding("error", "gate", str(error), "correct it under actor_rollout_ref.actor.policy_loss")
+        return
+    for name, tau in (("tau_pos", gate.tau_pos), ("tau_neg", gate.tau_neg)):
+        temperature = torch.tensor(tau, dtype=torch.float64)
+        _, slope = gate.log_value_and_slope(torch.tensor([-0.05, 0.05], dtype=torch.float64), temperature)
+        share = float((slope / gate.on_policy_slope(temperature)).max())
+        if share < SMALLEST_SLOPE:
+            yield Finding(
+                "warning",
+                "temperature",
+                f"{name}={tau:g} is so narrow a gate that a token whose probability moved by 5 % keeps {share:.1%} of "
+                "its gradient",
+                "the papers use 1 to 12",
+            )
+
+
+def describe(actor: Any) -> str:
+    """The effective settings of SSPO as one readable block, with the warnings and errors below.
+
+    Args:
+        actor: verl's actor configuration, the dataclass or the composed DictConfig.
+
+    Raises:
+        ValueError: on settings that `verl_sspo.gates.Gate` excludes.
+    """
+    gate = gate_of(actor)
+    domain = "log-ratio" if gate.domain == "log" else "ratio"
+    side = "" if gate.side == "both" else ", forward side only (our extension)"
+    positive, negative = half_width(gate, gate.tau_pos), half_width(gate, gate.tau_neg)
+    lines = [
+        f"SSPO (verl_sspo {version('verl-sspo')}, verl {version('verl')})",
+        f"  gate         {gate.shape} of the {domain}{side}",
+        f"  temperature  {gate.tau_pos:g} where A > 0: half of a token's gradient passes at log-ratio {positive:.3g}",
+        f"               {gate.tau_neg:g} elsewhere: at {negative:.3g}",
+        f"  aggregation  {actor.get('loss_agg_mode')}",
+        f"  other terms  entropy bonus {actor.get('entropy_coeff', 0):g}, KL loss {_kl(actor)}",
+    ]
+    findings = [str(finding) for finding in actor_findings(actor) if finding.severity != "ok"]
+    return "\n".join([*lines, *("  " + line for text in findings for line in text.splitlines())])
+
+
+def _kl(actor: Any) -> str:
+    return f"{actor.get('kl_loss_coef'):g}" if actor.get("use_kl_loss") else "off"

@@ -1,0 +1,363 @@
+"""Checks of a composed configuration. They read nothing but it; no GPU, no model, no data."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import typing
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from verl_sspo.doctor.actor import actor_findings
+from verl_sspo.doctor.compose import reference_config
+from verl_sspo.doctor.finding import Finding
+
+GROUP_ESTIMATORS = ("sspo", "grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "opo", "grpo_passk")
+#: Sections that verl hands on without a schema, or that this package reads.
+OPEN_SECTIONS = (
+    "algorithm.sspo",
+    "reward.custom_reward_function.reward_kwargs",
+    "reward.reward_kwargs",
+    "ray_kwargs.ray_init",
+)
+#: Top-level sections of older verls: verl 0.9 composes them and does not read them.
+LEGACY_SECTIONS = ("custom_reward_function", "reward_model", "sandbox_fusion")
+
+
+def configuration_findings(config: DictConfig) -> list[Finding]:
+    """Everything that a composed configuration of main_ppo reveals about itself.
+
+    Args:
+        config: as `verl_sspo.doctor.compose.compose_config` returns it, or as main_ppo receives it.
+    """
+    checks = (
+        _interpolations,
+        _legacy_keys,
+        _ignored_keys,
+        _conversion,
+        _registered,
+        _off_policy,
+        _batch_sizes,
+        _micro_batches,
+        _parallelism,
+        _sampling,
+        _rewards_and_seeds,
+        _workers,
+    )
+    findings = [finding for check in checks for finding in check(config)]
+    return [*findings, *actor_findings(config.actor_rollout_ref.actor)]
+
+
+def _interpolations(config: DictConfig) -> Iterator[Finding]:
+    try:
+        OmegaConf.to_container(config, resolve=True)
+    except Exception as error:  # verl resolves all of it inside a Ray actor, where this would be hard to read
+        yield Finding("error", "interpolation", str(error).splitlines()[0], "correct the reference it names")
+
+
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, child in node.items():
+            yield from _leaves(child, f"{path}.{key}")
+    else:
+        yield path, node
+
+
+def _legacy_keys(config: DictConfig) -> Iterator[Finding]:
+    sections = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(sections, dict)
+    for section in LEGACY_SECTIONS:
+        for path, value in _leaves(sections.get(section, {}), section):
+            if value is not None:
+                new = path.replace("reward_model.reward_manager", "reward_manager.name")
+                yield Finding(
+                    "error", "legacy", f"verl 0.9 composes {path} and does not read it", f"set it as reward.{new}"
+                )
+
+
+def _ignored_keys(config: DictConfig) -> Iterator[Finding]:
+    for path in _unknown_keys(config, reference_config(config.model_engine), ""):
+        if path.startswith("data.") and config.data.custom_cls.path:
+            continue  # a data set class of the user's may read anything
+        yield Finding(
+            "error",
+            "unknown_key",
+            f"verl does not know {path}: it would be ignored, or stop a worker after the GPUs are taken",
+            "check the spelling and the section, or remove it",
+        )
+
+
+def _unknown_keys(node: DictConfig, known: DictConfig, path: str) -> Iterator[str]:
+    target = OmegaConf.to_container(node, resolve=False).get("_target_")
+    types = _field_types(target) if target else {}
+    for key in node:
+        here = f"{path}{key}"
+        if here in OPEN_SECTIONS or _is_free_form(types.get(key)):
+            continue
+        if key not in known:
+            if key not in types:
+                yield here
+            continue
+        child, known_child = node._get_node(key), known._get_node(key)
+        both = isinstance(child, DictConfig) and isinstance(known_child, DictConfig)
+        if both and not child._is_none() and not child._is_interpolation() and len(known_child) > 0:
+            yield from _unknown_keys(child, known_child, f"{here}.")
+
+
+def _field_types(target: str) -> dict[str, Any]:
+    """Fields of the dataclass that verl makes of a section; a `_target_` that does not import is `_conversion`'s."""
+    try:
+        cls = get_class(target)
+    except Exception:
+        return {}
+    return typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+
+
+def _is_free_form(kind: Any) -> bool:
+    return kind is dict or typing.get_origin(kind) is dict
+
+
+def _conversion(config: DictConfig) -> Iterator[Finding]:
+    """What the driver and the workers do first: sections into dataclasses, then verl's own validation."""
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import omega_conf_to_dataclass, validate_config
+
+    sections = {
+        "actor_rollout_ref.actor": config.actor_rollout_ref.actor,
+        "actor_rollout_ref.rollout": config.actor_rollout_ref.rollout,
+        "actor_rollout_ref.rollout.checkpoint_engine": config.actor_rollout_ref.rollout.checkpoint_engine,
+    }
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for name, section in sections.items():
+                omega_conf_to_dataclass(section)
+            name = "the configuration"
+            validate_config(config, need_reference_policy(config), need_critic(config))
+        except Exception as error:
+            yield Finding("error", "verl", f"verl rejects {name}: {error}", "correct what the message names")
+
+
+def _registered(config: DictConfig) -> Iterator[Finding]:
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
+
+    loss_mode = config.actor_rollout_ref.actor.policy_loss.loss_mode
+    for kind, name, registry in (
+        ("policy loss", loss_mode, POLICY_LOSS_REGISTRY),
+        ("advantage estimator", config.algorithm.adv_estimator, ADV_ESTIMATOR_REGISTRY),
+    ):
+        if name not in registry:
+            remedy = f"known: {', '.join(sorted(str(getattr(key, 'value', key)) for key in registry))}"
+            yield Finding("error", "registered", f"verl knows no {kind} {name!r}", remedy)
+
+
+def _off_policy(config: DictConfig) -> Iterator[Finding]:
+    actor, data = config.actor_rollout_ref.actor, config.data
+    bypass = config.algorithm.get("rollout_correction", {}).get("bypass_mode", False)
+    gated = actor.policy_loss.loss_mode in ("sspo", "gspo", "sapo", "geo_mean", "vanilla")
+    if gated and not bypass and actor.ppo_epochs == 1 and data.train_batch_size <= actor.ppo_mini_batch_size:
+        yield Finding(
+            "warning",
+            "on_policy",
+            f"one update per rollout (train_batch_size={data.train_batch_size} <= ppo_mini_batch_size="
+            f"{actor.ppo_mini_batch_size}, ppo_epochs=1): every ratio is 1, so SSPO, GRPO, GSPO and SAPO are the same",
+            "set actor_rollout_ref.actor.ppo_mini_batch_size to a quarter of data.train_batch_size, say",
+        )
+    if bypass and actor.policy_loss.loss_mode == "sspo":
+        yield Finding(
+            "warning",
+            "bypass_mode",
+            "rollout_correction.bypass_mode=true takes vLLM's log-probs as the old ones, so the gates also act on the "
+            "difference between vLLM and the actor" + ("" if actor.calculate_entropy else "; actor/entropy is not logged"),
+            "unless that is meant, set algorithm.rollout_correction.bypass_mode=false; "
+            "for the entropy set actor_rollout_ref.actor.calculate_entropy=true",
+        )
+    if config.algorithm.use_kl_in_reward and actor.policy_loss.loss_mode == "sspo":
+        yield Finding(
+            "warning",
+            "kl",
+            "use_kl_in_reward=true puts a KL term into the reward that SSPO's objective does not have",
+            "set algorithm.use_kl_in_reward=false",
+        )
+
+
+def _data_parallel_size(config: DictConfig) -> int:
+    world = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    actor = config.actor_rollout_ref.actor
+    if actor.strategy == "megatron":
+        megatron = actor.megatron
+        return world // (
+            megatron.tensor_model_parallel_size
+            * megatron.pipeline_model_parallel_size
+            * megatron.context_parallel_size
+        )
+    return world // max(actor.get("ulysses_sequence_parallel_size", 1), 1)
+
+
+def _batch_sizes(config: DictConfig) -> Iterator[Finding]:
+    actor, rollout, data = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.data
+    ranks = max(_data_parallel_size(config), 1)
+    mini_batch = actor.ppo_mini_batch_size * rollout.n
+    if data.train_batch_size % min(actor.ppo_mini_batch_size, data.train_batch_size):
+        yield Finding(
+            "error",
+            "batch_size",
+            f"data.train_batch_size={data.train_batch_size} is no multiple of ppo_mini_batch_size="
+            f"{actor.ppo_mini_batch_size}: verl fills the last mini-batch with empty rows",
+            "make one a multiple of the other",
+        )
+    if mini_batch % ranks:
+        yield Finding(
+            "error",
+            "batch_size",
+            f"a mini-batch of {actor.ppo_mini_batch_size} prompts x {rollout.n} responses does not divide by {ranks} "
+            "data-parallel ranks",
+            "change actor_rollout_ref.actor.ppo_mini_batch_size or actor_rollout_ref.rollout.n",
+        )
+    if rollout.n == 1 and config.algorithm.adv_estimator in GROUP_ESTIMATORS:
+        yield Finding(
+            "warning",
+            "group_size",
+            "rollout.n=1 leaves a group of one response: no baseline, the advantage is the reward",
+            "set actor_rollout_ref.rollout.n=8, say",
+        )
+    if not actor.use_dynamic_bsz and not mini_batch % ranks:
+        for name, micro, of, size in (
+            ("actor.ppo_micro_batch_size_per_gpu", actor.ppo_micro_batch_size_per_gpu, "mini-batch", mini_batch),
+            (
+                "rollout.log_prob_micro_batch_size_per_gpu",
+                rollout.log_prob_micro_batch_size_per_gpu,
+                "rollout batch",
+                data.train_batch_size * rollout.n,
+            ),
+        ):
+            if micro is None or (size // ranks) % micro:
+                yield Finding(
+                    "error",
+                    "batch_size",
+                    f"{name}={micro} does not divide the {size // ranks} responses of a rank's {of}",
+                    f"choose a divisor, or set actor_rollout_ref.actor.use_dynamic_bsz=true ({name} is then unused)",
+                )
+
+
+def _micro_batches(config: DictConfig) -> Iterator[Finding]:
+    actor, rollout, data = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.data
+    if actor.use_dynamic_bsz != rollout.log_prob_use_dynamic_bsz:
+        yield Finding(
+            "error",
+            "dynamic_batch_size",
+            f"actor.use_dynamic_bsz={actor.use_dynamic_bsz} and rollout.log_prob_use_dynamic_bsz="
+            f"{rollout.log_prob_use_dynamic_bsz}: verl wants them equal",
+            "set only actor_rollout_ref.actor.use_dynamic_bsz; the other follows it",
+        )
+    longest = data.max_prompt_length + data.max_response_length
+    split = max(actor.get("ulysses_sequence_parallel_size", 1), 1)
+    for name, tokens in (
+        ("actor.ppo_max_token_len_per_gpu", actor.ppo_max_token_len_per_gpu),
+        ("rollout.log_prob_max_token_len_per_gpu", rollout.log_prob_max_token_len_per_gpu),
+    ):
+        if actor.use_dynamic_bsz and tokens * split < longest:
+            yield Finding(
+                "error",
+                "token_budget",
+                f"{name}={tokens} is less than the longest sequence, {longest} tokens",
+                f"set actor_rollout_ref.{name} to {longest} or more",
+            )
+    if actor.policy_loss.loss_mode == "geo_mean":
+        responses = actor.ppo_mini_batch_size * rollout.n // max(_data_parallel_size(config), 1)
+        if actor.use_dynamic_bsz:
+            one = actor.ppo_max_token_len_per_gpu >= responses * longest
+            given = f"ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu}"
+        else:
+            one = actor.ppo_micro_batch_size_per_gpu == responses
+            given = f"ppo_micro_batch_size_per_gpu={actor.ppo_micro_batch_size_per_gpu}"
+        if not one:
+            yield Finding(
+                "warning",
+                "geo_mean",
+                f"verl's geo_mean multiplies the gradient by the number of micro-batches in a mini-batch, and {given} "
+                f"cuts the {responses} responses of a rank's mini-batch",
+                "set actor_rollout_ref.actor.use_dynamic_bsz=true and ppo_max_token_len_per_gpu=100000000",
+            )
+
+
+def _parallelism(config: DictConfig) -> Iterator[Finding]:
+    world = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    splits = {"rollout (tensor x data parallel)": rollout.tensor_model_parallel_size * rollout.data_parallel_size}
+    if actor.strategy == "megatron":
+        megatron = actor.megatron
+        pipeline = megatron.pipeline_model_parallel_size
+        splits["Megatron (tensor x pipeline x context parallel)"] = (
+            megatron.tensor_model_parallel_size * pipeline * megatron.context_parallel_size
+        )
+        experts = megatron.expert_tensor_parallel_size or megatron.tensor_model_parallel_size
+        if megatron.expert_model_parallel_size > 1:
+            splits["Megatron experts (expert x expert tensor x pipeline parallel)"] = (
+                megatron.expert_model_parallel_size * experts * pipeline
+            )
+    else:
+        splits["Ulysses sequence parallel"] = max(actor.get("ulysses_sequence_parallel_size", 1), 1)
+    for name, size in splits.items():
+        if world % size:
+            yield Finding(
+                "error",
+                "parallelism",
+                f"{name} needs groups of {size} GPUs, and {world} GPUs do not divide into them",
+                "change the parallel sizes, trainer.nnodes or trainer.n_gpus_per_node",
+            )
+
+
+def _sampling(config: DictConfig) -> Iterator[Finding]:
+    rollout = config.actor_rollout_ref.rollout
+    wanted = (
+        ("do_sample", rollout.do_sample, (True,)),
+        ("temperature", rollout.temperature, (1, 1.0)),
+        ("top_p", rollout.top_p, (1, 1.0)),
+        ("top_k", rollout.top_k, (-1, 0)),
+    )
+    for name, value, fine in wanted:
+        if value not in fine:
+            yield Finding(
+                "warning",
+                "sampling",
+                f"training samples with {name}={value}: they are not the policy's own, and the importance ratio is "
+                "biased",
+                f"set actor_rollout_ref.rollout.{name}={fine[0]}; validation has its own val_kwargs",
+            )
+    validation = rollout.val_kwargs
+    if validation.n > 1 and not validation.do_sample:
+        yield Finding(
+            "warning",
+            "validation",
+            f"val_kwargs.n={validation.n} without sampling repeats the same greedy answer",
+            "set actor_rollout_ref.rollout.val_kwargs.do_sample=true and a temperature, or n=1",
+        )
+
+
+def _rewards_and_seeds(config: DictConfig) -> Iterator[Finding]:
+    if config.reward.custom_reward_function.path and config.reward.sandbox_fusion.url:
+        yield Finding(
+            "warning",
+            "sandbox",
+            "reward.sandbox_fusion.url is read by verl's own scorer only, and a custom reward function replaces it",
+            "for SandboxFusion set reward.custom_reward_function.path=null",
+        )
+    if config.data.get("seed") is None and config.data.shuffle:
+        yield Finding("warning", "seed", "the order of the prompts is not reproducible", "set data.seed=42, say")
+
+
+def _workers(config: DictConfig) -> Iterator[Finding]:
+    executable = config.ray_kwargs.ray_init.get("runtime_env", {}).get("py_executable")
+    if executable and "uv run" in executable:
+        yield Finding(
+            "warning",
+            "py_executable",
+            f"workers start with {executable!r}, an environment that may not have verl-sspo",
+            "add verl-sspo to that lock file, or set ray_kwargs.ray_init.runtime_env.py_executable=null",
+        )
