@@ -1,0 +1,352 @@
+"""Runs hostile programs in bubblewrap, with bounded time, memory, output and number.
+
+A sandbox has its own user, process, network, ipc, uts and mount namespaces, no capabilities, no environment, no
+network, and sees nothing but the Python standard library, the system's shared libraries and an empty /tmp in memory.
+`sandbox_runner.py` is what runs in it: it adds resource limits and a system call filter.
+
+Where the caller is root, the sandbox is built by root (only root may read where its Python lives) and then entered
+as the unprivileged user `nobody`: limits on processes do not bind root, in whatever namespace it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import marshal
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from verl_sspo.rewards import sandbox_runner
+from verl_sspo.rewards.sandbox_runner import decode, encode, read_frame
+
+NOBODY = 65534
+
+
+class SandboxError(RuntimeError):
+    """The sandbox itself does not work on this host. Says nothing about any program."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one program may use."""
+
+    test_timeout: float = 5.0  # seconds of wall time for a test, or for a call of a function
+    program_timeout: float = 30.0  # seconds of wall time for all tests of a program
+    memory_bytes: int = 1 << 30  # address space
+    disk_bytes: int = 64 << 20  # all files in /tmp
+    output_bytes: int = 4 << 20  # what a test prints, or what a call returns
+    threads: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """How a program did: tests passed, tests there are, and why not all ("" where all)."""
+
+    passed: int
+    total: int
+    error: str = ""
+
+
+# --- the wall ----------------------------------------------------------------------------------------------------
+
+
+def _python() -> str:
+    # Not the link in a virtual environment: where the interpreter really is, beside its standard library.
+    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+
+
+def _view() -> list[str]:
+    """bubblewrap's options for the files that Python needs, read-only."""
+    shown: list[str] = []
+    bound: set[Path] = set()
+
+    def show(path: Path, option: str = "--ro-bind") -> None:
+        # bubblewrap would make missing parents unreadable for `nobody`.
+        for parent in reversed(path.parents[:-1]):
+            if parent not in bound and bound.isdisjoint(parent.parents):
+                shown.extend(("--perms", "0755", "--dir", str(parent)))
+        shown.extend((option, str(path), str(path)))
+        bound.add(path)
+
+    links = []
+    for name in ("/usr/lib", "/usr/lib64", "/lib", "/lib64"):
+        path = Path(name)
+        if path.is_symlink():
+            links += ["--symlink", os.readlink(path), name]
+        elif path.is_dir():
+            show(path)
+    shown += links
+    base = Path(sys.base_prefix).resolve()
+    if base != Path("/usr"):
+        show(base / "lib")
+    show(Path(_python()))
+    if (cached := Path("/etc/ld.so.cache")).exists():
+        show(cached)
+    # Installed packages stay out of sight: the project may be one of them.
+    for packages in {sysconfig.get_path("purelib", vars={"base": str(base)}), f"{base}/lib/python3/dist-packages"}:
+        if Path(packages).is_dir():
+            shown += ["--tmpfs", packages, "--remount-ro", packages]
+    show(Path("/dev/null"), "--dev-bind")
+    return shown
+
+
+@cache
+def _wall(disk_bytes: int) -> tuple[str, ...]:
+    """The command that runs another one inside the sandbox.
+
+    Raises:
+        SandboxError: bubblewrap is missing.
+    """
+    bubblewrap = shutil.which("bwrap")
+    if bubblewrap is None:
+        raise SandboxError(
+            "running model-written programs needs bubblewrap: install the package `bubblewrap` (apt-get install "
+            "bubblewrap), or send programs to a SandboxFusion server (reward.sandbox_fusion.url). "
+            "unsafe_without_sandbox=True runs them unprotected, with your rights."
+        )
+    view = _view()
+    inner = [bubblewrap, "--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"]
+    inner += ["--clearenv", "--cap-drop", "ALL", "--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox"]
+    inner += [*view, "--size", str(disk_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"]
+    if os.geteuid() != 0:
+        return tuple(inner)
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        raise SandboxError("entering the sandbox as root needs `setpriv` (Debian package util-linux)")
+    outer = [bubblewrap, "--unshare-pid", "--die-with-parent", "--clearenv"]
+    outer += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    outer += [*view, "--proc", "/proc", "--dir", "/tmp", "--perms", "0755", "--dir", "/enter"]
+    for tool in (bubblewrap, setpriv):
+        outer += ["--ro-bind", tool, f"/enter/{os.path.basename(tool)}"]
+    drop = ["/enter/setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    return (*outer, *drop, "/enter/bwrap", *inner[1:])
+
+
+@cache
+def _runner_code() -> bytes:
+    code = compile(Path(sandbox_runner.__file__).read_bytes(), "<runner>", "exec", dont_inherit=True)
+    data = marshal.dumps(code)
+    return b"%08x" % len(data) + data
+
+
+# Reads the runner itself, then leaves the request for it to read.
+_STUB = "import sys,marshal;b=sys.stdin.buffer;exec(marshal.loads(b.read(int(b.read(8),16))))"
+
+
+@contextlib.contextmanager
+def _started(
+    request: dict[str, Any], limits: Limits, *, unsafe: bool, pass_fds: tuple[int, ...] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A running sandbox; leaving the context kills everything in it."""
+    wall = () if unsafe else _wall(limits.disk_bytes)
+    if platform.machine() not in sandbox_runner.ARCHITECTURES:
+        raise SandboxError(f"no system call filter for {platform.machine()}")
+    # A file in memory: nobody has to wait for the other side to read.
+    with open(os.memfd_create("request"), "wb") as stdin:
+        stdin.write(_runner_code() + encode(request | {"limits": dataclasses.asdict(limits)}))
+        stdin.flush()
+        stdin.seek(0)
+        process = subprocess.Popen(
+            [*wall, _python(), "-I", "-S", "-X", "utf8", "-c", _STUB],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={},
+            cwd="/",
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+def _frames(process: subprocess.Popen[bytes], limits: Limits, deadline: float) -> Iterator[bytes]:
+    """What the runner sends, until it ends.
+
+    Raises:
+        TimeoutError: The deadline, on the monotonic clock, is over.
+        ValueError: It sent something else.
+        SandboxError: It never started.
+    """
+    assert process.stdout is not None
+    assert process.stderr is not None
+    descriptor = process.stdout.fileno()
+    try:
+        read_frame(descriptor, 8, deadline)
+    except EOFError:
+        process.wait()
+        reason = os.read(process.stderr.fileno(), 4096).decode(errors="replace").strip() or "it ended without a word"
+        raise SandboxError(
+            f"the sandbox does not start on this host: {reason}. It needs user namespaces (in a container: "
+            "--security-opt seccomp=unconfined, or --privileged); a SandboxFusion server (reward.sandbox_fusion.url) "
+            "does without."
+        ) from None
+    while True:
+        try:
+            yield read_frame(descriptor, limits.output_bytes + 4096, deadline)
+        except EOFError:
+            return
+
+
+# --- how many at once --------------------------------------------------------------------------------------------
+
+_waiting: dict[int, threading.BoundedSemaphore] = {}
+_waiting_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def slot(count: int | None = None) -> Iterator[None]:
+    """Waits for one of `count` places (default: one for each processor), shared by all processes of this user.
+
+    verl scores in several processes of many threads each. A place is a locked file, so a process that dies gives its
+    place back.
+    """
+    count = count or len(os.sched_getaffinity(0))
+    with _waiting_lock:
+        here = _waiting.setdefault(count, threading.BoundedSemaphore(count))
+    folder = Path(tempfile.gettempdir()) / f"verl_sspo_sandbox_{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.is_symlink():
+        raise SandboxError(f"{folder} belongs to somebody else: remove it, or set TMPDIR")
+    with here:
+        places = list(range(count))
+        random.shuffle(places)
+        while True:
+            for place in places:
+                descriptor = os.open(folder / f"place{place}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    os.close(descriptor)
+                    continue
+                try:
+                    yield
+                finally:
+                    os.close(descriptor)
+                return
+            time.sleep(0.005)
+
+
+# --- what it is for ----------------------------------------------------------------------------------------------
+
+
+def run_cases(
+    program: str, cases: list[dict[str, Any]], limits: Limits, *, unsafe_without_sandbox: bool = False
+) -> Iterator[tuple[str, bytes]]:
+    """Runs a program once for each case, in a fresh process each.
+
+    Args:
+        program: Python source.
+        cases: `{"stdin": bytes}`, or `{"call": (function name, list of arguments)}`.
+        limits: What it may use.
+        unsafe_without_sandbox: Run it unprotected.
+
+    Yields:
+        For each case an error ("" if it ended well) and the output: what it printed, or the encoded result. Stops
+        where the program took its runner down.
+
+    Raises:
+        SandboxError: The sandbox does not work here.
+        TimeoutError: `program_timeout` is over.
+        ValueError: The program wrote into its runner's channel.
+    """
+    request = {"role": "cases", "program": program, "cases": cases}
+    with _started(request, limits, unsafe=unsafe_without_sandbox) as process:
+        for frame in _frames(process, limits, time.monotonic() + limits.program_timeout):
+            error, output = decode(frame)
+            if type(error) is not str or type(output) is not bytes:
+                raise ValueError("malformed frame")
+            yield error, output
+
+
+def run_checks(
+    program: str,
+    checks: list[str],
+    limits: Limits,
+    *,
+    context: list[str],
+    entry_point: str | None = None,
+    all_checks: bool = False,
+    unsafe_without_sandbox: bool = False,
+) -> Verdict:
+    """Runs a data set's checks in one sandbox against the functions of a program in another.
+
+    The two share two pipes, on which calls and results travel as plain data. The verdict leaves by a third, which the
+    program never sees.
+
+    Args:
+        program: Python source, hostile.
+        checks: Python statements; each passes if it raises nothing.
+        limits: What either may use.
+        context: Source that runs before the checks, in their sandbox.
+        entry_point: Function that the checks also know as `candidate`.
+        all_checks: Go on after a check failed.
+        unsafe_without_sandbox: Run both unprotected.
+
+    Raises:
+        SandboxError: The sandbox does not work here.
+    """
+    deadline = time.monotonic() + limits.program_timeout
+    with contextlib.ExitStack() as stack:
+        pipes: list[int] = []
+        for _ in range(2):
+            pipes += os.pipe()
+        calls, ask, answers, answer = pipes
+        try:
+            server = stack.enter_context(
+                _started(
+                    {"role": "program", "program": program, "calls": calls, "answers": answer},
+                    limits,
+                    unsafe=unsafe_without_sandbox,
+                    pass_fds=(calls, answer),
+                )
+            )
+            checker = stack.enter_context(
+                _started(
+                    {
+                        "role": "checker",
+                        "checks": checks,
+                        "context": context,
+                        "entry_point": entry_point,
+                        "all_checks": all_checks,
+                        "calls": ask,
+                        "answers": answers,
+                    },
+                    limits,
+                    unsafe=unsafe_without_sandbox,
+                    pass_fds=(ask, answers),
+                )
+            )
+        finally:
+            for descriptor in pipes:
+                os.close(descriptor)
+        try:
+            verdict = next(_frames(checker, limits, deadline), None)
+            next(_frames(server, limits, deadline), None) if verdict is None else None
+        except TimeoutError:
+            return Verdict(0, len(checks), "timeout")
+        if verdict is None:
+            return Verdict(0, len(checks), "the checks ended early")
+        passed, total, error = decode(verdict)
+        return Verdict(passed, total, error)
