@@ -1,7 +1,7 @@
 """verl without an accelerator: the `cpu` platform and the rollout engine `hf`, both through verl's own registries.
 
-`register` is called in every verl process, at `import verl`. It imports nothing that makes verl choose its platform, and
-where there is an accelerator it does nothing at all.
+`register` is called in every verl process, at `import verl`. It imports nothing that makes verl choose its platform,
+and where there is an accelerator it does nothing at all.
 """
 
 import logging

@@ -2,7 +2,6 @@
 
 import resource
 import sys
-from contextlib import nullcontext
 
 import psutil
 import torch
@@ -44,6 +43,8 @@ def manual_seed(seed: int) -> None:
 
 
 manual_seed_all = manual_seed
+get_rng_state = torch.get_rng_state
+set_rng_state = torch.set_rng_state
 
 
 def memory_allocated(device: object = None) -> int:
@@ -71,7 +72,3 @@ def mem_get_info(device: object = None) -> tuple[int, int]:
     """(free, total) bytes of the host's memory."""
     memory = psutil.virtual_memory()
     return memory.available, memory.total
-
-
-def nvtx_range(message: str) -> nullcontext:
-    return nullcontext()

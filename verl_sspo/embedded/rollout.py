@@ -6,6 +6,7 @@ there is no HTTP endpoint.
 
 import asyncio
 import hashlib
+import itertools
 import os
 from array import array
 from collections import Counter
@@ -79,7 +80,9 @@ class HFServer:
         self._paused = self._asleep = self._rejecting = False
         self._admitting = asyncio.Event()
         self._admitting.set()
-        self._in_flight: set[str] = set()
+        # verl's request id by the engine's. verl's need not be unique: full_determinism repeats them.
+        self._in_flight: dict[str, str] = {}
+        self._numbers = itertools.count()
         self._drained = asyncio.Event()
         self._drained.set()
 
@@ -127,13 +130,14 @@ class HFServer:
             raise RuntimeError("the rollout `hf` has no weights yet: rollout.load_format=dummy waits for the trainer's")
 
         params = self._to_sampling_params(prompt_ids, dict(sampling_params))
-        self._in_flight.add(request_id)
+        own_id = f"{request_id}#{next(self._numbers)}"
+        self._in_flight[own_id] = request_id
         self._drained.clear()
         try:
-            request = Request(request_id, prompt_ids, params)
+            request = Request(own_id, prompt_ids, params)
             completion = await asyncio.wrap_future(self.generation.submit(request))
         finally:
-            self._in_flight.discard(request_id)
+            del self._in_flight[own_id]
             if not self._in_flight:
                 self._drained.set()
         return self._to_output(completion)
@@ -231,7 +235,7 @@ class HFServer:
         await self._drained.wait()
 
     async def sleep(self) -> None:
-        """New requests wait until `wake_up`. The engine keeps no cache between requests, so there is nothing to free."""
+        """New requests wait until `wake_up`. Nothing is freed: the engine keeps no cache between requests."""
         if self.config.free_cache_engine and self.rollout_mode != RolloutMode.STANDALONE:
             self._asleep = True
             self._update_gate()
@@ -251,10 +255,11 @@ class HFServer:
         if reject_request:
             self._admitting.set()
             self._admitting.clear()
-        return {"aborted_count": len(aborted), "request_ids": aborted}
+        return {"aborted_count": len(aborted), "request_ids": [own_id.rpartition("#")[0] for own_id in aborted]}
 
     async def abort_request(self, request_id: str) -> dict[str, Any]:
-        aborted = await asyncio.wrap_future(self.generation.abort([request_id]))
+        own_ids = [own_id for own_id, verl_id in self._in_flight.items() if verl_id == request_id]
+        aborted = await asyncio.wrap_future(self.generation.abort(own_ids))
         return {"aborted": bool(aborted), "request_id": request_id}
 
     async def resume_generation(self) -> None:
