@@ -82,10 +82,10 @@ def sspo_loss(
     )
     if rollout_is_weights is not None:
         coefficients = coefficients * rollout_sequence_weights(rollout_is_weights.detach().to(dtype), mask, lengths)
-    loss, weights, token_sums, largest = _SSPOLoss.apply(
+    loss, weights, *token_sums = _SSPOLoss.apply(
         log_prob, old_log_prob.detach(), advantages.detach(), mask, lengths, coefficients, gate, dtype
     )
-    return loss, Statistics(token_sums, largest, weights, lengths)
+    return loss, Statistics(TokenSums(*token_sums), weights, lengths)
 
 
 def sequence_coefficients(
@@ -191,8 +191,9 @@ class _SSPOLoss(torch.autograd.Function):
             sums += block_sums
         ctx.save_for_backward(gradient)
         ctx.log_prob_dtype = log_prob.dtype  # type: ignore[attr-defined]
-        ctx.mark_non_differentiable(weights, sums.sums, sums.largest)
-        return loss, weights, sums.sums, sums.largest
+        statistics = (weights, sums.by_set, sums.over_all, sums.largest)
+        ctx.mark_non_differentiable(*statistics)
+        return loss, *statistics
 
     @staticmethod
     @once_differentiable
@@ -213,18 +214,28 @@ def _loss_of_rows(
     weights_out: torch.Tensor,
 ) -> tuple[torch.Tensor, TokenSums]:
     """Loss of whole rows; writes their gradient (rows, T) and sequence weights relative to on-policy (rows,)."""
-    log_ratio = torch.where(mask, log_prob - old_log_prob, 0.0)
-    advantages = torch.where(mask, advantages, 0.0)
-    tau_pos, tau_neg = (log_ratio.new_full((), tau) for tau in (gate.tau_pos, gate.tau_neg))
-    tau = torch.where(advantages > 0, tau_pos, tau_neg)
+    integer = torch.int64 if log_prob.dtype == torch.float64 else torch.int32
+    keep = mask.to(integer)
+    valid = keep.to(log_prob.dtype)
+    keep = torch.neg(keep)  # every bit set at valid tokens, none elsewhere
+
+    def masked(x: torch.Tensor) -> torch.Tensor:
+        """x at valid tokens and 0 elsewhere, whatever stands there; many times faster on a CPU than torch.where."""
+        return (x.view(integer) & keep).view(x.dtype)
+
+    log_ratio = masked(log_prob - old_log_prob)
+    advantages = masked(advantages)
+    positive = torch.gt(advantages, 0.0, out=torch.empty_like(advantages))
+    tau = positive * (gate.tau_pos - gate.tau_neg) + gate.tau_neg
     log_f, slope = gate.log_value_and_slope(log_ratio, tau)
     if gate.side == "forward":
-        slope = torch.where(advantages * log_ratio > 0, slope, 1.0)
+        moved_forward = torch.gt(torch.sign(advantages) * log_ratio, 0.0, out=torch.empty_like(slope))
+        slope = 1.0 + moved_forward * (slope - 1.0)
 
     counts = lengths.clamp(min=1)
     if gate.is_sapo:  # f(1) = 2 / tau: masked tokens are not neutral, and the reported weight is S / f(1)
-        log_on_policy = torch.where(mask, gate.on_policy_value(tau).log(), 0.0).sum(dim=-1) / counts
-        log_f = torch.where(mask, log_f, 0.0)
+        log_on_policy = masked(gate.on_policy_value(tau).log()).sum(dim=-1) / counts
+        log_f = masked(log_f)
     else:
         log_on_policy = torch.zeros_like(coefficients)
     # Tiny temperatures allow weights beyond the dtype's range: keep them, and their product with A, finite.
@@ -235,4 +246,4 @@ def _loss_of_rows(
     loss = torch.dot(scale, advantages.sum(dim=-1))
     torch.mul(advantages * scale.unsqueeze(-1), slope, out=gradient_out)
     relative_slope = slope / gate.on_policy_slope(tau) if gate.is_sapo else slope
-    return loss, TokenSums.of(log_ratio, relative_slope, advantages, mask)
+    return loss, TokenSums.of(log_ratio, relative_slope, advantages, valid)

@@ -33,9 +33,8 @@ import torch
 MOVED = 0.1  # |z| from which a token counts as forward or corrective
 CLOSED = 0.1  # slope under which a gate counts as closed
 
-# Sets of valid tokens, and what is summed over each of them: the layout of `TokenSums.sums`.
+# The sets of valid tokens that slopes are averaged over: the columns of `TokenSums.by_set`.
 _SETS = ("all", "positive", "negative", "forward", "corrective")
-_SUMMANDS = ("count", "slope", "closed", "z", "abs_z")
 
 
 @dataclass
@@ -43,51 +42,56 @@ class TokenSums:
     """Sums over tokens that add up over blocks of rows.
 
     Args:
-        sums: (len(_SUMMANDS), len(_SETS) + 1); the last column counts non-finite log-ratios in its first row.
+        by_set: number of tokens, sum of their slopes and number of closed gates, for each of `_SETS`, (3, 5).
+        over_all: sum of z, sum of |z| and number of non-finite z, (3,).
         largest: largest finite |z|, a scalar.
     """
 
-    sums: torch.Tensor
+    by_set: torch.Tensor
+    over_all: torch.Tensor
     largest: torch.Tensor
 
     @classmethod
     def zeros(cls, dtype: torch.dtype, device: torch.device) -> "TokenSums":
-        shape = (len(_SUMMANDS), len(_SETS) + 1)
-        return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros((), dtype=dtype, device=device))
+        by_set = torch.zeros(3, len(_SETS), dtype=dtype, device=device)
+        return cls(by_set, by_set.new_zeros(3), by_set.new_zeros(()))
 
     @classmethod
     def of(
-        cls, log_ratio: torch.Tensor, slope: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor
+        cls, log_ratio: torch.Tensor, slope: torch.Tensor, advantages: torch.Tensor, valid: torch.Tensor
     ) -> "TokenSums":
         """Sums over a block.
 
+        Sets are kept as 0.0 and 1.0 and written in place: a CPU reads and writes floats five to twenty times
+        faster than it selects by a boolean mask.
+
         Args:
-            log_ratio, slope, advantages: (rows, T), with log_ratio and advantages 0 where `mask` is False.
-            mask: valid tokens, (rows, T), bool.
+            log_ratio, slope, advantages: (rows, T), log_ratio and advantages 0 at tokens that are not valid.
+            valid: 1.0 at valid tokens, 0.0 elsewhere, (rows, T), in the dtype of the others.
         """
-        finite = torch.isfinite(log_ratio)
-        valid = mask & finite
-        z = torch.where(finite, log_ratio, 0.0)
-        slope = torch.where(valid, slope, 0.0)
-        moved = torch.sign(advantages) * z
-        sets = (
-            valid,
-            valid & (advantages > 0),
-            valid & (advantages < 0),
-            moved > MOVED,
-            moved < -MOVED,
-            mask & ~finite,
-        )
+        finite = torch.eq(log_ratio - log_ratio, 0.0, out=torch.empty_like(log_ratio))  # inf - inf is NaN
+        z = torch.nan_to_num(log_ratio, nan=0.0, posinf=0.0, neginf=0.0)
+        summands = slope.new_empty(2, *slope.shape)
+        torch.nan_to_num(slope, nan=0.0, out=summands[0])
+        torch.lt(summands[0], CLOSED, out=summands[1])
+        sets = slope.new_empty(len(_SETS), *slope.shape)
+        torch.mul(valid, finite, out=sets[0])
+        a = advantages * sets[0]
+        torch.gt(a, 0.0, out=sets[1])
+        torch.lt(a, 0.0, out=sets[2])
+        moved = torch.sign(a) * z
+        torch.gt(moved, MOVED, out=sets[3])
+        torch.lt(moved, -MOVED, out=sets[4])
+        counts = sets.flatten(1).sum(dim=-1)
+        # Both sums over all five sets: one matrix product.
+        by_set = torch.cat([counts.unsqueeze(0), summands.flatten(1) @ sets.flatten(1).T])
         abs_z = z.abs()
-        summands = (torch.ones_like(z), slope, (slope < CLOSED).to(z.dtype), z, abs_z)
-        # Every sum over every set at once: one matrix product.
-        left = torch.stack(summands).flatten(1)
-        right = torch.stack(sets).flatten(1).to(z.dtype)
-        largest = abs_z.max() if abs_z.numel() else z.new_zeros(())
-        return cls(left @ right.T, largest)
+        over_all = torch.stack([z.sum(), abs_z.sum(), valid.sum() - counts[0]])
+        return cls(by_set, over_all, abs_z.max() if abs_z.numel() else z.new_zeros(()))
 
     def __iadd__(self, other: "TokenSums") -> "TokenSums":
-        self.sums += other.sums
+        self.by_set += other.by_set
+        self.over_all += other.over_all
         torch.maximum(self.largest, other.largest, out=self.largest)
         return self
 
@@ -97,14 +101,12 @@ class Statistics:
     """What the loss saw of a micro-batch, still on the device.
 
     Args:
-        token_sums: `TokenSums.sums`.
-        largest: largest finite |z|, a scalar.
+        tokens: sums over the valid tokens.
         weights: sequence weights relative to on-policy, (bs,).
         lengths: valid tokens of each response, (bs,).
     """
 
-    token_sums: torch.Tensor
-    largest: torch.Tensor
+    tokens: TokenSums
     weights: torch.Tensor
     lengths: torch.Tensor
 
@@ -122,46 +124,38 @@ class Statistics:
             torch.where(valid, self.weights, torch.inf).amin() if len(weight) else weight.new_tensor(torch.inf),
             torch.where(valid, self.weights, -torch.inf).amax() if len(weight) else weight.new_tensor(-torch.inf),
         ]
-        vector = torch.cat(
-            [self.token_sums.flatten(), self.largest.reshape(1), torch.stack([s.to(weight.dtype) for s in sequences])]
+        sums = (self.tokens.by_set.flatten(), self.tokens.over_all, self.tokens.largest.reshape(1))
+        numbers = torch.cat([*sums, torch.stack([s.to(weight.dtype) for s in sequences])]).tolist()  # the one transfer
+        counts, slopes, closed = (
+            dict(zip(_SETS, numbers[start : start + len(_SETS)], strict=True))
+            for start in (0, len(_SETS), 2 * len(_SETS))
         )
-        numbers = vector.tolist()  # the one transfer
-        columns = len(_SETS) + 1
-        total = {
-            (summand, token_set): numbers[row * columns + column]
-            for row, summand in enumerate(_SUMMANDS)
-            for column, token_set in enumerate(_SETS)
-        }
-        nonfinite = numbers[columns - 1]
-        largest, sequence_count, weight_count, weight_mean, weight_squares, weight_min, weight_max = numbers[-7:]
+        z, abs_z, nonfinite, largest, *of_sequences = numbers[3 * len(_SETS) :]
+        sequence_count, weight_count, weight_mean, weight_squares, weight_min, weight_max = of_sequences
         weight_variance = weight_squares / max(weight_count, 1.0)
 
-        def mean(summand: str, token_set: str, empty: float) -> float:
-            tokens = total["count", token_set]
-            return total[summand, token_set] / tokens if tokens else empty
-
-        def share(token_set: str) -> float:
-            return total["count", token_set] / total["count", "all"] if total["count", "all"] else 0.0
+        def mean(total: float, token_set: str, empty: float) -> float:
+            return total / counts[token_set] if counts[token_set] else empty
 
         return {
-            "actor/ppo_kl": -mean("z", "all", 0.0),
-            "sspo/slope": mean("slope", "all", 1.0),
-            "sspo/slope_positive": mean("slope", "positive", 1.0),
-            "sspo/slope_negative": mean("slope", "negative", 1.0),
-            "sspo/slope_forward": mean("slope", "forward", 1.0),
-            "sspo/slope_corrective": mean("slope", "corrective", 1.0),
-            "sspo/share_forward": share("forward"),
-            "sspo/share_corrective": share("corrective"),
-            "sspo/closed_positive": mean("closed", "positive", 0.0),
-            "sspo/closed_negative": mean("closed", "negative", 0.0),
+            "actor/ppo_kl": -mean(z, "all", 0.0),
+            "sspo/slope": mean(slopes["all"], "all", 1.0),
+            "sspo/slope_positive": mean(slopes["positive"], "positive", 1.0),
+            "sspo/slope_negative": mean(slopes["negative"], "negative", 1.0),
+            "sspo/slope_forward": mean(slopes["forward"], "forward", 1.0),
+            "sspo/slope_corrective": mean(slopes["corrective"], "corrective", 1.0),
+            "sspo/share_forward": mean(counts["forward"], "all", 0.0),
+            "sspo/share_corrective": mean(counts["corrective"], "all", 0.0),
+            "sspo/closed_positive": mean(closed["positive"], "positive", 0.0),
+            "sspo/closed_negative": mean(closed["negative"], "negative", 0.0),
             "sspo/sequence_weight": weight_mean if weight_count else 1.0,
             "sspo/sequence_weight_std": weight_variance**0.5,
             "sspo/sequence_weight_min": weight_min if weight_count else 1.0,
             "sspo/sequence_weight_max": weight_max if weight_count else 1.0,
             "sspo/effective_sample_size": weight_mean**2 / (weight_mean**2 + weight_variance) if weight_mean else 1.0,
-            "sspo/abs_log_ratio": mean("abs_z", "all", 0.0),
+            "sspo/abs_log_ratio": mean(abs_z, "all", 0.0),
             "sspo/abs_log_ratio_max": largest,
-            "sspo/tokens": total["count", "all"] + nonfinite,
+            "sspo/tokens": counts["all"] + nonfinite,
             "sspo/sequences": sequence_count,
             "sspo/nonfinite_log_ratios": nonfinite,
         }
