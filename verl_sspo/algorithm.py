@@ -5,11 +5,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from omegaconf import DictConfig
 from verl.trainer.ppo.core_algos import register_adv_est, register_policy_loss
 from verl.workers.config import ActorConfig
 
 from verl_sspo.advantage import group_relative_advantages
 from verl_sspo.config import SSPOAdvantageConfig, SSPOPolicyLossConfig
+from verl_sspo.doctor.actor import describe
 from verl_sspo.gates import PRESETS, Gate
 from verl_sspo.loss import sspo_loss
 
@@ -20,6 +22,17 @@ def gate_of(config: ActorConfig) -> Gate:
     return policy_loss.as_gate() if isinstance(policy_loss, SSPOPolicyLossConfig) else PRESETS["v3"]
 
 
+_announced = False
+
+
+def _announce(config: ActorConfig) -> None:
+    """Prints the effective settings, once, in the log of the actor's first rank."""
+    global _announced
+    if not _announced and (not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0):
+        print(describe(config), flush=True)
+    _announced = True
+
+
 @register_policy_loss("sspo")
 def compute_policy_loss_sspo(
     old_log_prob: torch.Tensor,
@@ -27,7 +40,7 @@ def compute_policy_loss_sspo(
     advantages: torch.Tensor,
     response_mask: torch.Tensor,
     loss_agg_mode: str = "seq-mean-token-mean",
-    config: ActorConfig | None = None,
+    config: DictConfig | ActorConfig | None = None,
     rollout_is_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """SSPO's policy loss (arXiv:2602.19327) in verl's calling convention; `verl_sspo.loss.sspo_loss` computes it.
@@ -45,10 +58,11 @@ def compute_policy_loss_sspo(
         (loss, metrics): a scalar, and the metrics that `verl_sspo.metrics` defines.
 
     Raises:
-        ValueError: without `config`, or on shapes or a mode that `sspo_loss` excludes.
+        ValueError: without an ActorConfig, or on shapes or a mode that `sspo_loss` excludes.
     """
-    if config is None:
-        raise ValueError("the loss `sspo` needs the actor's configuration as `config`")
+    if not isinstance(config, ActorConfig):
+        raise ValueError(f"the loss `sspo` needs verl's ActorConfig as `config`, got {type(config).__name__}")
+    _announce(config)
     loss, statistics = sspo_loss(
         log_prob,
         old_log_prob,

@@ -38,7 +38,9 @@ def run(name, config, log_prob, old_log_prob, advantages, mask, **options):
 
 def sspo(gate="arctan", domain="log", tau_pos=10.0, tau_neg=12.0, side="both"):
     return actor_config(
-        SSPOPolicyLossConfig("sspo", gate=gate, gate_domain=domain, tau_pos=tau_pos, tau_neg=tau_neg, gate_side=side)
+        SSPOPolicyLossConfig(
+            loss_mode="sspo", gate=gate, gate_domain=domain, tau_pos=tau_pos, tau_neg=tau_neg, gate_side=side
+        )
     )
 
 
@@ -125,7 +127,7 @@ def test_where_verls_geo_mean_overflows_sspo_does_not():
 
 def test_verls_own_policy_loss_config_gives_the_preset_v3():
     arguments = batch()
-    plain = run("sspo", actor_config(PolicyLossConfig("sspo")), *arguments)
+    plain = run("sspo", actor_config(PolicyLossConfig(loss_mode="sspo")), *arguments)
     torch.testing.assert_close(plain[:2], run("sspo", sspo(), *arguments)[:2])
 
 
@@ -137,6 +139,15 @@ def test_global_batch_info_of_the_actor_is_used():
     spread = run("sspo", config, *arguments)
     torch.testing.assert_close(spread[0], local[0] * 5 * 2 / 20)
     torch.testing.assert_close(spread[1], local[1] * 5 * 2 / 20)
+
+
+def test_effective_settings_are_printed_once(capsys, monkeypatch):
+    monkeypatch.setattr("verl_sspo.algorithm._announced", False)
+    for _ in range(2):
+        run("sspo", sspo("erf", tau_pos=3.0, tau_neg=4.0), *batch())
+    printed = capsys.readouterr().out
+    assert printed.count("gate         erf") == 1
+    assert "3 where A > 0" in printed
 
 
 def test_without_config_the_error_says_so():
