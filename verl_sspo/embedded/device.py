@@ -5,8 +5,6 @@ import sys
 
 import psutil
 import torch
-from torch.cpu import *  # noqa: F403
-from torch.cpu import synchronize as _synchronize
 
 
 def is_available() -> bool:
@@ -18,6 +16,10 @@ def device_count() -> int:
     return 0
 
 
+def current_device() -> str:
+    return "cpu"
+
+
 def set_device(device: object) -> None:
     pass
 
@@ -27,7 +29,7 @@ def get_device_name(device: object = None) -> str:
 
 
 def synchronize(device: object = None) -> None:
-    _synchronize()
+    pass
 
 
 def empty_cache() -> None:

@@ -119,36 +119,62 @@ def _truncate(weights: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -
     return torch.zeros_like(weights).scatter(1, order, descending * keep)
 
 
-class _GrowingLayer(DynamicLayer):
-    """Keys and values of one layer, with room on the right: a token is written, not concatenated to a copy."""
+class _Layer(DynamicLayer):
+    """Keys and values of one layer, with room on the right: a token is written, not concatenated to a copy of all."""
 
-    ROOM = 64
+    def __init__(self, storage: Sequence[torch.Tensor] = (), width: int = 0) -> None:
+        super().__init__()
+        # Keys and values, each (batch, heads, at least width, head size); empty before the first forward pass.
+        self.storage = list(storage)
+        self.width = width
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        if not self.is_initialized:
-            self.dtype, self.device = key_states.dtype, key_states.device
-            self.keys, self.values = key_states, value_states
-            self.storage: tuple[torch.Tensor, torch.Tensor] | None = None
-            self.is_initialized = True
-            return self.keys, self.values
-        width = self.keys.shape[-2]
-        end = width + key_states.shape[-2]
-        if self.storage is None or self.storage[0].shape[-2] < end:
-            shape = (*self.keys.shape[:-2], end + self.ROOM, self.keys.shape[-1])
-            self.storage = (self.keys.new_empty(shape), self.values.new_empty((*shape[:-1], self.values.shape[-1])))
-            self.storage[0][..., :width, :] = self.keys
-            self.storage[1][..., :width, :] = self.values
-        self.storage[0][..., width:end, :] = key_states
-        self.storage[1][..., width:end, :] = value_states
-        self.keys, self.values = (tensor[..., :end, :] for tensor in self.storage)
-        return self.keys, self.values
+        end = self.width + key_states.shape[-2]
+        if not self.storage:
+            self.storage = [key_states, value_states]
+        else:
+            if self.storage[0].shape[-2] < end:
+                self.storage = [torch.nn.functional.pad(x, (0, 0, 0, end + _ROOM - x.shape[-2])) for x in self.storage]
+            for stored, new in zip(self.storage, (key_states, value_states), strict=True):
+                stored[..., self.width : end, :] = new
+        self.width = end
+        return tuple(self.contents())
+
+    def contents(self) -> list[torch.Tensor]:
+        return [x[..., : self.width, :] for x in self.storage]
+
+    def get_seq_length(self) -> int:
+        return self.width
 
 
-def _cache_of(layers: Iterable[tuple[torch.Tensor, torch.Tensor]] = ()) -> Cache:
-    cache = Cache(layer_class_to_replicate=_GrowingLayer)
-    for i, (keys, values) in enumerate(layers):
-        cache.update(keys, values, i)
-    return cache
+# Tokens that a layer makes room for at a time.
+_ROOM = 64
+
+
+class _KeyValues(Cache):
+    """Keys and values of all layers, as transformers passes them through a model."""
+
+    def __init__(self, own_layers: list[_Layer]) -> None:
+        super().__init__(layers=[*own_layers])
+        self.own_layers = own_layers
+
+    def select(self, rows: torch.Tensor, first: int = 0) -> "_KeyValues":
+        """These rows, from column `first` on."""
+        return _KeyValues(
+            [
+                _Layer([x.index_select(0, rows)[..., first:, :] for x in layer.storage], layer.width - first)
+                for layer in self.own_layers
+            ]
+        )
+
+    def join(self, other: "_KeyValues", width: int) -> "_KeyValues":
+        """Rows of both, zeros on the left up to `width` columns."""
+        return _KeyValues(
+            [
+                _Layer([_stack_left(x, y, width, -2) for x, y in zip(a.contents(), b.contents(), strict=True)], width)
+                for a, b in zip(self.own_layers, other.own_layers, strict=True)
+            ]
+        )
 
 
 @dataclass
@@ -157,7 +183,7 @@ class _Batch:
 
     requests: list[Request]
     # Keys and values of all tokens but the last one drawn; in each layer (batch, heads, width, head size).
-    cache: Cache
+    cache: _KeyValues
     # (batch, width) of 0 and 1: 1 where the cache holds a token of the sequence, 0 at the padding on its left.
     mask: torch.Tensor
     # (batch,) tokens drawn so far.
@@ -173,6 +199,9 @@ class _Batch:
     top_p: torch.Tensor
     stop_token_ids: torch.Tensor
 
+    def __post_init__(self) -> None:
+        self.truncate = any(r.params.top_k > 0 or r.params.top_p < 1 for r in self.requests)
+
     def __len__(self) -> int:
         return len(self.requests)
 
@@ -182,24 +211,15 @@ class _Batch:
         mask = self.mask[index]
         first = int(mask.any(dim=0).int().argmax())
         fields = {name: getattr(self, name)[index] for name in _ROW_FIELDS}
-        return _Batch(
-            requests=[self.requests[row] for row in rows],
-            cache=_cache_of(
-                (layer.keys[index, :, first:], layer.values[index, :, first:]) for layer in self.cache.layers
-            ),
-            mask=mask[:, first:],
-            **fields,
-        )
+        requests = [self.requests[row] for row in rows]
+        return _Batch(requests=requests, cache=self.cache.select(index, first), mask=mask[:, first:], **fields)
 
     def join(self, other: "_Batch") -> "_Batch":
         width = max(self.mask.shape[1], other.mask.shape[1])
         fields = {name: _stack(getattr(self, name), getattr(other, name)) for name in _ROW_FIELDS}
         return _Batch(
             requests=self.requests + other.requests,
-            cache=_cache_of(
-                (_stack_left(a.keys, b.keys, width, -2), _stack_left(a.values, b.values, width, -2))
-                for a, b in zip(self.cache.layers, other.cache.layers, strict=True)
-            ),
+            cache=self.cache.join(other.cache, width),
             mask=_stack_left(self.mask, other.mask, width, -1),
             **fields,
         )
@@ -357,7 +377,7 @@ class BatchedGenerator:
         width = max(map(len, prompts))
         ids = torch.tensor([[self.pad_token_id] * (width - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        cache = _cache_of()
+        cache = _KeyValues([_Layer() for _ in range(self.model.config.get_text_config().num_hidden_layers)])
         logits = self._forward(ids, mask, (mask.cumsum(dim=-1) - 1).clamp(min=0), cache)
 
         params = [request.params for request in requests]
@@ -384,7 +404,7 @@ class BatchedGenerator:
         if len(prompts) < len(requests):
             row_of = {prompt: row for row, prompt in enumerate(prompts)}
             rows = torch.tensor([row_of[tuple(request.prompt_ids)] for request in requests], device=device)
-            batch.cache = _cache_of((layer.keys[rows], layer.values[rows]) for layer in cache.layers)
+            batch.cache = cache.select(rows)
             batch.mask = mask[rows]
             logits = logits[rows]
         return batch, logits
@@ -396,7 +416,9 @@ class BatchedGenerator:
         batch.mask = torch.nn.functional.pad(batch.mask, (0, 1), value=1)
         return self._forward(last, batch.mask, positions, batch.cache)
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: _KeyValues
+    ) -> torch.Tensor:
         output = self.model(
             input_ids=ids,
             attention_mask=mask,
@@ -409,7 +431,6 @@ class BatchedGenerator:
 
     def _draw(self, batch: _Batch, logits: torch.Tensor) -> tuple[_Batch | None, list[Completion]]:
         """Draws a token for every sequence; returns the batch of those that go on, and the others."""
-        params = [request.params for request in batch.requests]
         at = batch.counts.unsqueeze(1)
         tokens, log_probs = sample(
             logits,
@@ -417,7 +438,7 @@ class BatchedGenerator:
             batch.top_k,
             batch.top_p,
             batch.uniforms.gather(1, at).squeeze(1),
-            truncate=any(p.top_k > 0 or p.top_p < 1 for p in params),
+            truncate=batch.truncate,
         )
         batch.tokens.scatter_(1, at, tokens.unsqueeze(1))
         batch.log_probs.scatter_(1, at, log_probs.unsqueeze(1))

@@ -7,6 +7,7 @@ import functools
 import inspect
 import sys
 from importlib.metadata import version
+from typing import Any
 
 
 class IncompatibleVerlError(RuntimeError):
@@ -69,7 +70,7 @@ def initialize_process_groups_with_gloo() -> None:
     """
     from verl.utils import distributed
 
-    original = getattr(distributed, "initialize_global_process_group_ray", None)
+    original: Any = getattr(distributed, "initialize_global_process_group_ray", None)
     _expect(
         callable(original) and "backend" in inspect.signature(original).parameters,
         "verl.utils.distributed.initialize_global_process_group_ray(timeout_second, backend) was expected",

@@ -16,7 +16,7 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from verl.utils import normalize_token_ids
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.torch_dtypes import PrecisionType
@@ -49,11 +49,12 @@ class HFServer:
 
     def __init__(
         self,
-        config: RolloutConfig,
-        model_config: HFModelConfig,
+        config: Any,
+        model_config: Any,
         rollout_mode: RolloutMode,
         replica_rank: int,
     ) -> None:
+        """Takes `config` and `model_config` as verl's dataclasses or as the DictConfig they are made from."""
         self.config: RolloutConfig = omega_conf_to_dataclass(config)
         self.model_config: HFModelConfig = omega_conf_to_dataclass(model_config, dataclass_type=HFModelConfig)
         self.rollout_mode = rollout_mode
@@ -86,15 +87,17 @@ class HFServer:
         self._drained = asyncio.Event()
         self._drained.set()
 
-    def _load_model(self) -> tuple[torch.nn.Module, bool]:
+    def _load_model(self) -> tuple[PreTrainedModel, bool]:
         """The model, and whether its weights are more than random numbers."""
-        options = dict(
+        options: dict[str, Any] = dict(
             dtype=PrecisionType.to_dtype(self.config.dtype), trust_remote_code=self.model_config.trust_remote_code
         )
         hf_config = self.model_config.hf_config
         if self.config.load_format == "dummy":
             return AutoModelForCausalLM.from_config(hf_config, **options), False
-        return AutoModelForCausalLM.from_pretrained(self.model_config.local_path, config=hf_config, **options), True
+        return AutoModelForCausalLM.from_pretrained(
+            str(self.model_config.local_path), config=hf_config, **options
+        ), True
 
     def _eos_token_ids(self) -> tuple[int, ...]:
         """The tokenizer's end of sequence and the model's, of which there may be several."""
@@ -331,7 +334,7 @@ class HFServerAdapter(BaseRollout):
         self,
         config: RolloutConfig,
         model_config: HFModelConfig,
-        device_mesh: DeviceMesh | None,
+        device_mesh: DeviceMesh,
         replica_rank: int = -1,
     ) -> None:
         super().__init__(config, model_config, device_mesh)
