@@ -8,7 +8,7 @@ import io
 import typing
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
@@ -69,8 +69,7 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _legacy_keys(config: DictConfig) -> Iterator[Finding]:
-    sections = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(sections, dict)
+    sections = _as_written(config)
     for section in LEGACY_SECTIONS:
         for path, value in _leaves(sections.get(section, {}), section):
             if value is not None:
@@ -81,7 +80,10 @@ def _legacy_keys(config: DictConfig) -> Iterator[Finding]:
 
 
 def _ignored_keys(config: DictConfig) -> Iterator[Finding]:
-    for path in _unknown_keys(config, reference_config(config.model_engine), ""):
+    text = OmegaConf.to_yaml(config, resolve=False)
+    for path in _unknown_keys(_as_written(config), _as_written(reference_config(config.model_engine)), ""):
+        if f"${{{path}." in text or f"${{{path}}}" in text:
+            continue  # a section of the recipe's own that other keys refer to
         if path.startswith("data.") and config.data.custom_cls.path:
             continue  # a data set class of the user's may read anything
         yield Finding(
@@ -92,21 +94,22 @@ def _ignored_keys(config: DictConfig) -> Iterator[Finding]:
         )
 
 
-def _unknown_keys(node: DictConfig, known: DictConfig, path: str) -> Iterator[str]:
-    target = OmegaConf.to_container(node, resolve=False).get("_target_")
-    types = _field_types(target) if target else {}
-    for key in node:
+def _as_written(config: DictConfig) -> dict[str, Any]:
+    """As plain data, interpolations as text."""
+    return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
+
+
+def _unknown_keys(node: dict[str, Any], known: dict[str, Any], path: str) -> Iterator[str]:
+    types = _field_types(node["_target_"]) if "_target_" in node else {}
+    for key, child in node.items():
         here = f"{path}{key}"
         if here in OPEN_SECTIONS or _is_free_form(types.get(key)):
             continue
         if key not in known:
             if key not in types:
                 yield here
-            continue
-        child, known_child = node._get_node(key), known._get_node(key)
-        both = isinstance(child, DictConfig) and isinstance(known_child, DictConfig)
-        if both and not child._is_none() and not child._is_interpolation() and len(known_child) > 0:
-            yield from _unknown_keys(child, known_child, f"{here}.")
+        elif isinstance(child, dict) and isinstance(known[key], dict) and known[key]:
+            yield from _unknown_keys(child, known[key], f"{here}.")
 
 
 def _field_types(target: str) -> dict[str, Any]:
@@ -127,20 +130,17 @@ def _conversion(config: DictConfig) -> Iterator[Finding]:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-    sections = {
-        "actor_rollout_ref.actor": config.actor_rollout_ref.actor,
-        "actor_rollout_ref.rollout": config.actor_rollout_ref.rollout,
-        "actor_rollout_ref.rollout.checkpoint_engine": config.actor_rollout_ref.rollout.checkpoint_engine,
-    }
+    actor_rollout_ref = config.actor_rollout_ref
+    rollout = actor_rollout_ref.rollout
+    sections = (actor_rollout_ref.actor, rollout, rollout.checkpoint_engine)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            for name, section in sections.items():
+            for section in sections:
                 omega_conf_to_dataclass(section)
-            name = "the configuration"
             validate_config(config, need_reference_policy(config), need_critic(config))
         except Exception as error:
-            yield Finding("error", "verl", f"verl rejects {name}: {error}", "correct what the message names")
+            yield Finding("error", "verl", f"verl rejects the configuration: {error}", "correct what it names")
 
 
 def _registered(config: DictConfig) -> Iterator[Finding]:
@@ -173,7 +173,8 @@ def _off_policy(config: DictConfig) -> Iterator[Finding]:
             "warning",
             "bypass_mode",
             "rollout_correction.bypass_mode=true takes vLLM's log-probs as the old ones, so the gates also act on the "
-            "difference between vLLM and the actor" + ("" if actor.calculate_entropy else "; actor/entropy is not logged"),
+            "difference between vLLM and the actor"
+            + ("" if actor.calculate_entropy else "; actor/entropy is not logged"),
             "unless that is meant, set algorithm.rollout_correction.bypass_mode=false; "
             "for the entropy set actor_rollout_ref.actor.calculate_entropy=true",
         )
@@ -192,9 +193,7 @@ def _data_parallel_size(config: DictConfig) -> int:
     if actor.strategy == "megatron":
         megatron = actor.megatron
         return world // (
-            megatron.tensor_model_parallel_size
-            * megatron.pipeline_model_parallel_size
-            * megatron.context_parallel_size
+            megatron.tensor_model_parallel_size * megatron.pipeline_model_parallel_size * megatron.context_parallel_size
         )
     return world // max(actor.get("ulysses_sequence_parallel_size", 1), 1)
 

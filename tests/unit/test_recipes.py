@@ -1,0 +1,215 @@
+"""Every recipe composes, is what verl accepts, and passes the checks that would catch what is wrong with it."""
+
+import itertools
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import verl  # noqa: F401  loads the plugin
+import yaml
+from omegaconf import OmegaConf
+from verl.utils.config import omega_conf_to_dataclass
+
+from verl_sspo.doctor.compose import compose_config
+from verl_sspo.doctor.configuration import configuration_findings
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+TASKS = ("gsm8k", "math", "gsm8k_deepmath", "code")
+ALGORITHMS = ("sspo", "sspo_v1", "sspo_forward", "grpo", "dr_grpo", "gspo", "gmpo", "sapo")
+FSDP = {
+    "fsdp_1gpu": ("qwen2.5_0.5b_instruct", "qwen2.5_1.5b_instruct", "qwen3_4b", "qwen2.5_1.5b_instruct"),
+    "fsdp_8gpu": ("qwen2.5_7b_instruct", "qwen2.5_math_7b", "qwen3_8b", "qwen2.5_7b_instruct"),
+    "multinode": ("qwen3_8b", "qwen2.5_math_7b", "qwen2.5_7b_instruct", "qwen3_4b"),
+}
+MEGATRON = {
+    "megatron_8gpu": ("qwen2.5_7b_instruct", "qwen2.5_math_7b", "qwen3_8b", "qwen3_4b"),
+    "megatron_moe": ("qwen3_30b_a3b",) * 4,
+}
+
+
+def _combinations():
+    """Every task on every hardware, so that each algorithm meets both engines and every model is used."""
+    for family in (FSDP, MEGATRON):
+        algorithms = itertools.cycle(ALGORITHMS)
+        for hardware, models in family.items():
+            for task, model, algorithm in zip(TASKS, models, algorithms, strict=False):
+                yield task, algorithm, hardware, model
+
+
+COMBINATIONS = list(_combinations())
+
+
+@lru_cache
+def _compose(task, *overrides):
+    return compose_config(task, overrides, RECIPES)
+
+
+def _changed(task, *overrides):
+    """As _compose, but only choices of a group go through Hydra again: the rest is merged, which is faster."""
+    groups = [text for text in overrides if text.partition("=")[0] in ("algo", "hardware", "model")]
+    changes = OmegaConf.from_dotlist([text.lstrip("+") for text in overrides if text not in groups])
+    config = _compose(task, *groups).copy()
+    OmegaConf.set_struct(config, False)
+    return OmegaConf.merge(config, changes)
+
+
+def test_combinations_use_every_file():
+    used = [set(column) for column in zip(*COMBINATIONS, strict=True)]
+    shared = {"gpu", "megatron", "base"}
+    for group, names in zip(("algo", "hardware", "model"), used[1:], strict=True):
+        files = {path.stem for path in (RECIPES / group).glob("*.yaml")}
+        assert files - names - shared <= {"cpu"}, group
+    assert {(a, h in FSDP) for _, a, h, _ in COMBINATIONS} == set(itertools.product(ALGORITHMS, (True, False)))
+
+
+@pytest.mark.parametrize(("task", "algorithm", "hardware", "model"), COMBINATIONS)
+def test_recipe_is_sound(task, algorithm, hardware, model):
+    config = compose_config(task, [f"algo={algorithm}", f"hardware={hardware}", f"model={model}"], RECIPES)
+    assert configuration_findings(config) == []
+    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    engine = "McoreActorConfig" if hardware in MEGATRON else "FSDPActorConfig"
+    assert type(actor).__name__ == engine
+    assert config.trainer.experiment_name == algorithm
+    # Off-policy, as the papers train.
+    assert config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size == 4
+
+
+def test_quickstart_is_sound():
+    if not (RECIPES / "quickstart.yaml").is_file():
+        pytest.skip("no quickstart recipe")
+    errors = [f for f in configuration_findings(_compose("quickstart")) if f.severity == "error"]
+    assert errors == []
+
+
+BROKEN = [
+    # what verl ignores or rejects
+    (["+actor_rollout_ref.actor.clip_ratio_lo=0.1"], "unknown_key"),
+    (["+algorithm.normalise=true"], "unknown_key"),
+    (["+data.max_lenght=3"], "unknown_key"),
+    (["+actor_rollout_ref.actor.policy_loss.tau=3"], "verl"),
+    (["hardware=megatron_8gpu", "+actor_rollout_ref.actor.megatron.grad_offloading=true"], "unknown_key"),
+    (["custom_reward_function.path=rewards.py"], "legacy"),
+    (["reward_model.reward_manager=dapo"], "legacy"),
+    (["sandbox_fusion.url=http://x"], "legacy"),
+    (["actor_rollout_ref.actor.loss_agg_mode=mean"], "verl"),
+    (["actor_rollout_ref.model.path=${data.nowhere}"], "interpolation"),
+    (["actor_rollout_ref.actor.policy_loss.loss_mode=ssppo"], "registered"),
+    (["algorithm.adv_estimator=gprpo"], "registered"),
+    # aggregation
+    (["actor_rollout_ref.actor.loss_agg_mode=token-mean"], "aggregation"),
+    (["algo=sapo", "actor_rollout_ref.actor.loss_agg_mode=token-mean"], "aggregation"),
+    # sampling
+    (["actor_rollout_ref.rollout.temperature=0.6"], "sampling"),
+    (["actor_rollout_ref.rollout.top_p=0.95"], "sampling"),
+    (["actor_rollout_ref.rollout.top_k=20"], "sampling"),
+    (["actor_rollout_ref.rollout.do_sample=false"], "sampling"),
+    (["actor_rollout_ref.rollout.val_kwargs.n=4"], "validation"),
+    # batches
+    (["data.train_batch_size=250"], "batch_size"),
+    (["actor_rollout_ref.rollout.n=5", "actor_rollout_ref.actor.ppo_mini_batch_size=2"], "batch_size"),
+    (
+        ["actor_rollout_ref.actor.use_dynamic_bsz=false", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=3"],
+        "batch_size",
+    ),
+    (["actor_rollout_ref.rollout.n=1"], "group_size"),
+    (["actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=false"], "dynamic_batch_size"),
+    (["data.max_response_length=30000"], "token_budget"),
+    (["algo=gmpo", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=24576"], "geo_mean"),
+    (["actor_rollout_ref.rollout.tensor_model_parallel_size=3"], "parallelism"),
+    (["hardware=megatron_moe", "actor_rollout_ref.actor.megatron.expert_model_parallel_size=16"], "parallelism"),
+    # what makes SSPO pointless or another algorithm
+    (["data.train_batch_size=64"], "on_policy"),
+    (["actor_rollout_ref.actor.clip_ratio_high=0.28"], "unread"),
+    (["actor_rollout_ref.actor.tau_pos=10"], "unread"),
+    (["actor_rollout_ref.actor.use_kl_loss=true"], "kl"),
+    (["algorithm.use_kl_in_reward=true"], "kl"),
+    (["actor_rollout_ref.actor.policy_loss.tau_neg=1000"], "temperature"),
+    (["actor_rollout_ref.actor.policy_loss.gate=tanh"], "gate"),
+    (["algo=gspo", "actor_rollout_ref.actor.policy_loss.loss_mode=sspo"], "target"),
+    (["actor_rollout_ref.actor.policy_loss.loss_mode=gspo"], "gate_unused"),
+    (["algorithm.rollout_correction.bypass_mode=true"], "bypass_mode"),
+    (["hardware=megatron_8gpu", "actor_rollout_ref.actor.megatron.context_parallel_size=2"], "context_parallel"),
+    # the rest
+    (["data.seed=null"], "seed"),
+    (["reward.sandbox_fusion.url=http://x"], "sandbox"),
+    (['ray_kwargs.ray_init.runtime_env.py_executable="uv run --frozen"'], "py_executable"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "check"), BROKEN, ids=[f"{c}-{i}" for i, (_, c) in enumerate(BROKEN)])
+def test_broken_recipe_is_caught(overrides, check):
+    findings = configuration_findings(_changed("gsm8k", *overrides))
+    assert check in {finding.check for finding in findings}
+    assert all(finding.remedy for finding in findings)
+
+
+#: What an algorithm may set. Anything else would make a comparison change more than the algorithm.
+OF_THE_ALGORITHM = (
+    "algorithm.adv_estimator",
+    "algorithm.norm_adv_by_std_in_grpo",
+    "algorithm.sspo.",
+    "actor_rollout_ref.actor.policy_loss.",
+    "actor_rollout_ref.actor.loss_agg_mode",
+    "actor_rollout_ref.actor.loss_scale_factor",
+    "actor_rollout_ref.actor.clip_ratio",
+    "actor_rollout_ref.actor.tau_",
+    "trainer.experiment_name",
+)
+#: geo_mean's sums depend on the micro-batches; see recipes/algo/gmpo.yaml.
+OF_GMPO = ("actor_rollout_ref.actor.use_dynamic_bsz", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu")
+
+
+def _flat(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_algorithm_changes_the_algorithm_alone(algorithm):
+    content = yaml.safe_load((RECIPES / "algo" / f"{algorithm}.yaml").read_text())
+    parents = [name for name in content.pop("defaults", []) if name != "_self_"]
+    own = dict(_flat(content))
+    allowed = OF_THE_ALGORITHM + (OF_GMPO if algorithm == "gmpo" else ())
+    assert [key for key in own if not key.startswith(allowed)] == []
+    for parent in parents:
+        own = {**dict(_flat(yaml.safe_load((RECIPES / "algo" / f"{parent}.yaml").read_text()))), **own}
+    # Whatever one of them sets to tell itself from verl's defaults, all of them set.
+    resets = {
+        "algorithm.adv_estimator",
+        "algorithm.norm_adv_by_std_in_grpo",
+        "actor_rollout_ref.actor.policy_loss._target_",
+        "actor_rollout_ref.actor.policy_loss.loss_mode",
+        "actor_rollout_ref.actor.loss_agg_mode",
+        "actor_rollout_ref.actor.loss_scale_factor",
+        *(f"actor_rollout_ref.actor.clip_ratio{end}" for end in ("", "_low", "_high", "_c")),
+    }
+    assert resets <= own.keys()
+
+
+def test_published_hyperparameters_arrive():
+    def actor(algorithm):
+        return omega_conf_to_dataclass(_compose("math", f"algo={algorithm}").actor_rollout_ref.actor)
+
+    gspo, gmpo, sapo, dr_grpo = actor("gspo"), actor("gmpo"), actor("sapo"), actor("dr_grpo")
+    assert (gspo.clip_ratio_low, gspo.clip_ratio_high) == (3e-4, 4e-4)
+    assert (gmpo.clip_ratio_low, gmpo.clip_ratio_high) == (0.4, 0.4)
+    assert (sapo.tau_pos, sapo.tau_neg) == (1.0, 1.05)
+    assert (dr_grpo.loss_agg_mode, dr_grpo.loss_scale_factor) == ("seq-mean-token-sum-norm", 3072)
+    v3, v1, forward = actor("sspo").policy_loss, actor("sspo_v1").policy_loss, actor("sspo_forward").policy_loss
+    assert (v3.gate, v3.gate_domain, v3.tau_pos, v3.tau_neg, v3.gate_side) == ("arctan", "log", 10.0, 12.0, "both")
+    assert (v1.gate, v1.gate_domain, v1.tau_pos, v1.tau_neg, v1.gate_side) == ("sigmoid", "ratio", 1.0, 1.05, "both")
+    assert (forward.gate, forward.tau_pos, forward.gate_side) == ("arctan", 10.0, "forward")
+
+
+def test_main_ppo_composes_the_same():
+    arguments = ["hardware=megatron_8gpu", "algo=sspo_v1", "data.train_batch_size=512"]
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(RECIPES), "--config-name", "gsm8k"]
+    run = subprocess.run([*command, *arguments, "--cfg", "job"], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    printed = run.stdout[run.stdout.index("model_engine:") :]
+    assert yaml.safe_load(printed) == yaml.safe_load(OmegaConf.to_yaml(_compose("gsm8k", *arguments)))
