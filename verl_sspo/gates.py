@@ -91,15 +91,16 @@ class Gate:
         """
         if self.domain == "log":
             value, slope = _SHAPE_FUNCTIONS[self.shape](tau * log_ratio)
-            return value / tau, slope
+            return value.div_(tau), slope
         deviation = torch.expm1(_representable(log_ratio))  # r - 1
         if self.is_sapo:
             u = tau * deviation
             return F.logsigmoid(u) + torch.log(4.0 / tau), tau * (1.0 + deviation) * torch.sigmoid(-u)
         value, slope = _SHAPE_FUNCTIONS[self.shape](tau * deviation)
         # |G(u)| <= |u| gives f >= r for r < 1; rounding must not break it, or log f is lost for tiny tau.
-        f_minus_1 = torch.maximum(value / tau, deviation.clamp(max=0.0))
-        return torch.log1p(f_minus_1), (1.0 + deviation) * slope / (1.0 + f_minus_1)
+        f_minus_1 = torch.maximum(value.div_(tau), deviation.clamp(max=0.0))
+        slope = slope.mul_(deviation.add_(1.0)).div_(f_minus_1 + 1.0)
+        return f_minus_1.log1p_(), slope
 
 
 PRESETS = {
@@ -116,24 +117,29 @@ def _representable(log_ratio: torch.Tensor) -> torch.Tensor:
     return log_ratio.clamp(min=math.log(info.eps), max=0.45 * math.log(info.max))
 
 
+# The four shapes return G(u) and G'(u). They overwrite u: on a CPU, memory traffic is most of their cost.
+
+
 def _arctan(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.atan(u), 1.0 / (1.0 + u * u)
+    value = torch.atan(u)
+    return value, u.mul_(u).add_(1.0).reciprocal_()
 
 
 def _sigmoid(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    t = torch.tanh(0.5 * u)
-    return 2.0 * t, 1.0 - t * t
+    t = u.mul_(0.5).tanh_()
+    return 2.0 * t, t.mul_(t).neg_().add_(1.0)
 
 
 def _erf(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return math.sqrt(math.pi / 2) * torch.erf(u * math.sqrt(0.5)), torch.exp(-0.5 * u * u)
+    value = torch.erf(u * math.sqrt(0.5)).mul_(math.sqrt(math.pi / 2))
+    return value, u.mul_(u).mul_(-0.5).exp_()
 
 
 def _softsign(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     limit = 0.1 * math.sqrt(torch.finfo(u.dtype).max)
-    u = u.clamp(-limit, limit)  # u * u stays finite, and +-inf gives +-1
-    inverse = torch.rsqrt(1.0 + u * u)
-    return u * inverse, inverse * inverse * inverse
+    u = u.clamp_(-limit, limit)  # u * u stays finite, and +-inf gives +-1
+    inverse = (u * u).add_(1.0).rsqrt_()
+    return u.mul_(inverse), inverse * inverse * inverse
 
 
 # G and G' of each shape.

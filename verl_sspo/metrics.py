@@ -28,6 +28,7 @@ its slope is reported as 1 and its share as 0.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 MOVED = 0.1  # |z| from which a token counts as forward or corrective
@@ -69,25 +70,28 @@ class TokenSums:
             log_ratio, slope, advantages: (rows, T), log_ratio and advantages 0 at tokens that are not valid.
             valid: 1.0 at valid tokens, 0.0 elsewhere, (rows, T), in the dtype of the others.
         """
-        finite = torch.eq(log_ratio - log_ratio, 0.0, out=torch.empty_like(log_ratio))  # inf - inf is NaN
         z = torch.nan_to_num(log_ratio, nan=0.0, posinf=0.0, neginf=0.0)
+        sets = slope.new_empty(len(_SETS), *slope.shape)
+        torch.eq(z, log_ratio, out=sets[0]).mul_(valid)  # finite and valid
+        moved = advantages * sets[0]
+        torch.gt(moved, 0.0, out=sets[1])
+        torch.lt(moved, 0.0, out=sets[2])
+        moved.sign_().mul_(z)
+        torch.gt(moved, MOVED, out=sets[3])
+        torch.lt(moved, -MOVED, out=sets[4])
         summands = slope.new_empty(2, *slope.shape)
         torch.nan_to_num(slope, nan=0.0, out=summands[0])
         torch.lt(summands[0], CLOSED, out=summands[1])
-        sets = slope.new_empty(len(_SETS), *slope.shape)
-        torch.mul(valid, finite, out=sets[0])
-        a = advantages * sets[0]
-        torch.gt(a, 0.0, out=sets[1])
-        torch.lt(a, 0.0, out=sets[2])
-        moved = torch.sign(a) * z
-        torch.gt(moved, MOVED, out=sets[3])
-        torch.lt(moved, -MOVED, out=sets[4])
         counts = sets.flatten(1).sum(dim=-1)
         # Both sums over all five sets: one matrix product.
         by_set = torch.cat([counts.unsqueeze(0), summands.flatten(1) @ sets.flatten(1).T])
-        abs_z = z.abs()
-        over_all = torch.stack([z.sum(), abs_z.sum(), valid.sum() - counts[0]])
-        return cls(by_set, over_all, abs_z.max() if abs_z.numel() else z.new_zeros(()))
+        z_sum = z.sum()
+        z.abs_()
+        over_all = torch.stack([z_sum, z.sum(), valid.sum() - counts[0]])
+        return cls(by_set, over_all, z.max() if z.numel() else z.new_zeros(()))
+
+    def parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.by_set, self.over_all, self.largest
 
     def __iadd__(self, other: "TokenSums") -> "TokenSums":
         self.by_set += other.by_set
@@ -112,31 +116,21 @@ class Statistics:
 
     def as_metrics(self) -> dict[str, float]:
         """The metrics of this module's table: always the same keys, all finite, one device-to-host transfer."""
-        valid = (self.lengths > 0) & torch.isfinite(self.weights)
-        weight = torch.where(valid, self.weights, 0.0)
-        used = valid.sum()
-        mean_weight = weight.sum() / used.clamp(min=1)
-        sequences = [
-            (self.lengths > 0).sum(),
-            used,
-            mean_weight,
-            torch.where(valid, weight - mean_weight, 0.0).square().sum(),
-            torch.where(valid, self.weights, torch.inf).amin() if len(weight) else weight.new_tensor(torch.inf),
-            torch.where(valid, self.weights, -torch.inf).amax() if len(weight) else weight.new_tensor(-torch.inf),
-        ]
-        sums = (self.tokens.by_set.flatten(), self.tokens.over_all, self.tokens.largest.reshape(1))
-        numbers = torch.cat([*sums, torch.stack([s.to(weight.dtype) for s in sequences])]).tolist()  # the one transfer
-        counts, slopes, closed = (
-            dict(zip(_SETS, numbers[start : start + len(_SETS)], strict=True))
-            for start in (0, len(_SETS), 2 * len(_SETS))
+        parts = (*self.tokens.parts(), self.weights, self.lengths.to(self.weights.dtype))
+        numbers = torch.cat([part.flatten() for part in parts]).cpu().double().numpy()  # the one transfer
+        by_set, over_all, (largest,), weights, lengths = np.split(
+            numbers, np.cumsum([part.numel() for part in parts[:-1]])
         )
-        z, abs_z, nonfinite, largest, *of_sequences = numbers[3 * len(_SETS) :]
-        sequence_count, weight_count, weight_mean, weight_squares, weight_min, weight_max = of_sequences
-        weight_variance = weight_squares / max(weight_count, 1.0)
+        counts, slopes, closed = (dict(zip(_SETS, row, strict=True)) for row in by_set.reshape(3, -1).tolist())
+        z, abs_z, nonfinite = over_all.tolist()
+        weights = weights[(lengths > 0) & np.isfinite(weights)]
+        if not len(weights):
+            weights = np.ones(1)
 
         def mean(total: float, token_set: str, empty: float) -> float:
             return total / counts[token_set] if counts[token_set] else empty
 
+        square_mean = float(np.mean(weights * weights))
         return {
             "actor/ppo_kl": -mean(z, "all", 0.0),
             "sspo/slope": mean(slopes["all"], "all", 1.0),
@@ -148,14 +142,14 @@ class Statistics:
             "sspo/share_corrective": mean(counts["corrective"], "all", 0.0),
             "sspo/closed_positive": mean(closed["positive"], "positive", 0.0),
             "sspo/closed_negative": mean(closed["negative"], "negative", 0.0),
-            "sspo/sequence_weight": weight_mean if weight_count else 1.0,
-            "sspo/sequence_weight_std": weight_variance**0.5,
-            "sspo/sequence_weight_min": weight_min if weight_count else 1.0,
-            "sspo/sequence_weight_max": weight_max if weight_count else 1.0,
-            "sspo/effective_sample_size": weight_mean**2 / (weight_mean**2 + weight_variance) if weight_mean else 1.0,
+            "sspo/sequence_weight": float(weights.mean()),
+            "sspo/sequence_weight_std": float(weights.std()),
+            "sspo/sequence_weight_min": float(weights.min()),
+            "sspo/sequence_weight_max": float(weights.max()),
+            "sspo/effective_sample_size": float(weights.mean()) ** 2 / square_mean if square_mean else 1.0,
             "sspo/abs_log_ratio": mean(abs_z, "all", 0.0),
-            "sspo/abs_log_ratio_max": largest,
+            "sspo/abs_log_ratio_max": float(largest),
             "sspo/tokens": counts["all"] + nonfinite,
-            "sspo/sequences": sequence_count,
+            "sspo/sequences": float((lengths > 0).sum()),
             "sspo/nonfinite_log_ratios": nonfinite,
         }
