@@ -5,6 +5,9 @@ Used as `reward.custom_reward_function.path=pkg://verl_sspo.rewards`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from inspect import signature
 from typing import Any
 
 #: What every call returns, whatever the task. verl takes the keys of the first row of a batch for all of them,
@@ -18,14 +21,49 @@ COLUMNS: dict[str, Any] = {
     "pred": None,  # the answer as text, for verl's majority vote; None where voting has no meaning
 }
 
-MATHEMATICS = (
-    "openai/gsm8k",
-    "lighteval/MATH",
-    "DigitalLearningGmbH/MATH-lighteval",
-    "HuggingFaceH4/MATH-500",
-    "zwhe99/DeepMath-103K",
+# Names as on the hub and as verl's own data scripts write them. A name that starts with "aime" is mathematics too.
+MATHEMATICS = frozenset(
+    {
+        "openai/gsm8k",
+        "lighteval/MATH",
+        "DigitalLearningGmbH/MATH-lighteval",
+        "HuggingFaceH4/MATH-500",
+        "HuggingFaceH4/aime_2024",
+        "math-ai/aime24",
+        "math-ai/aime25",
+        "zwhe99/DeepMath-103K",
+        "math",
+        "math_dapo",
+        "math_dapo_reasoning",
+        "numina_aops_forum",
+        "numina_synthetic_math",
+        "numina_amc_aime",
+        "numina_synthetic_amc",
+        "numina_cn_k12",
+        "numina_olympiads",
+    }
 )
-CODE = ("codecontests", "apps", "codeforces", "taco", "openai_humaneval", "mbpp")
+CODE = frozenset(
+    {
+        "apps",
+        "codecontests",
+        "codeforces",
+        "taco",
+        "livecodebench",
+        "primeintellect",
+        "openai_humaneval",
+        "openai/openai_humaneval",
+        "mbpp",
+        "google-research-datasets/mbpp",
+    }
+)
+# verl passes these to every reward function where a reward model runs beside it.
+_REWARD_MODEL = frozenset({"reward_router_address", "reward_model_tokenizer"})
+
+
+@cache
+def _options(score: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(name for name, each in signature(score).parameters.items() if each.kind is each.KEYWORD_ONLY)
 
 
 def compute_score(
@@ -38,20 +76,40 @@ def compute_score(
         solution_str: The response, without the prompt.
         ground_truth: What the data preparation stored under `reward_model.ground_truth`.
         extra_info: The row's `extra_info`; unused.
-        **kwargs: `reward.custom_reward_function.reward_kwargs`.
+        **kwargs: `reward.custom_reward_function.reward_kwargs`: the options of `mathematics.score` and `code.score`.
+            Each task takes its own, so one configuration serves a mix.
 
     Returns:
         The keys of `COLUMNS`.
 
     Raises:
-        ValueError: `data_source` belongs to no task.
+        ValueError: `data_source` belongs to no task, or `ground_truth` is not what the task needs.
+        TypeError: An option that no task has.
+        SandboxError: Model-written programs cannot run safely on this host.
     """
+    scored: dict[str, Any]
     if data_source == "arithmetic":
         from verl_sspo.rewards import arithmetic
 
-        scored = arithmetic.score(solution_str, ground_truth)
+        scored = dict(arithmetic.score(solution_str, ground_truth))
     else:
-        raise ValueError(f"no reward for data_source={data_source!r}")
+        from verl_sspo.rewards import code, mathematics
+
+        if unknown := kwargs.keys() - _options(mathematics.score) - _options(code.score) - _REWARD_MODEL:
+            known = sorted(_options(mathematics.score) | _options(code.score))
+            raise TypeError(f"unknown reward options {sorted(unknown)}: there are {known}")
+        score: Callable[..., dict[str, Any]]
+        if data_source in MATHEMATICS or data_source.startswith("aime"):
+            score = mathematics.score
+        elif data_source in CODE:
+            score = code.score
+        else:
+            raise ValueError(
+                f"no reward for data_source={data_source!r}: there are 'arithmetic', names that start with 'aime', "
+                f"{sorted(MATHEMATICS)} and {sorted(CODE)}"
+            )
+        options = {name: value for name, value in kwargs.items() if name in _options(score)}
+        scored = score(solution_str, ground_truth, **options)
     if unknown := scored.keys() - COLUMNS.keys():
         raise TypeError(f"the reward of {data_source!r} returned {sorted(unknown)}, which COLUMNS does not list")
     return COLUMNS | scored

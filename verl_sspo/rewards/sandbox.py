@@ -25,7 +25,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -253,7 +253,7 @@ def slot(count: int | None = None) -> Iterator[None]:
 
 def run_cases(
     program: str, cases: list[dict[str, Any]], limits: Limits, *, unsafe_without_sandbox: bool = False
-) -> Iterator[tuple[str, bytes]]:
+) -> Generator[tuple[str, bytes], None, None]:
     """Runs a program once for each case, in a fresh process each.
 
     Args:
@@ -281,7 +281,7 @@ def run_cases(
 
 
 def run_checks(
-    program: str,
+    sources: list[str],
     checks: list[str],
     limits: Limits,
     *,
@@ -296,13 +296,16 @@ def run_checks(
     program never sees.
 
     Args:
-        program: Python source, hostile.
+        sources: Python source, hostile, run one after the other in the same module.
         checks: Python statements; each passes if it raises nothing.
         limits: What either may use.
         context: Source that runs before the checks, in their sandbox.
         entry_point: Function that the checks also know as `candidate`.
         all_checks: Go on after a check failed.
         unsafe_without_sandbox: Run both unprotected.
+
+    Returns:
+        The checker's verdict; no test passed where it sent none.
 
     Raises:
         SandboxError: The sandbox does not work here.
@@ -316,7 +319,7 @@ def run_checks(
         try:
             server = stack.enter_context(
                 _started(
-                    {"role": "program", "program": program, "calls": calls, "answers": answer},
+                    {"role": "program", "sources": sources, "calls": calls, "answers": answer},
                     limits,
                     unsafe=unsafe_without_sandbox,
                     pass_fds=(calls, answer),

@@ -277,22 +277,27 @@ def system_call_filter() -> Callable[[], None]:
 # --- programs ----------------------------------------------------------------------------------------------------
 
 # Names that judges such as LeetCode provide, and that programs written for them use without importing.
-MODULES = (
-    "bisect collections copy datetime functools heapq itertools json math operator random re statistics string sys "
-    "typing"
-).split()
-NAMES = {
+# module: what of it goes without its name
+PROVIDED = {
     "bisect": "bisect_left bisect_right insort insort_left insort_right",
     "collections": "ChainMap Counter OrderedDict defaultdict deque namedtuple",
     "copy": "deepcopy",
+    "datetime": "",
     "functools": "cache cmp_to_key lru_cache partial reduce",
     "heapq": "heapify heappop heappush heappushpop heapreplace merge nlargest nsmallest",
     "itertools": "accumulate chain combinations combinations_with_replacement count cycle groupby islice pairwise "
     "permutations product repeat starmap takewhile dropwhile zip_longest",
-    "math": "acos asin atan atan2 ceil comb cos exp factorial fabs floor gcd hypot inf isqrt lcm log log10 log2 pi prod "
-    "sin sqrt tan",
-    "typing": "Any Callable DefaultDict Deque Dict Generator Iterable Iterator List Mapping Optional Sequence Set Tuple "
-    "Type TypeVar Union",
+    "json": "",
+    "math": "acos asin atan atan2 ceil comb cos exp factorial fabs floor gcd hypot inf isqrt lcm log log10 log2 pi "
+    "prod sin sqrt tan",
+    "operator": "",
+    "random": "",
+    "re": "",
+    "statistics": "",
+    "string": "",
+    "sys": "",
+    "typing": "Any Callable DefaultDict Deque Dict Generator Iterable Iterator List Mapping Optional Sequence Set "
+    "Tuple Type TypeVar Union",
 }
 
 
@@ -321,8 +326,8 @@ def global_names(source: str) -> set[str]:
 def provided_names(names: set[str]) -> dict[str, Any]:
     """Of the given names, those that a judge provides."""
     provided: dict[str, Any] = {}
-    for source in MODULES:
-        members = names.intersection(NAMES.get(source, "").split())
+    for source, listed in PROVIDED.items():
+        members = names.intersection(listed.split())
         if members or source in names:
             loaded = __import__(source)
             provided |= {member: getattr(loaded, member) for member in members}
@@ -498,9 +503,13 @@ def serve_program(request: dict[str, Any]) -> None:
     limit_resources(limits, int(limits["program_timeout"]) + 2)
     system_call_filter()()
     try:
-        program = Program(request["program"])
-        module = new_module("solution", program.provided)
-        exec(program.code, module.__dict__)
+        module = new_module("solution", {})
+        for source in request["sources"]:
+            program = Program(source)
+            module.__dict__.update(
+                {name: value for name, value in program.provided.items() if name not in vars(module)}
+            )
+            exec(program.code, module.__dict__)
     except BaseException as error:
         write_frame(answers, encode(("end", f"exception while loading: {type(error).__name__}")))
         return
@@ -531,11 +540,14 @@ def serve_program(request: dict[str, Any]) -> None:
 
 # Exceptions that a check may see the program raise. Those that steer the interpreter (StopIteration ends a loop over
 # the answers as if all were there) are not among them.
-RAISED = (
-    "ArithmeticError AssertionError AttributeError EOFError Exception IndexError KeyError LookupError NameError "
-    "NotImplementedError OSError OverflowError RecursionError RuntimeError TypeError UnicodeError ValueError "
-    "ZeroDivisionError"
-).split()
+RAISED: dict[str, type[Exception]] = {
+    kind.__name__: kind
+    for kind in (
+        *(ArithmeticError, AssertionError, AttributeError, EOFError, Exception, IndexError, KeyError, LookupError),
+        *(NameError, NotImplementedError, OSError, OverflowError, RecursionError, RuntimeError, TypeError),
+        *(UnicodeError, ValueError, ZeroDivisionError),
+    )
+}
 
 
 def run_checker(request: dict[str, Any]) -> None:
@@ -575,7 +587,7 @@ def run_checker(request: dict[str, Any]) -> None:
                 finish("the program ended")
             except (ValueError, TypeError, RecursionError, MemoryError) as problem:
                 finish(f"not plain data: {problem}"[:200])
-            raise getattr(builtins, error if error in RAISED else "RuntimeError")(message)
+            raise RAISED.get(str(error), RuntimeError)(message)
 
         call.__name__ = name
         return call
@@ -586,7 +598,7 @@ def run_checker(request: dict[str, Any]) -> None:
         space = new_module("checks", {}).__dict__
         # What the data set defines is its own, and so are modules. Everything else it calls is the program's.
         names = set().union(*(code.names for code in (context, *codes)))
-        space.update(provided_names(names.intersection(MODULES)))
+        space.update(provided_names(names.intersection(PROVIDED)))
         space.update({name: remote(name) for name in names if name not in space and not hasattr(builtins, name)})
         exec(context.code, space)
         if entry_point := request["entry_point"]:

@@ -1,0 +1,278 @@
+"""Reward of programming tasks: does the program of the response pass its tests?
+
+`ground_truth` is JSON, or the dict it stands for, in one of the forms the field uses:
+
+- `{"inputs": [...], "outputs": [...]}`: standard input and output (APPS, TACO, Eurus-2-RL-Data).
+- the same with `"fn_name"`: arguments and result of a function, or of a method of the class `Solution`. An input is a
+  list of arguments, or a string with one JSON value a line.
+- `{"test": "def check(candidate): ...", "entry_point": "f"}` (HumanEval), optionally with `"prompt"`, the code that
+  the program completes: its functions are then the data set's own in the test.
+- `{"asserts": ["assert f(1) == 2", ...]}` (MBPP), optionally with `"setup"`, code that runs before them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import threading
+from functools import cache
+from typing import Any
+
+from verl_sspo.rewards import sandbox
+from verl_sspo.rewards.sandbox import Limits, Verdict
+from verl_sspo.rewards.sandbox_runner import decode
+
+_BLOCK = re.compile(r"^[ \t]*```[ \t]*([\w+.-]*)[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+_PYTHON = {"", "py", "python", "python3", "python2", "py3"}
+
+
+def extract_program(solution_str: str) -> str | None:
+    """The last fenced block that is Python or does not say what it is; None where there is none."""
+    programs = [body for language, body in _BLOCK.findall(solution_str) if language.lower() in _PYTHON]
+    return programs[-1] if programs else None
+
+
+def score(
+    solution_str: str,
+    ground_truth: str | dict[str, Any],
+    *,
+    partial_credit: bool = False,
+    test_timeout: float = Limits.test_timeout,
+    program_timeout: float = Limits.program_timeout,
+    memory_mb: int = Limits.memory_bytes >> 20,
+    max_concurrent: int | None = None,
+    sandbox_fusion_url: str | None = None,
+    unsafe_without_sandbox: bool = False,
+) -> dict[str, Any]:
+    """Scores a response by running its program against tests.
+
+    Args:
+        solution_str: The response.
+        ground_truth: The tests, in one of the forms above.
+        partial_credit: The score is the share of tests passed, not all or nothing.
+        test_timeout: Seconds for one test.
+        program_timeout: Seconds for all tests of a program.
+        memory_mb: Memory of a program, in MiB.
+        max_concurrent: Programs that run at a time on this host; one for each processor by default.
+        sandbox_fusion_url: Run programs on this SandboxFusion server, through verl's client, instead of locally.
+        unsafe_without_sandbox: Run programs without any protection, with the rights of the caller.
+
+    Raises:
+        ValueError: `ground_truth` has none of the forms.
+        SandboxError: The sandbox does not work on this host.
+    """
+    tests = json.loads(ground_truth) if isinstance(ground_truth, str) else ground_truth
+    if not isinstance(tests, dict) or not (
+        {"inputs", "outputs"} <= tests.keys() or {"test", "entry_point"} <= tests.keys() or "asserts" in tests
+    ):
+        raise ValueError(
+            "ground_truth of a programming task needs `inputs` and `outputs`, `test` and `entry_point`, or `asserts`"
+        )
+    program = extract_program(solution_str)
+    if program is None:
+        return {"error": "no code block"}
+    if sandbox_fusion_url:
+        verdict = _ask_sandbox_fusion(
+            sandbox_fusion_url, solution_str, program, tests, test_timeout, memory_mb, max_concurrent or 64
+        )
+    else:
+        limits = Limits(test_timeout=test_timeout, program_timeout=program_timeout, memory_bytes=memory_mb << 20)
+        with sandbox.slot(max_concurrent):
+            verdict = judge(
+                program, tests, limits, all_tests=partial_credit, unsafe_without_sandbox=unsafe_without_sandbox
+            )
+    passed = bool(verdict.total) and verdict.passed == verdict.total
+    share = verdict.passed / verdict.total if verdict.total else 0.0
+    return {
+        "score": share if partial_credit else float(passed),
+        "acc": float(passed),
+        "format": 1.0,
+        "timeout": float(verdict.error == "timeout"),
+        "error": verdict.error,
+    }
+
+
+def judge(
+    program: str,
+    tests: dict[str, Any],
+    limits: Limits,
+    *,
+    all_tests: bool = False,
+    unsafe_without_sandbox: bool = False,
+) -> Verdict:
+    """Runs a program against tests; stops at the first that fails unless `all_tests`."""
+    if len(program) > 1 << 20 or "\0" in program:
+        return Verdict(0, 1, "does not compile: too long, or with null characters")
+    program = program.encode(errors="replace").decode()  # lone surrogates, which no source file can hold
+    if "inputs" in tests:
+        return _judge_cases(program, tests, limits, all_tests, unsafe_without_sandbox)
+    if "test" in tests:
+        prompt, entry_point = tests.get("prompt") or "", tests["entry_point"]
+        sources, context = [prompt, program], [prompt, tests["test"]]
+        checks = [f"check({entry_point})"]
+    else:
+        entry_point, sources, checks = None, [program], list(tests["asserts"])
+        setup = tests.get("setup") or []
+        context = [setup] if isinstance(setup, str) else list(setup)
+    return sandbox.run_checks(
+        sources,
+        checks,
+        limits,
+        context=context,
+        entry_point=entry_point,
+        all_checks=all_tests,
+        unsafe_without_sandbox=unsafe_without_sandbox,
+    )
+
+
+# --- inputs and outputs ------------------------------------------------------------------------------------------
+
+
+def _judge_cases(program: str, tests: dict[str, Any], limits: Limits, all_tests: bool, unsafe: bool) -> Verdict:
+    inputs, outputs, function = tests["inputs"], tests["outputs"], tests.get("fn_name")
+    if len(inputs) != len(outputs):
+        raise ValueError(f"ground_truth has {len(inputs)} inputs and {len(outputs)} outputs")
+    cases: list[dict[str, Any]]
+    if function:
+        cases = [{"call": (function, _arguments(each))} for each in inputs]
+    else:
+        cases = [{"stdin": _text(each).encode(errors="replace")} for each in inputs]
+    passed, failure = 0, ""
+    # The expected outputs stay here.
+    results = sandbox.run_cases(program, cases, limits, unsafe_without_sandbox=unsafe)
+    for expected in outputs:
+        try:
+            error, output = next(results)
+        except TimeoutError:
+            error, output = "timeout", b""
+        except (StopIteration, ValueError):
+            error, output = "the program broke off", b""
+        if not error:
+            same = _same_result(output, expected) if function else same_output(output, _text(expected))
+            error = "" if same else "wrong answer"
+        passed += not error
+        failure = failure or error
+        if error and not all_tests:
+            break
+    results.close()
+    return Verdict(passed, len(outputs), failure)
+
+
+def _text(value: Any) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+# Far below the precision that any problem asks for, far above that of a float.
+RELATIVE, ABSOLUTE = 1e-6, 1e-8
+
+
+def same_output(output: bytes, expected: str) -> bool:
+    """Whether two outputs have the same words on the same lines, blank lines left out.
+
+    Where the expected word is a decimal fraction, a number within 1e-6 of it, relatively, is the same word.
+    """
+    printed = output.decode("utf-8", errors="replace")
+    left, right = ([line.split() for line in text.split("\n") if line.strip()] for text in (printed, expected))
+    return len(left) == len(right) and all(
+        len(words) == len(wanted) and all(map(_same_word, words, wanted))
+        for words, wanted in zip(left, right, strict=True)
+    )
+
+
+def _same_word(word: str, wanted: str) -> bool:
+    if word == wanted:
+        return True
+    if wanted.lstrip("+-").isdigit() or not (_NUMBER.fullmatch(word) and _NUMBER.fullmatch(wanted)):
+        return False
+    return math.isclose(float(word), float(wanted), rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+
+
+def _arguments(given: Any) -> list[Any]:
+    """The arguments of a call, from a list or from lines of JSON."""
+    arguments = [json.loads(line) for line in given.split("\n") if line.strip()] if isinstance(given, str) else given
+    return [_integer_keys(argument) for argument in (arguments if isinstance(arguments, list) else [arguments])]
+
+
+def _integer_keys(value: Any) -> Any:
+    # JSON made strings of a dictionary's integer keys.
+    if isinstance(value, dict) and all(re.fullmatch(r"-?\d+", key) for key in value):
+        return {int(key): item for key, item in value.items()}
+    return value
+
+
+def _same_result(output: bytes, expected: Any) -> bool:
+    try:
+        result = _as_json(decode(output))
+        wanted = json.loads(expected) if isinstance(expected, str) else expected
+    except (ValueError, RecursionError):
+        # The program wrote something else into the channel, or the data set expects a string that is not JSON.
+        try:
+            return isinstance(expected, str) and decode(output) == expected
+        except (ValueError, RecursionError):
+            return False
+    # APPS and TACO wrap the expected result in a list of one.
+    alternatives = [wanted, wanted[0]] if isinstance(wanted, list) and len(wanted) == 1 else [wanted]
+    if isinstance(expected, str):
+        alternatives.append(expected)
+    return any(_same_value(result, _as_json(each)) for each in alternatives)
+
+
+def _as_json(value: Any) -> Any:
+    """Plain data as JSON holds it: tuples are lists, keys are strings."""
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    if isinstance(value, dict):
+        return {str(key): _as_json(each) for key, each in value.items()}
+    return value
+
+
+def _same_value(result: Any, wanted: Any) -> bool:
+    if isinstance(result, list) and isinstance(wanted, list):
+        return len(result) == len(wanted) and all(map(_same_value, result, wanted))
+    if isinstance(result, dict) and isinstance(wanted, dict):
+        return result.keys() == wanted.keys() and all(_same_value(result[key], wanted[key]) for key in wanted)
+    if isinstance(wanted, float) and isinstance(result, int | float) and not isinstance(result, bool):
+        try:
+            return math.isclose(result, wanted, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+        except OverflowError:  # an integer beyond the floats
+            return False
+    return type(result) is type(wanted) and result == wanted
+
+
+# --- a remote sandbox --------------------------------------------------------------------------------------------
+
+
+@cache
+def _fusion_semaphore(max_concurrent: int) -> threading.Semaphore:
+    return threading.Semaphore(max_concurrent)
+
+
+def _ask_sandbox_fusion(
+    url: str,
+    solution_str: str,
+    program: str,
+    tests: dict[str, Any],
+    timeout: float,
+    memory_mb: int,
+    max_concurrent: int,
+) -> Verdict:
+    """Lets verl's client of a SandboxFusion server run the tests.
+
+    There the checks of a data set share a process with the program: its verdicts on them can be forged.
+    """
+    from verl.utils.reward_score import sandbox_fusion
+
+    if "test" in tests:
+        call = f"{tests.get('prompt') or ''}\n\n{program}\n\n{tests['test']}\n\ncheck({tests['entry_point']})"
+        tests, program = {"assert_case": [""]}, call
+    elif "asserts" in tests:
+        setup = tests.get("setup") or ""
+        program = f"{setup if isinstance(setup, str) else chr(10).join(setup)}\n\n{program}"
+        tests = {"assert_case": tests["asserts"]}
+    share, _ = sandbox_fusion.compute_score(
+        url, _fusion_semaphore(max_concurrent), memory_mb, f"```python\n{program}\n```", tests, timeout=int(timeout)
+    )
+    total = len(tests.get("assert_case") or tests["inputs"])
+    return Verdict(round(share * total), total, "" if share == 1 else "wrong answer")

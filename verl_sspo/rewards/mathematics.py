@@ -1,0 +1,462 @@
+r"""Reward of mathematics: is the final answer of the response the right one?
+
+The answer is what stands in the last `\boxed{}` or `<answer>` tag, or after the last `####`. It is compared part by
+part: tuples, intervals, sets, lists and matrices by their shape and then their elements, numbers exactly, words as
+words, and what is left, the formulas, by math-verify. The order is deliberate: math-verify alone takes (1, 2) for
+{1, 2}, 52 in base 8 for 52, and 1.414214 for the root of two.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from verl_sspo.rewards import symbolic
+
+MAX_LENGTH = 2000  # characters of an answer; longer ones count only if they are the same text
+MAX_PARTS = 64  # elements of a set or list whose order is free
+
+
+def score(
+    solution_str: str, ground_truth: str, *, format_reward: float = 0.0, math_timeout: float = 5.0
+) -> dict[str, float | str]:
+    """Scores a response by its final answer.
+
+    Args:
+        solution_str: The response.
+        ground_truth: The answer; of a whole solution, what stands in its last box or after its last `####`.
+        format_reward: Added to the score where the whole response is `<think>...</think><answer>...</answer>`: the
+            reward of answer plus format of arXiv:2602.19345 (restated; the weight is the caller's choice). `format`
+            then says whether it has this form; without it, whether an answer was found at all.
+        math_timeout: Seconds for all the formulas of one answer.
+    """
+    answer = extract_answer(solution_str)
+    gold = extract_answer(str(ground_truth))
+    correct, error = False, ""
+    if answer is None:
+        error = "no answer"
+    else:
+        try:
+            correct = is_equal(str(ground_truth) if gold is None else gold, answer, math_timeout)
+            error = "" if correct else "wrong answer"
+        except TimeoutError:
+            error = "timeout"
+    formatted = answer is not None if not format_reward else has_tags(solution_str)
+    return {
+        "score": float(correct) + format_reward * formatted,
+        "acc": float(correct),
+        "format": float(formatted),
+        "timeout": float(error == "timeout"),
+        "error": error,
+        "pred": (answer or "")[:MAX_LENGTH],
+    }
+
+
+def has_tags(response: str) -> bool:
+    """Whether a response is one `<think>` and one `<answer>` element, in this order, and nothing else."""
+    tags = ("<think>", "</think>", "<answer>", "</answer>")
+    # A prompt may end with the opening tag: then the response begins after it.
+    whole = response if response.lstrip().startswith("<think>") else "<think>" + response
+    form = re.fullmatch(r"\s*<think>.*</think>\s*<answer>.*\S.*</answer>\s*", whole, re.DOTALL)
+    return bool(form) and all(whole.count(tag) == 1 for tag in tags)
+
+
+# --- finding the answer ------------------------------------------------------------------------------------------
+
+_CLOSING = {"{": "}", "(": ")", "[": "]"}
+
+
+def _braced(text: str, start: int) -> int | None:
+    """The index after the brace that closes the one at `start`."""
+    depth = 0
+    for found in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(found[0], 0)
+        if not depth:
+            return start + found.end()
+    return None
+
+
+def _last_box(text: str) -> tuple[int, str] | None:
+    for found in reversed(list(re.finditer(r"\\f?box(?:ed)?(?![a-zA-Z])\s*", text))[-50:]):
+        start = found.end()
+        if text[start : start + 1] != "{":
+            if bare := re.match(r"[^\s$]+", text[start:]):  # \boxed 5
+                return found.start(), bare[0]
+        elif end := _braced(text, start):
+            return found.start(), text[start + 1 : end - 1]
+    return None
+
+
+def extract_answer(text: str) -> str | None:
+    r"""The final answer of a response, or None: the last `\boxed{}` or `<answer>`, else what follows the last `####`.
+
+    A line after `####` wins over an earlier box if it is a number; otherwise it is taken for a heading.
+    """
+    found: list[tuple[int, str]] = []
+    if box := _last_box(text):
+        found.append(box)
+    for tag in re.finditer(r"<answer>((?:(?!<answer>).)*?)</answer>", text, re.DOTALL):
+        inner = _last_box(tag[1])
+        found.append((tag.end(), inner[1] if inner else tag[1]))
+    lines = [(line.start(), line[1]) for line in re.finditer(r"####[ \t]*([^\n]*)", text)]
+    found += [line for line in lines if not found or _number(_clean(line[1])) is not None]
+    return max(found)[1].strip() if found else None
+
+
+# --- reading it --------------------------------------------------------------------------------------------------
+
+_PLAIN = {
+    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ ",
+    "±": r"\pm ", "∪": r"\cup ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∅": r"\emptyset ", "½": r"\frac{1}{2}",
+    "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "²": "^2", "³": "^3", "£": r"\pounds ", "€": r"\euro ", "\u00a0": " ",
+    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\leq": r"\le", r"\geq": r"\ge", r"\neq": r"\ne",
+    r"\lbrace": r"\{", r"\rbrace": r"\}", r"\varnothing": r"\emptyset", r"\degree": r"^\circ", r"^{\circ}": r"^\circ",
+    r"\lbrack": "[", r"\rbrack": "]", r"\lparen": "(", r"\rparen": ")",
+}  # fmt: skip
+_PLAIN_RE = re.compile("|".join(re.escape(key) + (r"(?![a-zA-Z])" if key[-1].isalpha() else "") for key in _PLAIN))
+_TEXT = r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mathsf|mbox|operatorname)\*?\s*\{([^{}]*)\}"
+
+
+def _clean(text: str) -> str:
+    """One spelling for what LaTeX and people spell in several ways."""
+    text = text.strip()
+    text = re.sub(r"<\|[^|>]*\|>$", "", text).strip()
+    for left, right in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
+        if text.startswith(left) and text.endswith(right) and len(text) > len(left + right):
+            inner = text[len(left) : -len(right)]
+            text = text if left in inner else inner.strip()
+    text = re.sub(r"\\(?:displaystyle|textstyle|limits|left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?", "", text)
+    text = _PLAIN_RE.sub(lambda found: _PLAIN[found[0]], text)
+    text = re.sub(r"(?<=\d)(?:\\[!,;: ]|~)(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"\\[!,;:> ]|~|\\q?quad(?![a-zA-Z])", " ", text.replace("\\\\", "\0")).replace("\0", "\\\\")
+    text = text.replace("{,}", ",").replace(r"\%", "%").replace(r"\$", "$")
+    # \frac12, \frac1{2}, \frac{1}2, \sqrt2
+    text = re.sub(r"\\frac\s*([\da-zA-Z])", r"\\frac{\1}", text)
+    text = re.sub(r"(\\frac\s*\{[^{}]*\})\s*([\da-zA-Z])", r"\1{\2}", text)
+    text = re.sub(r"\\sqrt\s*(\d|[a-zA-Z](?![a-zA-Z]))", r"\\sqrt{\1}", text)
+    return re.sub(r"\s+", " ", text).strip().rstrip(".;,").strip()
+
+
+def _key(text: str) -> str:
+    """A cleaned text without what has no meaning at all."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", re.sub(_TEXT, r"\1", text))
+
+
+class _Number(NamedTuple):
+    value: Fraction
+    unit: str
+
+
+_INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_DECIMAL = rf"(?:{_INTEGER}(?:\.\d*)?|\.\d+)"
+_SIGNED = rf"[+-]? ?{_DECIMAL}"
+_POWER = r"(?:\{ ?(?P<power>[+-]?\d+) ?\}|(?P<digit>\d))"
+_VALUE = re.compile(
+    rf"(?P<sign>[+-]?) ?(?P<currency>\$|\\pounds|\\euro)? ?(?P<inner>[+-]?) ?(?:"
+    rf"(?P<repeating>\d*\.\d*)\\overline ?\{{(?P<period>\d+)\}}"
+    rf"|(?P<whole>{_INTEGER})? ?\\frac ?\{{ ?(?P<top>{_SIGNED}) ?\}} ?\{{ ?(?P<bottom>{_SIGNED}) ?\}}"
+    rf"|(?P<whole2>\d+) (?P<top2>\d+) ?/ ?(?P<bottom2>\d+)"
+    rf"|(?P<top3>{_DECIMAL}) ?/ ?(?P<bottom3>{_DECIMAL})"
+    rf"|(?P<decimal>{_DECIMAL})"
+    rf"(?: ?(?:\\times|\\cdot|\*|x) ?10 ?\^ ?{_POWER}|[eE](?P<exponent>[+-]?\d+))?"
+    rf")(?P<rest>.*)",
+    re.DOTALL | re.ASCII,
+)
+# Words after a number that belong to it, not a unit.
+_NOT_UNITS = re.compile(
+    "and|or|to|by|of|in terms|pi|sqrt|sin|cos|tan|log|ln|exp|mod|hundred|thousand|million|billion|trillion|dozen|half|"
+    "thirds?|quarters?|pair|couple|score|factorial|choose|over|times|plus|minus|base|i|e"
+)
+_UNITS = {
+    "dollar": "$", "usd": "$", "buck": "$", "percent": "%", "percentage": "%", "^\\circ": "degree", "deg": "degree",
+    "inch": "in", "inche": "in", "feet": "ft", "foot": "ft", "yard": "yd", "mile": "mi", "meter": "m", "metre": "m",
+    "centimeter": "cm", "millimeter": "mm", "kilometer": "km", "hour": "h", "hr": "h", "minute": "min", "second": "s",
+    "sec": "s", "gram": "g", "kilogram": "kg", "pound": "lb", "ounce": "oz", "liter": "l", "litre": "l",
+    "\\pounds": "£", "\\euro": "€", "euro": "€", "unit": "", "square unit": "", "cubic unit": "", "sq unit": "",
+}  # fmt: skip
+
+
+def _unit(text: str) -> str | None:
+    """The unit that follows a number, in one spelling; None if this is not a unit."""
+    # Upright words are units; powers of units are not told apart from the units, which problems fix anyway.
+    words = re.sub(_TEXT, r" \1 ", text)
+    upright = words != text
+    words = re.sub(r"(?<=[a-zA-Z ])\^ ?(?:\{ ?[23] ?\}|[23])", "", words).strip(" .")
+    if words in ("", "%", "$", "^\\circ"):
+        return _UNITS.get(words, words)
+    if not re.fullmatch(r"[a-zA-Z][a-zA-Z /.'-]*", words):
+        degrees = re.fullmatch(r"\^\\circ ?(C|F|K)?", words)
+        return ("degree " + (degrees[1] or "")).strip() if degrees else None
+    parts = words.lower().replace(".", "").split()
+    if any(map(_NOT_UNITS.fullmatch, parts)) or (not upright and any(len(part) < 2 for part in parts)):
+        return None
+    power = " ".join(part for part in parts if part not in ("square", "cubic", "sq", "cu"))
+    name = power[:-1] if power.endswith("s") and len(power) > 2 else power
+    return _UNITS.get(name, name)
+
+
+def _fraction(text: str) -> Fraction:
+    return Fraction(text.replace(",", "").replace(" ", "").rstrip("."))
+
+
+def _number(text: str) -> _Number | None:
+    """Reads a cleaned text that is a number, with or without a unit; None if it is anything else."""
+    if len(text) > 200:
+        return None
+    found = _VALUE.fullmatch(re.sub(r"^\{(.*)\}$", r"\1", text))
+    if not found or (found["sign"] and found["inner"]):
+        return None
+    unit = _unit(found["rest"])
+    if unit is None:
+        return None
+    # "$5 dollars" and "$5 per hour" are five dollars, "$5 cm" is nothing.
+    if unit and found["currency"] and "per" not in unit and unit != _UNITS.get(found["currency"], "$"):
+        return None
+    if found["period"]:
+        lead, digits = found["repeating"], found["period"]
+        value = _fraction(lead if lead not in (".",) else "0")
+        places = len(lead.partition(".")[2])
+        value += Fraction(int(digits), (10 ** len(digits) - 1) * 10**places)
+    elif top := found["top"] or found["top2"] or found["top3"]:
+        bottom = _fraction(found["bottom"] or found["bottom2"] or found["bottom3"])
+        if not bottom:
+            return None
+        value = _fraction(top) / bottom
+        if whole := found["whole"] or found["whole2"]:
+            if "-" in top or bottom < 0:
+                return None
+            value += _fraction(whole)
+    else:
+        power = int(found["power"] or found["digit"] or found["exponent"] or 0)
+        if abs(power) > 400:
+            return None
+        value = _fraction(found["decimal"]) * Fraction(10) ** power
+    currency = found["currency"]
+    return _Number(
+        -value if "-" in (found["sign"], found["inner"]) else value,
+        _UNITS.get(currency, currency) if currency else unit,
+    )
+
+
+class _Parts(NamedTuple):
+    """An answer made of answers."""
+
+    kind: str  # "set" and "list" have no order; "(,)", "[,)" and so on are tuples and intervals; "union"; "matrix"
+    parts: list[str]
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Splits where the separator stands outside of all brackets. Separators are regular expressions."""
+    parts, depth, start, skip = [], 0, 0, 0
+    for found in re.finditer(rf"(?P<cut>{separator})|\\begin\{{|\\end\{{|\\[{{}}]|\\.|[{{(\[\])}}]", text, re.DOTALL):
+        word = found[0]
+        if found.start() < skip:
+            continue
+        if found["cut"] is not None and not depth:
+            parts.append(text[start : found.start()].strip())
+            start = skip = found.end()
+        elif word in ("\\{", "{", "(", "["):
+            depth += 1
+        elif word == "\\begin{":  # its brace, and what \end{...} closes
+            depth += 2
+        elif word in ("\\}", "}", ")", "]"):
+            depth -= 1
+    return [*parts, text[start:].strip()]
+
+
+_MATRIX = re.compile(r"\\begin ?\{([pbBvV]?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end ?\{\1\}", re.DOTALL)
+
+
+def _parts(text: str) -> _Parts | None:
+    """Takes a cleaned text apart; None if it is in one piece."""
+    if matrix := _MATRIX.fullmatch(text):
+        if r"\begin" in matrix[2]:
+            return None
+        rows = [row for row in matrix[2].split(r"\\") if row.strip()]
+        cells = [[cell.strip() for cell in row.split("&")] for row in rows]
+        style = "matrix" if matrix[1] not in ("vmatrix", "Vmatrix") else matrix[1]
+        return _Parts(f"{style} {[len(row) for row in cells]}", [cell for row in cells for cell in row])
+    if text in (r"\emptyset", r"\{\}", r"\{ \}"):
+        return _Parts("set", [])
+    if len(union := _split(text, r"\\cup(?![a-zA-Z])")) > 1:
+        return _Parts("union", union)
+    if text.startswith(r"\{") and text.endswith(r"\}") and _encloses(text):
+        built = re.search(r"\\mid|\||:", text)  # { x : x > 0 } is no list of elements
+        return None if built else _Parts("set", _split(text[2:-2], ","))
+    if text[:1] in ("(", "[") and text[-1:] in (")", "]") and _encloses(text):
+        inner = _split(text[1:-1], ",")
+        if len(inner) > 1:
+            return _Parts(f"{text[0]},{text[-1]}", inner)
+    if _number(text) is None:
+        conjunction = r",? ?\\text ?\{ ?(?:and|or) ?\} ?|,? (?:and|or) |,"
+        if len(listed := _split(text, conjunction)) > 1:
+            return _Parts("list", listed)
+        if len(signs := _split(text, r"\\pm(?![a-zA-Z])")) == 2 and r"\mp" not in text:
+            return _Parts("list", [f"{signs[0]}+{signs[1]}", f"{signs[0]}-{signs[1]}"])
+    return None
+
+
+def _encloses(text: str) -> bool:
+    """Whether the bracket at the beginning is closed by the one at the end. Half-open intervals close any with any."""
+    depth = 0
+    for found in re.finditer(r"\\[{}]|\\.|[{(\[\])}]", text, re.DOTALL):
+        if found[0] in (r"\{", "{", "(", "["):
+            depth += 1
+        elif found[0] in (r"\}", "}", ")", "]"):
+            depth -= 1
+            if not depth:
+                return found.end() == len(text)
+    return False
+
+
+# --- comparing ---------------------------------------------------------------------------------------------------
+
+
+def is_equal(gold: str, answer: str, timeout: float = 5.0) -> bool:
+    """Whether two answers mean the same.
+
+    Args:
+        gold: The right answer.
+        answer: The answer to judge.
+        timeout: Seconds for all the formulas in it.
+
+    Raises:
+        TimeoutError: It took longer.
+    """
+    if gold.strip() == answer.strip():
+        return bool(gold.strip())
+    if max(len(gold), len(answer)) > MAX_LENGTH:
+        return False
+    return _equal(_clean(gold), _clean(answer), time.monotonic() + timeout)
+
+
+def _equal(gold: str, answer: str, deadline: float) -> bool:
+    gold, answer = (_strip_parentheses(text) for text in (gold, answer))
+    if not gold or not answer:
+        return False
+    if _key(gold) == _key(answer):
+        return True
+    left, right = _parts(gold), _parts(answer)
+    if left or right:
+        if not left or not right:
+            return False
+
+        def same(first: str, second: str) -> bool:
+            return _equal(first, second, deadline)
+
+        if left.kind == right.kind and left.kind not in ("set", "list", "union"):
+            return len(left.parts) == len(right.parts) and all(map(same, left.parts, right.parts))
+        # `x = 1, y = 2` has an order, which `1, 2` does not say.
+        if min(names := [len(_variables(each.parts)) for each in (left, right)]) == 0 and max(names) > 1:
+            return False
+        unordered = {left.kind, right.kind} in ({"set"}, {"list"}, {"set", "list"}, {"union"})
+        return unordered and _same_elements(_without_variable(left.parts), _without_variable(right.parts), same)
+    return _equal_atoms(gold, answer, deadline)
+
+
+def _strip_parentheses(text: str) -> str:
+    while text.startswith("(") and text.endswith(")") and _encloses(text) and len(_split(text[1:-1], ",")) == 1:
+        text = text[1:-1].strip()
+    return text
+
+
+def _same_elements(gold: Sequence[str], answer: Sequence[str], same: Callable[[str, str], bool]) -> bool:
+    if len(gold) != len(answer) or len(gold) > MAX_PARTS:
+        return False
+    left = list(answer)
+    for element in gold:
+        # What is the same text first: most elements need no algebra.
+        left.sort(key=lambda other: _key(other) != _key(element))
+        match = next((place for place, other in enumerate(left) if same(element, other)), None)
+        if match is None:
+            return False
+        del left[match]
+    return True
+
+
+_ASSIGNMENT = re.compile(r"([a-zA-Z]|[a-zA-Z]_\{?\w\}?|[a-zA-Z]\([a-zA-Z]\)|\\[a-zA-Z]+) ?=(?!=) ?([^=<>]+)")
+
+
+def _variables(parts: list[str]) -> set[str]:
+    return {found[1] for found in map(_ASSIGNMENT.fullmatch, parts) if found}
+
+
+def _without_variable(parts: list[str]) -> list[str]:
+    """`x = 1, x = 2` and `x = 1, 2` are `1, 2`."""
+    if len(_variables(parts)) != 1:
+        return parts
+    return [found[2] if (found := _ASSIGNMENT.fullmatch(part)) else part for part in parts]
+
+
+def _equal_atoms(gold: str, answer: str, deadline: float) -> bool:
+    left, right = _ASSIGNMENT.fullmatch(gold), _ASSIGNMENT.fullmatch(answer)
+    if left and right:
+        return left[1] == right[1] and _equal(left[2], right[2], deadline)
+    if left or right:
+        # "x = 5" answers what "5" answers. A whole equation does not answer what its right side does.
+        plain, named = (answer, left) if left else (gold, right)
+        if named is not None and "=" not in plain:
+            return _equal(named[2] if left else plain, plain if left else named[2], deadline)
+    first, second = _number(gold), _number(answer)
+    if first and second:
+        return _equal_numbers(first, second)
+    digits, others = _in_base(gold), _in_base(answer)
+    if digits or others:
+        return digits == others
+    if _is_words(gold) or _is_words(answer):
+        return _words(gold) == _words(answer) != ""
+    if any(re.search(r"\d ?:|\.\.\.|\\dots|\\ldots|\\cdots", text) for text in (gold, answer)):
+        return False  # ratios, times and patterns, which math-verify reads up to the first strange sign
+    return symbolic.equal(_exact(gold), _exact(answer), deadline)
+
+
+def _equal_numbers(gold: _Number, answer: _Number) -> bool:
+    if gold.value == answer.value:
+        # A unit may be left out, not exchanged.
+        return gold.unit == answer.unit or not gold.unit or not answer.unit
+    # 50% is 0.5 wherever one of them has the sign and the other has no unit.
+    if gold.unit == "%" and not answer.unit:
+        return gold.value / 100 == answer.value
+    return answer.unit == "%" and not gold.unit and answer.value / 100 == gold.value
+
+
+def _in_base(text: str) -> tuple[str, str] | None:
+    """Digits and base of a number written with its base."""
+    found = re.fullmatch(r"([0-9A-Fa-f.]*\d[0-9A-Fa-f.]*) ?_ ?(?:\{ ?(\w+) ?\}|(\d))", re.sub(_TEXT, r"\1", text))
+    named = dict(two="2", three="3", four="4", five="5", six="6", seven="7", eight="8", nine="9", ten="10")
+    if not found:
+        return None
+    base = (found[2] or found[3]).lower()
+    return found[1].lstrip("0").upper(), named.get(base, base)
+
+
+_FUNCTIONS = re.compile("(arc)?(sin|cos|tan|cot|sec|csc)h?|log|exp|sqrt|max|min|gcd|lcm")
+
+
+def _is_words(text: str) -> bool:
+    """Whether an answer is words, or an upright letter to choose, and no mathematics."""
+    plain = re.sub(_TEXT, r" \1 ", text)
+    words = re.findall(r"[a-zA-Z]+", plain)
+    upright = plain != text and re.search(r"[\\^_{}=<>+*/]", plain) is None
+    return bool(words) and (
+        upright or any(len(word) > 2 and not _FUNCTIONS.fullmatch(word) for word in _outside_commands(plain))
+    )
+
+
+def _outside_commands(text: str) -> list[str]:
+    return re.findall(r"[a-zA-Z]+", re.sub(r"\\[a-zA-Z]+", " ", text))
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+|[^\w\s(){}\[\].,'\"-]", re.sub(_TEXT, r" \1 ", text).lower()))
+
+
+def _exact(text: str) -> str:
+    """Decimals as fractions, upright letters as letters: what math-verify should not round or guess."""
+    text = re.sub(
+        r"(?<![\d.])(\d*)\.(\d+)(?![\d.])", lambda d: rf"\frac{{{int(d[1] + d[2])}}}{{{10 ** len(d[2])}}}", text
+    )
+    return re.sub(_TEXT, r"\1", text)

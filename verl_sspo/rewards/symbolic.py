@@ -1,0 +1,124 @@
+"""Symbolic equality by math-verify, in child processes that can be killed.
+
+A computer algebra system can take for ever on an expression that a model writes, and verl scores in threads, where no
+signal arrives. `equal` asks a child process and kills it when time is up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+
+START_SECONDS = 120.0  # importing sympy, on a busy host
+MEMORY_BYTES = 4 << 30
+_COUNT = max(1, min(4, (os.cpu_count() or 2) // 2))
+_places = threading.BoundedSemaphore(_COUNT)
+_idle: list[_Worker] = []
+
+
+class _Worker:
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        self.pending = b""
+        if self.read_line(time.monotonic() + START_SECONDS) is None:
+            self.kill()
+            raise RuntimeError(f"math-verify does not start: run `{sys.executable} -m {__name__}` to see why")
+
+    def read_line(self, deadline: float) -> bytes | None:
+        """A line of the answer; None if the deadline passed or the process is gone."""
+        poll = select.poll()
+        poll.register(self.stdout, select.POLLIN)
+        while b"\n" not in self.pending:
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                return None
+            part = os.read(self.stdout.fileno(), 1 << 16)
+            if not part:
+                return None
+            self.pending += part
+        line, _, self.pending = self.pending.partition(b"\n")
+        return line
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self.stdin.close()
+        self.stdout.close()
+
+
+def equal(gold: str, answer: str, deadline: float) -> bool:
+    """Whether two LaTeX expressions are equal; False where math-verify can read only one of them.
+
+    Args:
+        gold: The right answer.
+        answer: The answer to judge.
+        deadline: When to give up, on the monotonic clock. The start of a child process does not count.
+
+    Raises:
+        TimeoutError: The deadline is over.
+    """
+    with _places:
+        try:
+            worker = _idle.pop()
+        except IndexError:
+            started = time.monotonic()
+            worker = _Worker()
+            deadline += time.monotonic() - started
+        try:
+            worker.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
+            worker.stdin.flush()
+            line = worker.read_line(deadline)
+        except BaseException:
+            worker.kill()
+            raise
+        if line is None:
+            late = time.monotonic() >= deadline
+            worker.kill()
+            if late:
+                raise TimeoutError
+            return False  # out of memory, or a crash of the interpreter
+        _idle.append(worker)
+        return bool(json.loads(line))
+
+
+def main() -> None:
+    """Answers pairs of expressions, one JSON line each, until the input ends."""
+    import logging
+    import resource
+
+    from math_verify import parse, verify
+    from math_verify.parser import LatexExtractionConfig
+
+    logging.disable()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    latex = [LatexExtractionConfig()]
+
+    def read(expression: str) -> list:
+        return parse(f"${expression}$", latex, fallback_mode="no_fallback", parsing_timeout=None)
+
+    print("ready", flush=True)
+    for line in sys.stdin:
+        gold, answer = json.loads(line)
+        try:
+            # 30 digits: a decimal that is only close to a surd is another number.
+            same = verify(
+                read(gold), read(answer), float_rounding=30, numeric_precision=60, strict=True, timeout_seconds=None
+            )
+        except (Exception, RecursionError):
+            same = False
+        print(json.dumps(bool(same)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
