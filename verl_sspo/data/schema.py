@@ -11,16 +11,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+# Written down, not inferred: verl concatenates the files of a list, which must agree in every type.
+SCHEMA = pa.schema(
+    {
+        "data_source": pa.string(),
+        "prompt": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+        "ability": pa.string(),
+        "reward_model": pa.struct({"style": pa.string(), "ground_truth": pa.string()}),
+        "extra_info": pa.struct({"split": pa.string(), "index": pa.int64()}),
+    }
+)
+
 
 def make_row(
-    *,
-    data_source: str,
-    prompt: list[dict[str, str]],
-    ability: str,
-    ground_truth: str,
-    split: str,
-    index: int,
-    **extra_info: Any,
+    *, data_source: str, prompt: list[dict[str, str]], ability: str, ground_truth: str, split: str, index: int
 ) -> dict[str, Any]:
     """One row of verl's parquet schema.
 
@@ -31,14 +35,13 @@ def make_row(
         ground_truth: What the reward compares with, as text (JSON where it is more than an answer).
         split: Split the row belongs to, such as "train" or "test".
         index: Number of the row in its source.
-        **extra_info: Further plain values kept beside `split` and `index`.
     """
     return {
         "data_source": data_source,
         "prompt": prompt,
         "ability": ability,
         "reward_model": {"style": "rule", "ground_truth": ground_truth},
-        "extra_info": {"split": split, "index": index, **extra_info},
+        "extra_info": {"split": split, "index": index},
     }
 
 
@@ -56,7 +59,7 @@ def write_rows(rows: Iterable[dict[str, Any]], path: str | os.PathLike[str]) -> 
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            pq.write_table(pa.Table.from_pylist(rows), file)
+            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

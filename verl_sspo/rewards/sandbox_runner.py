@@ -569,7 +569,11 @@ def run_checker(request: dict[str, Any]) -> None:
     def remote(name: str) -> Callable[..., Any]:
         def call(*arguments: Any, **keywords: Any) -> Any:
             try:
-                write_frame(calls, encode((name, arguments, keywords)))
+                question = encode((name, arguments, keywords))
+                try:
+                    write_frame(calls, question)
+                except BrokenPipeError:
+                    question = b""  # the program is gone, but may have left a last word
                 answer = read_frame(answers, limits["output_bytes"], monotonic() + limits["test_timeout"])
                 kind, *rest = decode(answer)
                 if kind == "value":
@@ -583,7 +587,7 @@ def run_checker(request: dict[str, Any]) -> None:
                     finish("malformed answer")
             except TimeoutError:
                 finish("timeout")
-            except (EOFError, BrokenPipeError):
+            except EOFError:
                 finish("the program ended")
             except (ValueError, TypeError, RecursionError, MemoryError) as problem:
                 finish(f"not plain data: {problem}"[:200])

@@ -1,0 +1,84 @@
+"""Rows of programming sets: a problem and the tests its solution must pass."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from verl_sspo.data.prepare import Dropped, Example
+
+TEMPLATES = {
+    "code": [
+        {"role": "user", "content": "{problem}\n\nPut the whole program into one ```python code block at the end."}
+    ]
+}
+STANDARD = "Write a Python program that reads from standard input and writes to standard output."
+
+
+def _tests(tests: Any) -> dict[str, Any]:
+    """Inputs and outputs in the form that the reward takes, from the forms they come in."""
+    tests = json.loads(tests) if isinstance(tests, str) else tests
+    if isinstance(tests, list):  # DeepCoder, LiveCodeBench: one object a test
+        names = {str(name) for each in tests if (name := (each.get("metadata") or {}).get("func_name"))}
+        if len(names) > 1:
+            raise ValueError(f"tests call several functions: {sorted(names)}")
+        tests = {
+            "inputs": [each["input"] for each in tests],
+            "outputs": [each["output"] for each in tests],
+            **({"fn_name": names.pop()} if names else {}),
+        }
+    if not isinstance(tests, dict):
+        raise ValueError("tests are neither an object nor a list")
+    if {"test", "entry_point"} <= tests.keys() or "asserts" in tests:
+        return tests
+    inputs, outputs = tests["inputs"], tests["outputs"]
+    if not inputs:
+        raise Dropped("no tests")
+    if len(inputs) != len(outputs):
+        raise ValueError(f"{len(inputs)} inputs and {len(outputs)} outputs")
+    # Other languages spell a missing function name as null or "".
+    name = {"fn_name": tests["fn_name"]} if tests.get("fn_name") else {}
+    return {"inputs": list(inputs), "outputs": list(outputs), **name}
+
+
+def read_code(row: dict[str, Any]) -> Example:
+    """Rows of APPS, TACO and TACO-verified, DeepCoder, MBPP, and Eurus-2-RL-Data or others in verl's own schema."""
+    if "reward_model" in row:
+        if row.get("ability", "code") != "code":
+            raise Dropped(f"ability {row['ability']}")
+        problem = next(each["content"] for each in row["prompt"] if each["role"] == "user")
+        tests = _tests(row["reward_model"]["ground_truth"])
+        return Example(problem.strip(), json.dumps(tests), data_source=row["data_source"])
+    if "test_list" in row:
+        return read_mbpp(row)
+    tests = _tests(row["tests"] if "tests" in row else row["input_output"])
+    problem = str(row.get("problem") or row["question"]).strip()
+    if tests.get("fn_name"):
+        problem += f"\n\nWrite the function `{tests['fn_name']}`."
+        if starter := (row.get("starter_code") or "").strip():
+            problem += f" Begin with:\n```python\n{starter}\n```"
+    else:
+        problem += f"\n\n{STANDARD}"
+    return Example(problem, json.dumps(tests))
+
+
+def read_humaneval(row: dict[str, Any]) -> Example:
+    """A function to complete, and a `check` that calls it."""
+    problem = f"Complete this function:\n```python\n{row['prompt'].rstrip()}\n```"
+    tests = {"prompt": row["prompt"], "test": row["test"], "entry_point": row["entry_point"]}
+    return Example(problem, json.dumps(tests))
+
+
+def read_mbpp(row: dict[str, Any]) -> Example:
+    """A task in words with asserts, in the full and in the sanitized version."""
+    asserts = list(row["test_list"])
+    if not asserts:
+        raise Dropped("no tests")
+    setup = [*(row.get("test_imports") or []), row.get("test_setup_code") or ""]
+    if re.search(r"^\w+\s*=", setup[-1], re.MULTILINE):
+        # `root = Node(1)`: a class of the program's own cannot cross into the checker.
+        raise Dropped("tests need objects of the program's own classes")
+    problem = f"{row.get('text') or row['prompt']}\n\nYour program must pass these tests:\n```python\n"
+    problem += "\n".join(asserts) + "\n```"
+    return Example(problem, json.dumps({"asserts": asserts, "setup": [each for each in setup if each]}))

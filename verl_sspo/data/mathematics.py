@@ -1,0 +1,73 @@
+"""Rows of mathematics sets: a problem and its final answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from verl_sspo.data.prepare import Dropped, Example
+from verl_sspo.rewards.mathematics import extract_answer
+
+INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
+# How arXiv:2602.19345 asks for answers, restated: the words are our choice, the tags the paper's.
+TAGS = (
+    "Think about the problem first, then answer. Enclose your reasoning in <think> </think> tags and the final answer "
+    "in <answer> </answer> tags: <think> reasoning </think> <answer> final answer </answer>."
+)
+TEMPLATES = {
+    "boxed": [{"role": "user", "content": "{problem}\n\n" + INSTRUCTION}],
+    "think": [{"role": "system", "content": TAGS}, {"role": "user", "content": "{problem}"}],
+    "hashes": [
+        {
+            "role": "user",
+            "content": '{problem}\n\nLet\'s think step by step and output the final answer after "####".',
+        }
+    ],
+}
+
+
+def _answer(row: dict[str, Any], *fields: str) -> str:
+    """The first of the fields that is there; of a solution, its final answer."""
+    for field in fields:
+        if row.get(field) is not None:
+            text = str(row[field]).strip()
+            answer = extract_answer(text)
+            if answer is None and field == "solution":
+                raise ValueError(f"no final answer in `{field}`")
+            if not (answer or text):
+                raise ValueError(f"`{field}` is empty")
+            return answer or text
+    raise ValueError(f"has none of the fields {', '.join(fields)}")
+
+
+def _problem(row: dict[str, Any], *fields: str) -> str:
+    for field in fields:
+        if isinstance(row.get(field), str) and row[field].strip():
+            return row[field].strip()
+    raise ValueError(f"has none of the fields {', '.join(fields)}")
+
+
+def read_gsm8k(row: dict[str, Any]) -> Example:
+    """`question` and `answer`, a solution that ends with `#### 72`."""
+    answer = str(row["answer"])
+    if "####" not in answer:
+        raise ValueError("no `####` in `answer`")
+    # The digits alone: some answers have thousands separators.
+    return Example(_problem(row, "question"), answer.rpartition("####")[2].strip().replace(",", ""))
+
+
+def read_mathematics(row: dict[str, Any]) -> Example:
+    """`problem` or `question`; `answer`, `final_answer`, or the box in `solution`."""
+    return Example(
+        _problem(row, "problem", "question"), _answer(row, "answer", "final_answer", "expected_answer", "solution")
+    )
+
+
+def read_math(row: dict[str, Any], levels: frozenset[int] | None) -> Example:
+    """As `read_mathematics`, of the given levels of difficulty ("Level 3", or 3) only, where the source has levels."""
+    if levels is not None and "level" in row:
+        digits = [letter for letter in str(row["level"]) if letter.isdigit()]
+        if len(digits) != 1:
+            raise Dropped("level unknown (--levels all keeps these)")
+        if int(digits[0]) not in levels:
+            raise Dropped(f"level {digits[0]}")
+    return read_mathematics(row)

@@ -1,0 +1,104 @@
+"""The data sets that `scripts/prepare_data.py` knows: where each comes from and how its rows are read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from verl_sspo.data import code, mathematics
+from verl_sspo.data.prepare import Example, Split, make_split, open_source
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One data set."""
+
+    source: str  # id on the Hugging Face hub
+    data_source: str  # name for the reward
+    read: Callable[..., Example]
+    ability: str = "math"
+    config: str | None = None
+    splits: tuple[str, ...] = ("test",)
+    template: str = "boxed"
+
+    @property
+    def templates(self) -> dict[str, list[dict[str, str]]]:
+        """The prompt templates that fit the task."""
+        return code.TEMPLATES if self.ability == "code" else mathematics.TEMPLATES
+
+
+_mathematics = partial(Task, read=mathematics.read_mathematics)
+_code = partial(Task, ability="code", template="code")
+
+TASKS = {
+    "gsm8k": Task("openai/gsm8k", "openai/gsm8k", mathematics.read_gsm8k, config="main", splits=("train", "test")),
+    "math": Task(
+        "DigitalLearningGmbH/MATH-lighteval",
+        "DigitalLearningGmbH/MATH-lighteval",
+        mathematics.read_math,
+        splits=("train", "test"),
+    ),
+    "deepmath": _mathematics("zwhe99/DeepMath-103K", "zwhe99/DeepMath-103K", splits=("train",)),
+    "math500": _mathematics("HuggingFaceH4/MATH-500", "HuggingFaceH4/MATH-500"),
+    "aime24": _mathematics("math-ai/aime24", "aime24"),
+    "aime25": _mathematics("math-ai/aime25", "aime25"),
+    # Or TACO-verified (likaixin/TACO-verified), DeepCoder (agentica-org/DeepCoder-Preview-Dataset): see --source.
+    "code": _code("PRIME-RL/Eurus-2-RL-Data", "taco", code.read_code, splits=("train", "validation", "test")),
+    "humaneval": _code("openai/openai_humaneval", "openai_humaneval", code.read_humaneval),
+    "mbpp": _code(
+        "google-research-datasets/mbpp", "mbpp", code.read_mbpp, config="full", splits=("train", "validation", "test")
+    ),
+}
+# name: the sets it is made of, and their shares
+MIXES = {"gsm8k_deepmath": (("gsm8k", "deepmath"), (0.5, 0.5))}
+LEVELS = frozenset({3, 4, 5})
+
+
+def prepare(
+    name: str,
+    *,
+    source: str | None = None,
+    config: str | None = None,
+    split: str | None = None,
+    template: str | None = None,
+    levels: frozenset[int] | None = LEVELS,
+) -> list[Split]:
+    """Reads one data set.
+
+    Args:
+        name: A key of `TASKS`.
+        source: File, folder or hub id; the task's own by default.
+        config: Configuration on the hub; the task's own by default.
+        split: The only split to read, and the one that a single file stands for.
+        template: Name of a template, or a text with `{problem}` in it.
+        levels: Levels of MATH to keep; None keeps all.
+
+    Raises:
+        SourceError: The source cannot be read.
+        ValueError: There is no such template.
+    """
+    task = TASKS[name]
+    read: Callable[[dict[str, Any]], Example] = partial(task.read, levels=levels) if name == "math" else task.read
+    opened = open_source(
+        source or task.source,
+        config=config or (task.config if source in (None, task.source) else None),
+        splits=(split,) if split else task.splits,
+        file_split=split or task.splits[0],
+    )
+    messages = _template(task, template)
+    return [
+        make_split(rows, each, data_source=task.data_source, ability=task.ability, read=read, template=messages)
+        for each, rows in opened.items()
+    ]
+
+
+def _template(task: Task, template: str | None) -> list[dict[str, str]]:
+    if template is None:
+        return task.templates[task.template]
+    if template in task.templates:
+        return task.templates[template]
+    if "{problem}" not in template:
+        raise ValueError(f"no template {template!r}: give one of {sorted(task.templates)}, or a text with {{problem}}")
+    return [{"role": "user", "content": template}]
