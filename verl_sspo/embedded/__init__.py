@@ -30,6 +30,8 @@ def register() -> bool:
     # verl registers its FSDP engines for "cuda" and "npu" and looks them up by the platform's device, unless this
     # variable of its own says which registration to take. The engines themselves run on any device of torch.
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
+    # TransferQueue takes eight threads of torch to copy a few kilobytes, and warns at each sample that there are fewer.
+    os.environ.setdefault("TQ_NUM_THREADS", "1")
 
     from verl_sspo.embedded import internals
 

@@ -60,7 +60,8 @@ memory_reserved = memory_allocated
 def max_memory_allocated(device: object = None) -> int:
     """Bytes that this process held at its peak."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    # The kernel brings its record of the peak up to date only now and then.
+    return max(peak if sys.platform == "darwin" else peak * 1024, memory_allocated())
 
 
 max_memory_reserved = max_memory_allocated

@@ -8,15 +8,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 POLL_INTERVAL = 0.05
 
 
-class QuickReplayBuffer(ReplayBuffer):
-    """For `trainer.v1.trainer_mode=sync`."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs, poll_interval=POLL_INTERVAL)
-
-
-class QuickReplayBufferAsync(ReplayBufferAsync):
-    """For the asynchronous trainer modes."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs, poll_interval=POLL_INTERVAL)
+def quick_replay_buffer(trainer_mode: str, **options: Any) -> ReplayBuffer:
+    """The buffer that verl would take for this `trainer.v1.trainer_mode`; for `trainer.v1.sampler.custom_sampler`."""
+    buffer = ReplayBuffer if trainer_mode == "sync" else ReplayBufferAsync
+    return buffer(trainer_mode=trainer_mode, poll_interval=POLL_INTERVAL, **options)
