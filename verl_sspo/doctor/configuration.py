@@ -345,7 +345,7 @@ def _rewards_and_seeds(config: DictConfig) -> Iterator[Finding]:
             "warning",
             "sandbox",
             "reward.sandbox_fusion.url is read by verl's own scorer only, and a custom reward function replaces it",
-            "for SandboxFusion set reward.custom_reward_function.path=null",
+            "set +reward.custom_reward_function.reward_kwargs.sandbox_fusion_url instead",
         )
     if config.data.get("seed") is None and config.data.shuffle:
         yield Finding("warning", "seed", "the order of the prompts is not reproducible", "set data.seed=42, say")

@@ -219,7 +219,9 @@ def data_findings(config: DictConfig) -> Iterator[Finding]:
             f"{rows} training rows do not fill one batch of data.train_batch_size={config.data.train_batch_size}",
             "lower data.train_batch_size and ppo_mini_batch_size",
         )
-    if "code" in abilities and config.reward.custom_reward_function.path == "pkg://verl_sspo.rewards":
+    judge = config.reward.custom_reward_function
+    remote = (judge.get("reward_kwargs") or {}).get("sandbox_fusion_url")
+    if "code" in abilities and judge.path == "pkg://verl_sspo.rewards" and not remote:
         yield sandbox_finding()
 
 
