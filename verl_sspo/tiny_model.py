@@ -81,6 +81,10 @@ def warm_up(
         console: where the progress bar goes; stderr without it.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    # Matrices this small gain nothing from a second thread, and on a busy machine threads that wait for each other
+    # lose minutes.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     model.train()
     for _ in track(range(steps), "Warm-up of the tiny model", console=console or Console(stderr=True)):
@@ -98,6 +102,7 @@ def warm_up(
         optimizer.step()
         scheduler.step()
     model.eval()
+    torch.set_num_threads(threads)
 
 
 def prepare_arithmetic(

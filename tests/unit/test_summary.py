@@ -1,0 +1,114 @@
+import io
+import json
+import math
+
+import pytest
+from matplotlib import image
+from rich.console import Console
+
+from verl_sspo.report.curves import draw, smoothed
+from verl_sspo.report.summary import Metrics, summarize, table
+
+ACCURACY = "val-core/arithmetic/acc/mean@1"
+
+
+def write(path, entries):
+    path.write_text("".join(json.dumps({"step": step, "data": data}) + "\n" for step, data in entries))
+    return path
+
+
+def step(reward, entropy, slope, seconds, **more):
+    data = {"critic/score/mean": reward, "actor/entropy": entropy, "timing_s/step": seconds, **more}
+    return data if slope is None else data | {"actor/sspo/slope": slope}
+
+
+@pytest.fixture
+def run(tmp_path):
+    entries = [
+        (0, {ACCURACY: 0.25, "val-aux/arithmetic/acc/std@1": 9.0}),
+        (1, step(0.3, 0.2, 0.9, 5.0)),
+        (2, step(0.4, 0.18, 0.8, 1.0, **{ACCURACY: 0.5})),
+        (3, step(0.6, 0.15, 1.0, 1.5, **{ACCURACY: 0.625})),
+    ]
+    return write(tmp_path / "metrics.jsonl", entries)
+
+
+def test_summary_by_hand(run):
+    assert summarize(Metrics.read(run), seconds=100.0) == {
+        "accuracy_before": 0.25,
+        "accuracy_after": 0.625,
+        "entropy_before": 0.2,
+        "entropy_after": 0.15,
+        "effective_update_ratio": pytest.approx(0.9),
+        "steps": 3,
+        "seconds_per_step": 1.5,
+        "seconds": 100.0,
+    }
+
+
+def test_other_losses_have_no_effective_update_ratio(tmp_path):
+    entries = [(0, {ACCURACY: 0.25}), (1, step(0.3, 0.2, None, 1.0, **{ACCURACY: 0.25}))]
+    metrics = Metrics.read(write(tmp_path / "m.jsonl", entries))
+    summary = summarize(metrics, 1.0)
+    assert summary["effective_update_ratio"] is None
+    draw(metrics, tmp_path / "curves.png", "GRPO", "caption")
+
+
+def test_mean_accuracy_is_taken_where_validation_samples_several_times(tmp_path):
+    names = ["best@4/mean", "maj@4/mean", "mean@4"]
+    entries = [(0, {f"val-core/arithmetic/acc/{name}": i / 4 for i, name in enumerate(names)})]
+    metrics = Metrics.read(write(tmp_path / "m.jsonl", entries))
+    assert metrics.accuracy_name == "val-core/arithmetic/acc/mean@4"
+
+
+def test_values_that_are_not_numbers_are_left_out(tmp_path):
+    path = write(tmp_path / "m.jsonl", [(1, {"x": 1.0}), (2, {"x": None}), (3, {"x": math.nan}), (4, {"y": 2.0})])
+    assert Metrics.read(path).series("x") == ([1], [1.0])
+
+
+def test_line_that_is_being_written_is_left_out(run):
+    whole = Metrics.read(run)
+    with run.open("a") as file:
+        file.write('{"step": 4, "da')
+    assert Metrics.read(run) == whole
+
+
+@pytest.mark.parametrize("line", ["not json\n", "[]\n", '{"step": 1}\n'])
+def test_file_of_another_kind_is_named(tmp_path, line):
+    path = tmp_path / "m.jsonl"
+    path.write_text(line)
+    with pytest.raises(ValueError, match=r"m\.jsonl, line 1"):
+        Metrics.read(path)
+
+
+def test_runs_that_cannot_be_summarized(tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    with pytest.raises(ValueError, match="no metrics"):
+        Metrics.read(empty)
+    with pytest.raises(ValueError, match="test_freq"):
+        summarize(Metrics.read(write(tmp_path / "m.jsonl", [(1, step(0.3, 0.2, 1.0, 1.0))])), 1.0)
+    with pytest.raises(ValueError, match="no training step"):
+        summarize(Metrics.read(write(tmp_path / "m.jsonl", [(0, {ACCURACY: 0.1})])), 1.0)
+
+
+def test_table_shows_the_figures(run):
+    console = Console(record=True, width=80, file=io.StringIO())
+    console.print(table(summarize(Metrics.read(run), seconds=100.0), "Quickstart"))
+    text = console.export_text()
+    for figure in ("0.250 → 0.625", "0.200 → 0.150", "0.900", "1.50", "100"):
+        assert figure in text
+
+
+def test_smoothed_by_hand():
+    assert smoothed([1.0, 3.0, 5.0, 7.0], window=2) == [1.0, 2.0, 4.0, 6.0]
+    assert smoothed([]) == []
+
+
+def test_picture_is_drawn(run, tmp_path):
+    picture = draw(Metrics.read(run), tmp_path / "new" / "curves.png", "title", "caption")
+    pixels = image.imread(picture)
+    assert pixels.shape[0] > 400
+    assert pixels.shape[1] > 1200
+    # Not blank: the curves' blue is there.
+    assert ((abs(pixels[..., 0] - 0) < 0.02) & (abs(pixels[..., 2] - 0xB2 / 255) < 0.02)).sum() > 100

@@ -1,0 +1,119 @@
+"""The figures of one run, from the metrics that verl writes as JSON lines."""
+
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+# The mean slope of the gate, see `verl_sspo.metrics`. Other losses do not have it.
+EFFECTIVE_UPDATE_RATIO = "actor/sspo/slope"
+ENTROPY = "actor/entropy"
+REWARD = "critic/score/mean"
+SECONDS_PER_STEP = "timing_s/step"
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """verl's metrics of one run: step 0 is the validation before training, training steps count from 1."""
+
+    steps: dict[int, dict[str, float]]
+
+    @classmethod
+    def read(cls, path: Path) -> "Metrics":
+        """Reads a file of verl's logger `file`; a last line that is cut off is left out.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a line in the middle is not JSON, or the file holds no metrics.
+        """
+        lines = path.read_text().splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
+        steps: dict[int, dict[str, float]] = {}
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+                steps.setdefault(entry["step"], {}).update(entry["data"])
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}, line {number}: not a line of verl's file logger") from error
+        if not steps:
+            raise ValueError(f"{path} holds no metrics: the run ended before its first step")
+        return cls(dict(sorted(steps.items())))
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps at which `name` was logged with a finite value, and these values; verl writes NaN as null."""
+        points = [(step, data[name]) for step, data in self.steps.items() if data.get(name) is not None]
+        points = [(step, value) for step, value in points if math.isfinite(value)]
+        return [step for step, _ in points], [value for _, value in points]
+
+    @property
+    def accuracy_name(self) -> str:
+        """The validation accuracy, `val-core/<data source>/acc/mean@<n>`; of several data sources, the first.
+
+        Raises:
+            ValueError: nothing was validated.
+        """
+        names = sorted({name for data in self.steps.values() for name in data if name.startswith("val-core/")})
+        if not names:
+            raise ValueError("the run has no validation accuracy: set trainer.val_before_train and trainer.test_freq")
+        return next((name for name in names if "/mean@" in name), names[0])
+
+
+def summarize(metrics: Metrics, seconds: float) -> dict[str, float | int | None]:
+    """The figures of a run.
+
+    Args:
+        metrics: of the run.
+        seconds: wall time of the whole command.
+
+    Returns:
+        accuracy_before, accuracy_after: validation accuracy, first and last.
+        entropy_before, entropy_after: mean entropy of the policy's next token on its own responses, nats, at the first
+            and the last step.
+        effective_update_ratio: slope of the gate averaged over all steps; None for losses that do not log it.
+        steps: training steps.
+        seconds_per_step: median duration of a step without validation.
+        seconds: as given.
+
+    Raises:
+        ValueError: nothing was trained or nothing was validated.
+    """
+    accuracy = metrics.series(metrics.accuracy_name)[1]
+    entropy = metrics.series(ENTROPY)[1]
+    durations = metrics.series(SECONDS_PER_STEP)[1]
+    ratios = metrics.series(EFFECTIVE_UPDATE_RATIO)[1]
+    if not durations:
+        raise ValueError("the run has no training step")
+    return {
+        "accuracy_before": accuracy[0],
+        "accuracy_after": accuracy[-1],
+        "entropy_before": entropy[0] if entropy else None,
+        "entropy_after": entropy[-1] if entropy else None,
+        "effective_update_ratio": statistics.fmean(ratios) if ratios else None,
+        "steps": len(durations),
+        "seconds_per_step": statistics.median(durations),
+        "seconds": seconds,
+    }
+
+
+def table(summary: dict[str, float | int | None], title: str) -> Table:
+    """The figures of `summarize` for a terminal."""
+
+    def show(key: str, digits: int) -> str:
+        value = summary[key]
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    result = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=False)
+    result.add_column()
+    result.add_column(justify="right")
+    result.add_row("validation accuracy", f"{show('accuracy_before', 3)} → {show('accuracy_after', 3)}")
+    result.add_row("entropy, nats a token", f"{show('entropy_before', 3)} → {show('entropy_after', 3)}")
+    result.add_row("effective update ratio, mean", show("effective_update_ratio", 3))
+    result.add_row("steps", show("steps", 0))
+    result.add_row("seconds a step, median", show("seconds_per_step", 2))
+    result.add_row("seconds in all", show("seconds", 0))
+    return result
