@@ -4,6 +4,8 @@ import json
 import math
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import verl  # noqa: F401  loads the plugin
 from omegaconf import OmegaConf
@@ -93,7 +95,8 @@ def test_data_that_verl_can_read(tmp_path):
 
 
 def test_data_that_verl_cannot_read(tmp_path):
-    no_columns = write_rows([{"data_source": "d", "prompt": "?"}], tmp_path / "columns.parquet")
+    no_columns = tmp_path / "columns.parquet"
+    pq.write_table(pa.table({"data_source": ["d"], "prompt": ["?"]}), no_columns)
     no_parquet = tmp_path / "text.parquet"
     no_parquet.write_text("data_source,prompt")
     config = _with(

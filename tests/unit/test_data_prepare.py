@@ -1,0 +1,254 @@
+"""Data preparation: every row is kept, left out for a stated reason, or named as unreadable."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from verl_sspo.data.prepare import SourceError, open_source
+from verl_sspo.data.schema import SCHEMA, make_row, write_rows
+from verl_sspo.data.tasks import TASKS, prepare
+from verl_sspo.rewards import compute_score
+
+pytestmark = pytest.mark.timeout(120)
+ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("VERL_SSPO_SHARED_DATA", ROOT.parent / "shared" / "data"))
+needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared data in {SHARED} (VERL_SSPO_SHARED_DATA)")
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("prepare_data", ROOT / "scripts" / "prepare_data.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def _jsonl(path, rows):
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return str(path)
+
+
+GSM8K = [{"question": f"What is {i} + 1000?", "answer": f"{i} + 1000\n#### {1000 + i:,}"} for i in range(10)]
+MATH = [
+    {"problem": f"p{i}", "solution": rf"It is \boxed{{\frac{{{i}}}{{7}}}}.", "level": f"Level {i % 5 + 1}"}
+    for i in range(10)
+]
+
+
+def test_rows_are_verls(script, tmp_path):
+    source = _jsonl(tmp_path / "gsm8k.jsonl", GSM8K)
+    assert script(["gsm8k", "--source", source, "--output", str(tmp_path / "out")]) == 0
+    table = pq.read_table(tmp_path / "out" / "train.parquet")
+    assert table.schema.equals(SCHEMA)
+    row = table.to_pylist()[3]
+    assert row["data_source"] == "openai/gsm8k"
+    assert row["reward_model"] == {"style": "rule", "ground_truth": "1003"}
+    assert row["extra_info"] == {"split": "train", "index": 3}
+    assert row["prompt"][0]["role"] == "user"
+    assert row["prompt"][0]["content"].startswith("What is 3 + 1000?")
+    assert r"\boxed{}" in row["prompt"][0]["content"]
+    assert compute_score(row["data_source"], r"\boxed{1,003}", row["reward_model"]["ground_truth"])["score"] == 1.0
+
+
+def test_unreadable_rows_are_counted_and_named(script, tmp_path, capsys):
+    rows = [*GSM8K[:2], "{not json", {"question": "no answer"}, {"question": "q", "answer": "no hashes"}, "[1]"]
+    assert script(["gsm8k", "--source", _jsonl(tmp_path / "x.jsonl", rows), "--output", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "train: 2 rows" in out
+    assert "NOT READABLE: 4" in out
+    for index in (2, 3, 4, 5):
+        assert f"row {index} of openai/gsm8k train" in out
+    assert "longest prompt" in out
+
+
+def test_levels(tmp_path):
+    source = _jsonl(tmp_path / "math.jsonl", [*MATH, {"problem": "p", "answer": "1", "level": "Level ?"}])
+    (kept,) = prepare("math", source=source)
+    assert [row["reward_model"]["ground_truth"] for row in kept.rows] == [
+        rf"\frac{{{i}}}{{7}}" for i in (2, 3, 4, 7, 8, 9)
+    ]
+    assert kept.dropped == {"level 1": 2, "level 2": 2, "level unknown (--levels all keeps these)": 1}
+    (everything,) = prepare("math", source=source, levels=None)
+    assert len(everything.rows) == 11
+
+
+@pytest.mark.parametrize("kind", ["json", "lines", "parquet", "csv", "arrow", "saved", "folder"])
+def test_every_kind_of_source_gives_the_same_rows(tmp_path, kind):
+    import datasets
+
+    data = datasets.Dataset.from_list(GSM8K)
+    path = tmp_path / "source"
+    path.mkdir()
+    if kind == "json":
+        (path / "x.json").write_text(json.dumps(GSM8K))
+        path /= "x.json"
+    elif kind == "lines":
+        path = Path(_jsonl(path / "x.json", GSM8K))
+    elif kind == "parquet":
+        data.to_parquet(path / "x.parquet")
+        path /= "x.parquet"
+    elif kind == "csv":
+        data.to_csv(path / "x.csv")
+        path /= "x.csv"
+    elif kind == "arrow":
+        data.save_to_disk(path)
+        (path,) = path.glob("*.arrow")
+    elif kind == "saved":
+        datasets.DatasetDict(train=data).save_to_disk(path)
+    else:
+        data.to_parquet(path / "train.parquet")
+    opened = open_source(str(path), config=None, splits=("train",), file_split="train")
+    assert opened == {"train": GSM8K}
+
+
+def test_sources_that_cannot_be_read(tmp_path, script, capsys):
+    for source in (str(tmp_path / "absent.jsonl"), "./absent", "absent/x.jsonl", "a/b/c"):
+        with pytest.raises(SourceError, match="does not exist"):
+            open_source(source, config=None, splits=("train",), file_split="train")
+    (tmp_path / "x.pdf").write_text("")
+    with pytest.raises(SourceError, match="unknown kind"):
+        open_source(str(tmp_path / "x.pdf"), config=None, splits=("train",), file_split="train")
+    assert script(["gsm8k", "--source", str(tmp_path / "absent.jsonl"), "--output", str(tmp_path)]) == 1
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_hub_out_of_reach(monkeypatch):
+    import datasets
+
+    def refuse(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(SourceError, match="--source"):
+        prepare("gsm8k")
+
+
+def test_mix_is_half_and_half_and_the_same_every_time(script, tmp_path):
+    deepmath = [{"question": f"d{i}", "final_answer": str(i), "difficulty": 5} for i in range(6)]
+    sources = [_jsonl(tmp_path / "g.jsonl", GSM8K), _jsonl(tmp_path / "d.jsonl", deepmath)]
+    for name, tasks in (
+        ("a", ["gsm8k_deepmath"]),
+        ("b", ["gsm8k", "deepmath"]),
+        ("c", ["gsm8k_deepmath", "--seed", "1"]),
+    ):
+        assert script([*tasks, "--source", *sources, "--output", str(tmp_path / name)]) == 0
+    a, b, c = (pq.read_table(tmp_path / name / "train.parquet").to_pylist() for name in "abc")
+    assert a == b != c
+    assert sorted(row["data_source"] for row in a) == ["openai/gsm8k"] * 6 + ["zwhe99/DeepMath-103K"] * 6
+    shares = ["gsm8k", "deepmath", "--shares", "3", "1", "--output", str(tmp_path / "d"), "--source", *sources]
+    assert script(shares) == 0
+    counts = [row["data_source"] for row in pq.read_table(tmp_path / "d" / "train.parquet").to_pylist()]
+    # Ten rows for three quarters allow three for the last.
+    assert (counts.count("openai/gsm8k"), counts.count("zwhe99/DeepMath-103K")) == (10, 3)
+
+
+def test_templates(tmp_path, script):
+    source = _jsonl(tmp_path / "g.jsonl", GSM8K)
+    (think,) = prepare("gsm8k", source=source, template="think")
+    assert [message["role"] for message in think.rows[0]["prompt"]] == ["system", "user"]
+    assert "<answer>" in think.rows[0]["prompt"][0]["content"]
+    assert think.rows[0]["prompt"][1]["content"] == GSM8K[0]["question"]
+    (own,) = prepare("gsm8k", source=source, template="Q: {problem} {x}")
+    assert own.rows[0]["prompt"] == [{"role": "user", "content": f"Q: {GSM8K[0]['question']} {{x}}"}]
+    assert script(["gsm8k", "--source", source, "--template", "absent"]) == 1
+
+
+def test_a_broken_run_leaves_the_old_file(tmp_path):
+    row = make_row(data_source="d", prompt=[], ability="math", ground_truth="1", split="train", index=0)
+    path = write_rows([row], tmp_path / "train.parquet")
+    before = path.read_bytes()
+
+    def breaks():
+        yield row
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        write_rows(breaks(), path)
+    with pytest.raises(Exception, match="int"):
+        write_rows([row | {"extra_info": {"split": "train", "index": "no number"}}], path)
+    with pytest.raises(ValueError, match="no rows"):
+        write_rows([], path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["train.parquet"]
+
+
+CODE = {
+    "apps": {"question": "q", "input_output": json.dumps({"inputs": ["1"], "outputs": ["2"]}), "starter_code": ""},
+    "taco function": {
+        "question": "q",
+        "input_output": json.dumps({"fn_name": "f", "inputs": [[1]], "outputs": [[2]]}),
+        "starter_code": "def f(x):",
+    },
+    "eurus": {
+        "data_source": "codecontests",
+        "ability": "code",
+        "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}],
+        "reward_model": {"style": "rule", "ground_truth": json.dumps({"inputs": ["1"], "outputs": ["2"]})},
+    },
+    "deepcoder": {
+        "problem": "q",
+        "tests": json.dumps([{"input": "1", "output": "2", "testtype": "stdin", "metadata": {"func_name": None}}]),
+    },
+    "livecodebench": {
+        "problem": "q",
+        "tests": json.dumps([{"input": "1", "output": "2", "testtype": "functional", "metadata": {"func_name": "f"}}]),
+    },
+    "mbpp": {"text": "q", "code": "", "test_list": ["assert f(1) == 2"], "test_setup_code": ""},
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_code_sets(tmp_path, name):
+    (split,) = prepare("code", source=_jsonl(tmp_path / "x.jsonl", [CODE[name]]))
+    assert not split.unreadable
+    (row,) = split.rows
+    tests = json.loads(row["reward_model"]["ground_truth"])
+    function = "def f(x): return x + 1\n"
+    program = function if "fn_name" in tests or "asserts" in tests else function + "print(f(int(input())))"
+    scored = compute_score(
+        row["data_source"],
+        f"```python\n{program}\n```",
+        row["reward_model"]["ground_truth"],
+        unsafe_without_sandbox=True,
+    )
+    assert scored["score"] == 1.0
+    assert ("`f`" in row["prompt"][0]["content"]) is ("fn_name" in tests)
+
+
+def test_code_rows_that_are_left_out(tmp_path):
+    rows = [
+        {"question": "q", "input_output": '{"inputs": [], "outputs": []}'},
+        {"question": "q", "input_output": '{"inputs": ["1"], "outputs": []}'},
+        {"question": "q", "input_output": "not json"},
+        CODE["eurus"] | {"ability": "math"},
+    ]
+    (split,) = prepare("code", source=_jsonl(tmp_path / "x.jsonl", rows))
+    assert split.rows == []
+    assert split.dropped == {"no tests": 1, "ability math": 1}
+    assert len(split.unreadable) == 2
+
+
+def test_mbpp_rows_with_objects_of_the_program_are_left_out(tmp_path):
+    tree = {"text": "q", "test_list": ["assert h(root) == 2"], "test_setup_code": "root = Node(1)\nroot.left = Node(2)"}
+    (split,) = prepare("mbpp", source=_jsonl(tmp_path / "x.jsonl", [CODE["mbpp"], tree]), split="test")
+    assert len(split.rows) == 1
+    assert sum(split.dropped.values()) == 1
+    assert split.name == "test"
+
+
+@needs_data
+def test_real_rows(script, tmp_path):
+    for task, name, count in (
+        ("gsm8k", "gsm8k_train.jsonl", 1024),
+        ("math", "math_sample.jsonl", 100),
+        ("math500", "math_sample.jsonl", 100),
+        ("humaneval", "humaneval_sample.jsonl", 16),
+    ):
+        (split,) = prepare(task, source=str(SHARED / name))
+        assert len(split.rows) == count
+        assert not split.unreadable
+        assert split.name == TASKS[task].splits[0]

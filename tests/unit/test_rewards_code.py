@@ -1,0 +1,203 @@
+"""Programs pass exactly when their tests do, in every form that tests come in."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from verl_sspo.rewards import COLUMNS, code, compute_score
+from verl_sspo.rewards.code import extract_program, same_output
+from verl_sspo.rewards.sandbox import Verdict
+
+pytestmark = pytest.mark.timeout(300)
+SHARED = Path(os.environ.get("VERL_SSPO_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared data in {SHARED} (VERL_SSPO_SHARED_DATA)")
+needs_bubblewrap = pytest.mark.skipif(
+    shutil.which("bwrap") is None, reason="bubblewrap is not installed (apt-get install bubblewrap)"
+)
+
+
+def _block(program):
+    return f"Here it is:\n\n```python\n{program}\n```\nDone."
+
+
+def _score(program, tests, data_source="taco", **options):
+    return compute_score(data_source, _block(program), json.dumps(tests), **options)["score"]
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ("```python\na\n```", "a\n"),
+        ("```python\na\n```\n```python\nb\n```", "b\n"),
+        ("```\na\n```", "a\n"),
+        ("```py\na\n```\nprints\n```text\nb\n```", "a\n"),
+        ("```python\nx = '''```'''\n```", "x = '''```'''\n"),
+        ("```python\na\n", "a\n"),
+        ("  ```python\n  a\n  ```", "  a\n"),
+        ("no block", None),
+        ("", None),
+    ],
+)
+def test_extract_program(text, program):
+    assert extract_program(text) == program
+
+
+@pytest.mark.parametrize(
+    ("output", "expected", "same"),
+    [
+        (b"1 2\n3\n", "1 2\n3", True),
+        (b"1  2 \r\n\n3", "1 2\n3\n", True),
+        (b"1 2 3", "1 2\n3", False),
+        (b"0.333333333", "0.3333333333333333", True),
+        (b"0.34", "0.3333", False),
+        (b"2", "2.0", True),
+        (b"2.0", "2", False),
+        (b"10000001", "10000000", False),
+        (b"YES", "Yes", False),
+        (b"1 2", "2 1", False),
+        (b"nan", "0.5", False),
+        (b"", "", True),
+        (b"", "1", False),
+        (b"1\n1", "1", False),
+        (b"\x00\xff", "1", False),
+    ],
+)
+def test_same_output(output, expected, same):
+    assert same_output(output, expected) is same
+
+
+@needs_bubblewrap
+def test_standard_input_and_output():
+    tests = {"inputs": ["1 2\n", ["3", "4"]], "outputs": ["3\n", ["7"]]}
+    program = "import sys\nprint(sum(map(int, sys.stdin.read().split())))"
+    assert _score(program, tests) == 1.0
+    assert _score("print(3)", tests) == 0.0
+    assert _score("print(3)", tests, partial_credit=True) == 0.5
+    assert _score(program + "\nraise ValueError", tests) == 0.0
+
+
+@needs_bubblewrap
+def test_functions():
+    program = (
+        "class Solution:\n    def twoSum(self, a: List[int], t: int) -> List[int]:\n        return (0, len(a) - t)"
+    )
+    lines = {"fn_name": "twoSum", "inputs": ["[1, 2, 3]\n2"], "outputs": ["[0, 1]"]}
+    assert _score(program, lines) == 1.0
+    assert _score(program, {"fn_name": "twoSum", "inputs": [[[1, 2, 3], 2]], "outputs": [[[0, 1]]]}) == 1.0
+    assert _score(program, {"fn_name": "twoSum", "inputs": [[[1, 2, 3], 2]], "outputs": [[0, 2]]}) == 0.0
+    # The first element alone is not the list.
+    assert _score("def f(x): return 0", {"fn_name": "f", "inputs": ["1"], "outputs": ["[0, 1]"]}) == 0.0
+    assert _score("def f(x): return True", {"fn_name": "f", "inputs": ["1"], "outputs": ["1"]}) == 0.0
+    assert _score("def f(x): return 'ab'", {"fn_name": "f", "inputs": [["x"]], "outputs": ["ab"]}) == 1.0
+    assert _score("def f(d): return d[1]", {"fn_name": "f", "inputs": ['{"1": 5}'], "outputs": ["5"]}) == 1.0
+    assert _score("def g(x): return 1", {"fn_name": "f", "inputs": ["1"], "outputs": ["1"]}) == 0.0
+
+
+@needs_bubblewrap
+def test_asserts():
+    tests = {
+        "asserts": ["assert set(f([1, 1, 2])) == {1, 2}", "assert math.isclose(g(2), 1.41421, rel_tol=1e-4)"],
+        "setup": "import math",
+    }
+    program = "def f(a): return sorted(set(a))\ndef g(x): return x ** 0.5"
+    assert _score(program, tests, "mbpp") == 1.0
+    assert _score(program.replace("0.5", "0.6"), tests, "mbpp") == 0.0
+    assert _score(program.replace("0.5", "0.6"), tests, "mbpp", partial_credit=True) == 0.5
+
+
+@needs_bubblewrap
+def test_helpers_of_the_data_set_are_its_own():
+    prompt = "def poly(xs, x):\n    return sum(c * x**i for i, c in enumerate(xs))\n\ndef root(xs):\n    'A root.'\n"
+    test = "def check(candidate):\n    assert abs(poly([1, 1], candidate([1, 1]))) < 1e-6"
+    tests = {"prompt": prompt, "test": test, "entry_point": "root"}
+    assert _score("def root(xs): return -1", tests, "openai_humaneval") == 1.0
+    assert _score("def root(xs): return 0 * poly(xs, 1) - 1", tests, "openai_humaneval") == 1.0
+    assert _score("def poly(xs, x): return 0\ndef root(xs): return 5", tests, "openai_humaneval") == 0.0
+
+
+@pytest.mark.parametrize("truth", ["{}", "[]", '{"inputs": [1]}', '{"test": "x"}', "no json"])
+def test_ground_truth_without_tests_is_an_error(truth):
+    with pytest.raises(ValueError):  # noqa: PT011
+        compute_score("taco", _block("pass"), truth)
+
+
+def test_unknown_names_are_errors():
+    with pytest.raises(ValueError, match="no_such_set"):
+        compute_score("no_such_set", "", "")
+    with pytest.raises(TypeError, match="partial_credits"):
+        compute_score("taco", "", "{}", partial_credits=True)
+
+
+def test_sandbox_fusion_is_asked_with_the_same_tests(monkeypatch):
+    from verl.utils.reward_score import sandbox_fusion
+
+    asked = {}
+
+    def check_correctness(sandbox_fusion_url, in_outs, generation, **_):
+        asked.update(url=sandbox_fusion_url, in_outs=in_outs, generation=generation)
+        return [True] * len(in_outs.get("assert_case") or in_outs["inputs"]), [{}]
+
+    monkeypatch.setattr(sandbox_fusion, "check_correctness", check_correctness)
+    url = "http://host:8080/run_code"
+    assert _score("print(1)", {"inputs": ["", ""], "outputs": ["1", "1"]}, sandbox_fusion_url=url) == 1.0
+    assert asked["url"] == url
+    assert "print(1)" in asked["generation"]
+    assert _score("x = 1", {"asserts": ["assert x"]}, "mbpp", sandbox_fusion_url=url) == 1.0
+    assert asked["in_outs"]["assert_case"] == ["assert x"]
+    tests = {"test": "def check(c): pass", "entry_point": "f"}
+    assert _score("def f(): pass", tests, "openai_humaneval", sandbox_fusion_url=url) == 1.0
+    assert asked["generation"].rstrip().endswith("check(f)")
+
+
+def test_every_row_has_the_same_columns(monkeypatch):
+    monkeypatch.setattr(code, "judge", lambda *_, **__: Verdict(1, 1))
+    options = {"partial_credit": True, "format_reward": 0.1}
+    for source, response, truth in (
+        ("taco", _block("pass"), '{"inputs": [""], "outputs": [""]}'),
+        ("taco", "nothing", '{"inputs": [""], "outputs": [""]}'),
+        ("openai/gsm8k", "#### 1", "1"),
+        ("aime24", "nothing", "1"),
+    ):
+        assert compute_score(source, response, truth, **options).keys() == COLUMNS.keys()
+
+
+@needs_bubblewrap
+@settings(max_examples=15, deadline=None)
+@given(st.text(max_size=100), st.sampled_from(["inputs", "asserts"]))
+def test_any_text_gets_a_bounded_score(text, form):
+    tests = {"inputs": {"inputs": [""], "outputs": ["42"]}, "asserts": {"asserts": ["assert f() == 42"]}}[form]
+    for response in (text, _block(text)):
+        assert compute_score("taco", response, json.dumps(tests), test_timeout=2.0)["score"] == 0.0
+
+
+# --- real rows ---------------------------------------------------------------------------------------------------
+
+
+def _mutants(row):
+    """The body removed, and results that are off: each must fail."""
+    name = row["entry_point"]
+    whole = row["prompt"] + row["canonical_solution"]
+    yield row["prompt"] + "    pass\n"
+    yield whole + f"\n\n_right = {name}\ndef {name}(*a):\n    r = _right(*a)\n    return OFF\n".replace(
+        "OFF",
+        "not r if r is True or r is False else r + 1 if isinstance(r, (int, float)) else r + 'x' if isinstance(r, str) "
+        "else r[:-1] if r else [0] if isinstance(r, list) else 0",
+    )
+
+
+@needs_data
+@needs_bubblewrap
+@pytest.mark.parametrize("with_prompt", [True, False])
+def test_humaneval_canonical_solutions_pass_and_mutants_fail(with_prompt):
+    for line in (SHARED / "humaneval_sample.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        tests = {"test": row["test"], "entry_point": row["entry_point"]}
+        tests |= {"prompt": row["prompt"]} if with_prompt else {}
+        assert _score(row["prompt"] + row["canonical_solution"], tests, "openai_humaneval") == 1.0, row["task_id"]
+        for mutant in _mutants(row):
+            assert _score(mutant, tests, "openai_humaneval") == 0.0, (row["task_id"], mutant)

@@ -1,0 +1,231 @@
+"""Answers that are equal count in whatever form; answers that are not never do."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from verl_sspo.rewards import COLUMNS, compute_score, symbolic
+from verl_sspo.rewards.mathematics import extract_answer, has_tags, is_equal, score
+
+pytestmark = pytest.mark.timeout(300)
+SHARED = Path(os.environ.get("VERL_SSPO_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared data in {SHARED} (VERL_SSPO_SHARED_DATA)")
+
+
+def _rows(name):
+    return [json.loads(line) for line in (SHARED / name).read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so\n#### 72", "72"),
+        ("#### 1\n#### 2", "2"),
+        (r"\boxed{1} and \boxed{2}", "2"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\{1, \{2\}\}}.", r"\{1, \{2\}\}"),
+        (r"\boxed 7 is it", "7"),
+        (r"\fbox{3}", "3"),
+        ("<answer> 5 </answer>", "5"),
+        (r"<think>\boxed{1}</think><answer>so \boxed{5}</answer>", "5"),
+        (r"<answer>4</answer> no, \boxed{5}", "5"),
+        (r"\boxed{5}" + "\n#### Conclusion", "5"),
+        (r"\boxed{5}" + "\n#### 6", "6"),
+        ("#### Step 1\n no answer", "Step 1"),
+        (r"\boxed{1} \boxed{never closed", "1"),
+        ("no answer at all 5", None),
+        ("", None),
+        (r"\boxed{", None),
+        (r"\boxedanswer{5}", None),
+    ],
+)
+def test_extract_answer(text, answer):
+    assert extract_answer(text) == answer
+
+
+EQUAL = [
+    # numbers
+    ("5", "5"), ("70000", "70,000"), ("70000", "$70,000.00"), ("1{,}234", "1234"), ("1,234", r"1\,234"),
+    ("33", "033"), ("12", "12.0"), ("-3", "−3"), ("10^{10}", "10000000000"), (r"3\times 10^5", "300000"),
+    (r"\frac{1}{2}", "0.5"), (r"\frac12", r"\dfrac{1}{2}"), (r"1\frac{1}{2}", "1.5"), ("1 1/2", r"\frac32"),
+    (r"-\frac{1}{2}", r"\frac{-1}{2}"), (r"0.\overline{3}", "1/3"), ("7/2", "3 1/2"), ("$5$", "5."),
+    # percent, degrees, money, units
+    (r"50\%", "50"), (r"50\%", "0.5"), ("50", r"50\%"), ("0.5", "50%"), (r"90^\circ", "90"), ("90", r"90^{\circ}"),
+    ("18", "18 dollars"), (r"\$1,000", "1000"), (r"5\text{ cm}", "5"), (r"10\text{ inches}", "10 in"),
+    (r"5\text{ cm}^2", r"5\text{ square centimeters}"), (r"\frac{9}{2}", r"4.5\text{ hours}"),
+    # words and choices
+    (r"\text{Evelyn}", "Evelyn"), (r"\text{(C)}", "C"), ("C", "(C)"), (r"\text{(C)}", r"\textbf{(C)}"),
+    (r"\text{even}", r"\text{Even}"),
+    # named values
+    ("x=5", "5"), ("5", "x = 5"), ("2x+1", "y=2x+1"), ("y=2x+1", "2x+1=y"),
+    # tuples, intervals, sets, lists, matrices
+    ("(1,2)", r"\left(1, 2\right)"), (r"\left( 3, \frac{\pi}{2} \right)", r"(3, \pi/2)"), (r"\{1,2\}", r"\{2,1\}"),
+    ("1,2", "2, 1"), ("1,2", r"2 \text{ and } 1"), ("x=1,x=2", "1,2"), ("[0,1)", r"\left[0,1\right)"),
+    (r"(-\infty,0)\cup(1,\infty)", r"(1,\infty) \cup (-\infty,0)"), (r"\emptyset", r"\{\}"),
+    (r"1\pm\sqrt{2}", r"1+\sqrt2, 1-\sqrt2"),
+    (r"\begin{pmatrix}1\\ \frac12\end{pmatrix}", r"\begin{bmatrix} 1 \\ 0.5 \end{bmatrix}"),
+    # bases
+    ("52_8", "52_{8}"), (r"1010_{\text{two}}", "1010_2"),
+    # formulas
+    (r"\sqrt{12}", r"2\sqrt3"), (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"), ("x^2+2x+1", "(x+1)^2"),
+    (r"\pi", "π"), ("6+9i", "9i+6"), (r"\frac{3}{4}x", "0.75x"), (r"11\sqrt2", r"\sqrt{242}"), ("2^{10}", "1024"),
+    ("5!", "120"), (r"\binom{5}{2}", "10"), (r"\log_2 8", "3"), (r"x \le 3", r"3 \ge x"),
+    ("(x+1)(x+2)", "(x+2)(x+1)"),
+]  # fmt: skip
+DIFFERENT = [
+    ("5", "6"), ("1", "-1"), ("10", "1,0"), ("1.5", "15"), ("18", "18.0001"), ("123", "1,23"), ("5", "55"),
+    ("12", "1 2"), ("1,000", "1"), ("0.1", "0.10000000001"), ("1234", "1,2,3,4"), ("2", "2^2"), ("5^2", "52"),
+    ("1/3", "0.333333"), (r"\sqrt2", "1.414214"), (r"\pi", "3.14"), (r"\pi", "3.141592653589793"),
+    ("50", r"0.5\%"), (r"\$20", r"20\%"), (r"5\text{ cm}", r"5\text{ m}"), (r"12\text{ feet}", r"12\text{ inches}"),
+    (r"\$5", r"5\text{ cents}"), ("5", "5 million"), ("5", "5x"), ("3", r"3\pi"), ("6", "6i"),
+    ("(1,2)", r"\{1,2\}"), ("(1,2)", "(2,1)"), ("(1,2)", "[1,2]"), ("[0,1)", "[0,1]"), ("(3,4)", "(3,4,5)"),
+    ("1,2", "1,2,3"), ("1", "1,2"), (r"\{1\}", "2"), ("1,2", "x=1,y=2"), ("5", "5 or 6"), (r"1 \pm i", "1+i"),
+    ("0", r"\emptyset"), (r"\infty", r"-\infty"), ("(0,1)", "0<x<1"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", "(1,2)"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&3\\2&4\end{pmatrix}"),
+    ("52_8", "52"), ("52_8", "52_9"), ("52_8", "42"),
+    (r"\text{Evelyn}", "evenly"), (r"\text{(A)}", "B"), (r"\text{no solution}", "0"),
+    (r"\text{north}", r"\text{thorn}"),
+    ("x", "y"), ("2x", "2y"), ("x>3", r"x\ge 3"), ("y=2x", "y=2x+1"), ("a+b", "a-b"), (r"\frac{1}{x}", "x"),
+    ("3:4", "3:5"), ("3", "3:4"), ("2:30", "2:45"), (r"10\text{ a.m.}", r"10\text{ p.m.}"), ("x", ""), ("", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("gold", "answer"), EQUAL)
+def test_equal_answers_count_in_other_forms(gold, answer):
+    assert is_equal(gold, answer, 30)
+    assert is_equal(answer, gold, 30)
+
+
+@pytest.mark.parametrize(("gold", "answer"), DIFFERENT)
+def test_different_answers_never_count(gold, answer):
+    assert not is_equal(gold, answer, 30)
+    assert not is_equal(answer, gold, 30)
+
+
+def test_score_of_answer_and_format():
+    tagged = "<think>2 + 2</think>\n<answer>4</answer>"
+    assert score(tagged, "4", format_reward=0.5)["score"] == 1.5
+    assert score(r"\boxed{4}", "4", format_reward=0.5)["score"] == 1.0
+    assert score(tagged, "5", format_reward=0.5)["score"] == 0.5
+    assert score(tagged, "5", format_reward=0.5)["acc"] == 0.0
+    assert score(tagged, "4")["score"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("response", "formed"),
+    [
+        ("<think>a</think><answer>b</answer>", True),
+        ("a</think> <answer>b</answer>", True),  # the prompt ended with <think>
+        ("<think>a</think><answer></answer>", False),
+        ("<answer>b</answer><think>a</think>", False),
+        ("<think>a</think><answer>b</answer> more", False),
+        ("<think>a</think><answer>b</answer><answer>c</answer>", False),
+        ("<think>a<think>b</think><answer>b</answer>", False),
+        (r"\boxed{b}", False),
+    ],
+)
+def test_has_tags(response, formed):
+    assert has_tags(response) is formed
+
+
+def test_ground_truth_may_be_a_whole_solution():
+    assert score(r"\boxed{72}", "48 + 24 = 72\n#### 72")["acc"] == 1.0
+    assert score("#### 3", r"the answer is \boxed{3}")["acc"] == 1.0
+
+
+# 9^(9^9) has 370 million digits.
+SLOW = r"9^{9^{9}} + \sqrt{2}"
+
+
+def test_pathological_expression_costs_one_timeout():
+    is_equal("x+1", "1+x")  # a child process is up
+    started = time.monotonic()
+    scored = score(rf"\boxed{{({SLOW}, {SLOW}, {SLOW})}}", r"(9^{9^{8}}x, 2x, 3x)", math_timeout=1.0)
+    assert time.monotonic() - started < 4.0
+    assert scored["acc"] == 0.0
+    assert is_equal("x+1", "1+x")
+
+
+def test_hung_child_is_killed_and_replaced():
+    assert symbolic.equal("x+1", "1+x", time.monotonic() + 30)
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        symbolic.equal("x", "y", started)  # no time at all
+    assert time.monotonic() - started < 2.0
+    assert symbolic.equal("x+1", "1+x", time.monotonic() + 30)
+
+
+def test_many_threads():
+    wrong = []
+
+    def one(i):
+        if not is_equal(f"x+{i}", f"{i}+x", 60) or is_equal(f"x+{i}", f"{i + 1}+x", 60):
+            wrong.append(i)
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(1, 25)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=200) | st.text("\\{}()[]frac boxed#<answer>/sqrtx^_0123456789.,%$&=+-", max_size=80))
+def test_any_text_gets_a_bounded_score(text):
+    for response in (text, rf"\boxed{{{text}}}", f"<answer>{text}</answer>", f"#### {text}"):
+        for gold in (r"\frac{3}{4}", "(1,2)", text):
+            scored = compute_score("HuggingFaceH4/MATH-500", response, gold, math_timeout=2.0)
+            assert scored.keys() == COLUMNS.keys()
+            assert scored["score"] in (0.0, 1.0)
+
+
+@given(st.integers(-(10**12), 10**12), st.integers(-(10**12), 10**12))
+def test_integers_are_equal_only_to_themselves(gold, answer):
+    forms = (f"{answer}", f"{answer:,}", f"{answer}.0", f"${answer}$", rf"\frac{{{answer * 3}}}{{3}}", f"{answer} cm")
+    for form in forms:
+        assert is_equal(str(gold), form) is (gold == answer)
+        assert is_equal(str(answer), form)
+
+
+@given(st.fractions(max_denominator=1000), st.fractions(max_denominator=1000))
+def test_fractions_are_equal_only_to_themselves(gold, answer):
+    def latex(value):
+        return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+    assert is_equal(latex(gold), f"{answer.numerator}/{answer.denominator}") is (gold == answer)
+    assert is_equal(latex(answer), rf"\dfrac{{{-2 * answer.numerator}}}{{{-2 * answer.denominator}}}")
+
+
+# --- real rows ---------------------------------------------------------------------------------------------------
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["gsm8k_train.jsonl", "gsm8k_test.jsonl"])
+def test_gsm8k_gold_solutions_and_no_other_number(name):
+    for row in _rows(name):
+        gold = row["answer"].rpartition("####")[2].strip()
+        assert compute_score("openai/gsm8k", row["answer"], gold)["score"] == 1.0
+        assert compute_score("openai/gsm8k", rf"so \boxed{{{gold}}}", gold)["score"] == 1.0
+        number = int(gold.replace(",", ""))
+        for other in (number + 1, number - 1, -number or 3, number * 10 or 7, number / 7 + 1, f"{number}.5"):
+            assert compute_score("openai/gsm8k", f"#### {other}", gold)["score"] == 0.0, (gold, other)
+
+
+@needs_data
+def test_math_gold_solutions_and_not_the_next_answer():
+    rows = _rows("math_sample.jsonl")
+    for row, following in zip(rows, rows[1:] + rows[:1], strict=True):
+        source = "DigitalLearningGmbH/MATH-lighteval"
+        assert compute_score(source, row["solution"], row["answer"], math_timeout=30.0)["score"] == 1.0
+        same = row["answer"].removeprefix("x=") == following["answer"].removeprefix("x=")
+        scored = compute_score(source, following["solution"], row["answer"], math_timeout=30.0)
+        assert scored["score"] == float(same), (row["answer"], following["answer"])

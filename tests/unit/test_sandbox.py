@@ -1,0 +1,386 @@
+"""Hostile programs: each must end in bounded time, pass nothing, and leave host and neighbours as they were."""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verl_sspo.rewards import sandbox
+from verl_sspo.rewards.code import judge
+from verl_sspo.rewards.sandbox import Limits, SandboxError, run_cases, slot
+from verl_sspo.rewards.sandbox_runner import decode, encode
+
+pytestmark = pytest.mark.timeout(120)
+needs_bubblewrap = pytest.mark.skipif(
+    shutil.which("bwrap") is None, reason="bubblewrap is not installed (apt-get install bubblewrap)"
+)
+LIMITS = Limits(test_timeout=2.0, program_timeout=8.0, memory_bytes=256 << 20, disk_bytes=8 << 20, output_bytes=1 << 20)
+# Three forms of the same question: twice the number.
+FORMS = {
+    "stdin": {"inputs": ["21\n"], "outputs": ["42\n"]},
+    "fn_name": {"fn_name": "f", "inputs": [[21]], "outputs": [42]},
+    "asserts": {"asserts": ["assert f(21) == 42", "assert f(1) == 2"]},
+    "check": {"entry_point": "f", "test": "def check(candidate):\n    assert candidate(21) == 42\n    assert True"},
+}
+RIGHT = "def f(x):\n    return 2 * x\nif __name__ == '__main__':\n    print(f(int(input())))"
+
+# In each, HOSTILE runs while the module loads, and again in the function that the tests call.
+HOSTILE = {
+    "endless loop": "while True: pass",
+    "sleep": "import time; time.sleep(1000)",
+    "fork bomb": "import os\nwhile True: os.fork()",
+    "fork bomb that swallows errors": "import os\nwhile True:\n  try: os.fork()\n  except Exception: pass",
+    "subprocess": "import subprocess; subprocess.run(['/bin/sh', '-c', 'echo 42']); raise SystemExit(1)",
+    "memory bomb": "x = []\nwhile True: x.append(bytearray(1 << 24))",
+    "one large allocation": "x = b'x' * (1 << 40)",
+    "disk": "import os\nfor i in range(10000):\n  with open(f'/tmp/{i}', 'wb') as out: out.write(bytes(1 << 20))",
+    "disk in one file": "with open('/tmp/x', 'wb') as out:\n  while True: out.write(bytes(1 << 20))",
+    "write outside": "open('/etc/passwd', 'w'); open('/x', 'w')",
+    "kill the parent": "import os\nos.kill(os.getppid(), 9)\nos.kill(1, 9)\nos.kill(-1, 9)\nraise SystemExit(1)",
+    "print gigabytes": "import sys\nwhile True: sys.stdout.write('42' * (1 << 20))",
+    "write gigabytes to every descriptor": "import os\nwhile True:\n"
+    "  for i in range(64):\n    try: os.write(i, b'42\\n' * 10000)\n    except OSError: pass",
+    "os._exit": "import os; os._exit(0)",
+    "sys.exit": "import sys; sys.exit(0)",
+    "marker and early exit": "import os\nprint('passed', 'True', 'ready', flush=True); os._exit(0)",
+    "threads left running": "import threading, time\n"
+    "for _ in range(4): threading.Thread(target=time.sleep, args=(1000,)).start()\nraise ValueError",
+    "thread bomb": "import threading, time\nthreading.stack_size(1 << 15)\n"
+    "while True: threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()",
+    "ignores SIGTERM": "import signal, time\n"
+    "for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU): signal.signal(s, signal.SIG_IGN)\n"
+    "while True: pass",
+    "deep recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef g(): g()\ng()",
+    "segfault": "import ctypes; ctypes.string_at(0)",
+    "null bytes and bad unicode": "import sys\n"
+    "sys.stdout.buffer.write(b'\\x00\\xff\\xfe42\\n\\xed\\xa0\\x80'); sys.stdout.flush()",
+    "excepthook": "import sys, os\nsys.excepthook = lambda *a: os._exit(0)\nraise ValueError",
+    "atexit": "import atexit, os\natexit.register(os._exit, 0)\nraise ValueError",
+    "replaces builtins": "import builtins, sys\nbuiltins.AssertionError = ValueError\nbuiltins.int = lambda *a: 42\n"
+    "builtins.isinstance = lambda *a: True\nbuiltins.len = lambda *a: 1\nsys.exit = lambda *a: None",
+    "clears modules": "import sys; sys.modules.clear()",
+    "closes all descriptors": "import os; os.closerange(0, 64)",
+    "garbage in every descriptor": "import os\nfor i in range(64):\n"
+    "  try: os.write(i, b'ffffffff' * 100)\n  except OSError: pass",
+    "compiles for ever": "x = " + "(" * 5000 + ")" * 5000,
+    "no syntax": "def (",
+}
+
+
+def _indent(program: str, spaces: int = 4) -> str:
+    return "\n".join(" " * spaces + line for line in program.split("\n"))
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("form", FORMS)
+def test_right_program_passes_in_every_form(form):
+    verdict = judge(RIGHT, FORMS[form], LIMITS)
+    assert verdict.passed == verdict.total
+    assert verdict.error == ""
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_program_is_bounded_and_passes_nothing(name):
+    attack = HOSTILE[name]
+    impatient = dataclasses.replace(LIMITS, test_timeout=0.7)
+    started = time.monotonic()
+    for program, form in (
+        (attack, "stdin"),
+        (f"def f(x):\n{_indent(attack)}", "asserts"),
+    ):
+        verdict = judge(program, FORMS[form], impatient)
+        assert verdict.passed == 0, verdict
+        assert verdict.error
+    assert time.monotonic() - started < 2 * LIMITS.program_timeout + 10
+    # The sandbox, and the one beside it, still work.
+    assert judge(RIGHT, FORMS["stdin"], LIMITS).passed == 1
+
+
+FORGERIES = {
+    "equal to everything": "class E:\n  def __eq__(s, o): return True\n  def __ne__(s, o): return False\n"
+    "  __hash__ = None\ndef f(x): return E()",
+    "an int equal to everything": "class E(int):\n  def __eq__(s, o): return True\n  __hash__ = int.__hash__\n"
+    "def f(x): return E(7)",
+    "a list equal to everything": "class E(list):\n  def __eq__(s, o): return True\ndef f(x): return E([7])",
+    "a str that lies about its class": "class E(str):\n  __class__ = int\n  def __eq__(s, o): return True\n"
+    "  def encode(s, *a): return b'42'\ndef f(x): return E('42')",
+    "a bool": "def f(x): return True",
+    "steers loops": "def f(x): raise StopIteration",
+    "raises what a check expects of itself": "def f(x): raise SystemExit(0)",
+    "keyboard interrupt": "def f(x): raise KeyboardInterrupt",
+    # The needle is put together at run time, so that the program's own text does not hold it.
+    "reads the caller": "import sys\ndef f(x):\n"
+    "  frame = sys._getframe()\n  found = []\n"
+    "  while frame:\n    found += [repr(v) for v in [*frame.f_locals.values(), *frame.f_globals.values()]]\n"
+    "    frame = frame.f_back\n"
+    "  return 42 if any('f(21) =' + '= 42' in s or \"'outp\" + \"uts'\" in s for s in found) else 0",
+    "reads memory": "import gc\ndef f(x):\n  needle = 'f(21) =' + '= 42'\n"
+    "  held = [o for each in gc.get_objects() for o in gc.get_referents(each)]\n"
+    "  return 42 if any(type(o) is str and o != needle and needle in o for o in held) else 0",
+    "reads the disk": "import os\ndef f(x):\n"
+    "  found = [top + '/' + name for top, _, names in os.walk('/') for name in names]\n"
+    "  return 42 if any(p.startswith(('/tmp', '/etc/p', '/proc')) or 'verl_sspo' in p for p in found) else 0",
+    "forged answers": "import os\ndef f(x):\n"
+    "  for i in range(3, 64):\n    try: os.write(i, b'00000003b1;' * 5)\n    except OSError: pass\n  return 0",
+    "forged verdict": "import os\ndef f(x):\n"
+    "  for i in range(64):\n    try: os.write(i, b'00000010t3;i2;i2;s0;    ')\n    except OSError: pass\n  os._exit(0)",
+    "redefines the checker": "def check(candidate): pass\ndef candidate(x): return 42\n"
+    "import builtins\nbuiltins.check = check\nf = None",
+    "a generator": "def f(x): yield 42",
+    "a function": "def f(x): return f",
+    "endless nesting": "def f(x):\n  a = []\n  a.append(a)\n  return a",
+    "a long result": "def f(x): return 'x' * (1 << 24)",
+}
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forged_result_is_a_wrong_answer(name):
+    for form in ("fn_name", "asserts", "check"):
+        verdict = judge(FORGERIES[name], FORMS[form], LIMITS)
+        assert verdict.passed == 0, (form, verdict)
+
+
+@needs_bubblewrap
+def test_loop_over_answers_is_not_cut_short():
+    # all(map(f, ...)) over a function that raises StopIteration would be all of nothing.
+    tests = {"asserts": ["assert all(map(f, [1, 2, 3]))", "assert [f(x) for x in [1]] == [1]"]}
+    assert judge("def f(x): raise StopIteration", tests, LIMITS, all_tests=True).passed == 0
+
+
+@needs_bubblewrap
+def test_checks_cannot_be_swallowed_by_a_dead_program():
+    tests = {"asserts": ["try:\n    f(1)\nexcept BaseException:\n    pass"]}
+    assert judge("import os\ndef f(x): os._exit(0)", tests, LIMITS).passed == 0
+    assert judge("import time\ndef f(x): time.sleep(100)", tests, LIMITS).error == "timeout"
+    # An exception that the check waits for is an answer.
+    assert judge("def f(x): raise ValueError('no')", tests, LIMITS).passed == 1
+
+
+@needs_bubblewrap
+def test_results_arrive_as_fresh_plain_data():
+    program = "from collections import *\nP = namedtuple('P', 'a b')\ndef f(x): return [P(1, 2), Counter('aab'), {3}]"
+    tests = {"asserts": ["assert f(0) == [(1, 2), {'a': 2, 'b': 1}, {3}]", "assert type(f(0)[0]) is tuple"]}
+    assert judge(program, tests, LIMITS).passed == 2
+
+
+def _outputs(program: str, limits: Limits = LIMITS) -> str:
+    ((error, output),) = run_cases(program, [{"stdin": b""}], limits)
+    assert error == "", (error, output)
+    return output.decode()
+
+
+@needs_bubblewrap
+def test_nothing_of_the_host_is_visible(tmp_path, monkeypatch):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("treasure")
+    monkeypatch.setenv("SECRET_TOKEN", "treasure")
+    program = f"""
+import os
+print(dict(os.environ))
+for path in ({str(secret)!r}, '/proc/1/environ', '/proc/self/maps', '/etc/passwd', '/root/.bashrc', {os.getcwd()!r},
+             {__file__!r}, '/sys', '/var', '/run', '/tmp/ray', '/dev/shm', '/dev/kmsg'):
+    print(path, os.path.exists(path))
+print(sorted(os.listdir('/tmp')), os.getuid(), os.getpid() < 10)
+"""
+    lines = _outputs(program).splitlines()
+    assert "treasure" not in "".join(lines)
+    assert not any(line.endswith("True") for line in lines[:-1]), lines
+    assert lines[-1] == f"[] {sandbox.NOBODY} True"
+
+
+@needs_bubblewrap
+def test_only_tmp_can_be_written_and_it_is_small():
+    program = """
+import os
+wrote = []
+for top, folders, files in os.walk('/'):
+    try:
+        with open(os.path.join(top, 'probe'), 'w') as out: out.write('x')
+        wrote.append(top)
+    except OSError: pass
+print(wrote)
+total = 0
+try:
+    for i in range(100):
+        with open(f'/tmp/{i}', 'wb') as out: total += out.write(bytes(1 << 20))
+except OSError: pass
+print(total <= 8 << 20)
+"""
+    assert _outputs(program).splitlines() == ["['/tmp']", "True"]
+
+
+@needs_bubblewrap
+def test_no_network_not_even_loopback():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        port = server.getsockname()[1]
+        program = f"""
+import socket
+for family, address in ((socket.AF_INET, ('127.0.0.1', {port})), (socket.AF_UNIX, '\\0ray')):
+    try:
+        socket.socket(family).connect(address)
+        print('connected')
+    except OSError as error: print('refused')
+"""
+        assert _outputs(program).split() == ["refused", "refused"]
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+@needs_bubblewrap
+def test_process_and_thread_limits_bind():
+    program = """
+import os, threading, time
+try: os.fork(); print('forked')
+except OSError: print('no fork')
+try: os.execv('/bin/true', ['true'])
+except OSError: print('no exec')
+threading.stack_size(1 << 15)
+n = 0
+try:
+    while n < 1000: threading.Thread(target=time.sleep, args=(60,), daemon=True).start(); n += 1
+except RuntimeError: pass
+print(0 < n <= 32, flush=True)
+os._exit(0)
+"""
+    assert _outputs(program).splitlines() == ["no fork", "no exec", "True"]
+
+
+@needs_bubblewrap
+def test_memory_limit_covers_files_and_shared_memory_too():
+    program = """
+import ctypes, mmap, os
+for attempt in (lambda: mmap.mmap(-1, 1 << 30), lambda: os.memfd_create('x'), lambda: bytearray(1 << 30)):
+    try: attempt(); print('got it')
+    except (OSError, MemoryError): print('refused')
+print(ctypes.CDLL(None).shmget(0, 1 << 30, 0o1600))
+"""
+    assert _outputs(program).splitlines() == ["refused"] * 3 + ["-1"]
+
+
+@needs_bubblewrap
+def test_no_process_survives():
+    name = f"orphan{os.getpid()}"
+    program = f"import ctypes, threading, time\nctypes.CDLL(None).prctl(15, b'{name[:15]}')\ntime.sleep(1000)"
+    assert judge(program, FORMS["stdin"], Limits(test_timeout=1.0)).error == "timeout"
+    assert judge(program, FORMS["stdin"], Limits(test_timeout=50.0, program_timeout=2.0)).error == "timeout"
+    time.sleep(0.2)
+    threads = [path.read_text().strip() for path in Path("/proc").glob("[0-9]*/comm") if path.exists()]
+    assert name[:15] not in threads
+
+
+@needs_bubblewrap
+def test_stdin_program_sees_a_real_interpreter():
+    program = """
+import sys, threading, atexit
+sys.setrecursionlimit(10**6); threading.stack_size(1 << 26)
+def main():
+    n = int(sys.stdin.readline()); print(sum(map(int, sys.stdin.read().split())) + n, end='')
+atexit.register(lambda: print('.', end=''))
+threading.Thread(target=main).start()
+"""
+    results = list(run_cases(program, [{"stdin": b"1\n2 3\n"}, {"stdin": b"10\n" + b"1 " * 100_000}], LIMITS))
+    assert results == [("", b"6."), ("", b"100010.")]
+
+
+@needs_bubblewrap
+def test_each_test_starts_afresh():
+    program = "import os\nprint(os.path.exists('/tmp/x') or 'seen' in globals())\nseen = True\nprint(input())"
+    cases = [{"stdin": b"a"}, {"stdin": b"b"}]
+    assert [out for _, out in run_cases(program, cases, LIMITS)] == [b"False\na\n", b"False\nb\n"]
+
+
+@needs_bubblewrap
+def test_one_slow_test_does_not_hide_the_others():
+    program = "import time\nn = int(input())\nif n == 2: time.sleep(60)\nprint(n)"
+    tests = {"inputs": ["1", "2", "3"], "outputs": ["1", "2", "3"]}
+    verdict = judge(program, tests, Limits(test_timeout=1.0), all_tests=True)
+    assert (verdict.passed, verdict.total, verdict.error) == (2, 3, "timeout")
+
+
+@needs_bubblewrap
+def test_many_at_once_take_turns(monkeypatch):
+    running, most, lock = 0, 0, threading.Lock()
+
+    def one():
+        nonlocal running, most
+        with slot(3):
+            with lock:
+                running += 1
+                most = max(most, running)
+            time.sleep(0.01)
+            with lock:
+                running -= 1
+
+    threads = [threading.Thread(target=one) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 3
+
+
+def test_without_bubblewrap_it_refuses(monkeypatch):
+    sandbox._wall.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SandboxError, match="bubblewrap"):
+        judge(RIGHT, FORMS["stdin"], LIMITS)
+    sandbox._wall.cache_clear()
+
+
+def test_unprotected_only_when_asked():
+    assert judge(RIGHT, FORMS["asserts"], LIMITS, unsafe_without_sandbox=True).passed == 2
+
+
+@needs_bubblewrap
+def test_a_broken_sandbox_is_an_error_not_a_score(monkeypatch):
+    monkeypatch.setattr(sandbox, "_wall", lambda size: (shutil.which("bwrap"), "--no-such-option"))
+    with pytest.raises(SandboxError, match="no-such-option"):
+        judge(RIGHT, FORMS["stdin"], LIMITS)
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(st.text() | st.integers(), inner, max_size=4)
+        | st.sets(st.integers() | st.text(), max_size=4)
+        | st.frozensets(st.integers(), max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@given(plain)
+def test_encoding_round_trip(value):
+    assert decode(encode(value)) == value
+    assert repr(type(decode(encode(value)))) == repr(type(value))
+
+
+@given(st.binary())
+def test_decoding_garbage_raises_value_error_only(data):
+    with contextlib.suppress(ValueError):
+        decode(data)
+
+
+@pytest.mark.parametrize("data", [b"l99999999999999999999;", b"s-1;", b"e1;l0;", b"x;", b"", b"l1;" * 1000, b"n;n;"])
+def test_decoding_malformed(data):
+    with pytest.raises(ValueError):  # noqa: PT011
+        decode(data)
+
+
+@pytest.mark.parametrize("value", [object(), len, range(3), iter([]), [object()], {1: object()}, type])
+def test_other_things_do_not_cross(value):
+    with pytest.raises(TypeError):
+        encode(value)
