@@ -34,6 +34,9 @@ METRICS = "metrics.jsonl"
 # Every process of a run inherits this variable; it tells them from those of other runs and other Ray clusters.
 RUN_ID = "VERL_SSPO_RUN_ID"
 
+# Seconds that Ray gets to end its processes by itself.
+GRACE = 10
+
 # What verl and Ray print as they come up, in the order in which they do.
 PHASES = (
     ("ray init kwargs", "starting Ray"),
@@ -200,12 +203,12 @@ class _Family:
         return [process for process in self.known if _is_alive(process)]
 
     def end(self, console: Console) -> None:
-        """Asks main_ppo to shut its cluster down, gives it 15 seconds, and kills what is left."""
+        """Asks main_ppo to shut its cluster down, waits for `GRACE`, and kills what is left."""
         try:
             if _is_alive(self.root):
                 console.print("ending the run: Ray and its workers are shut down")
                 self.root.terminate()
-            deadline = time.monotonic() + 15
+            deadline = time.monotonic() + GRACE
             while self.alive() and time.monotonic() < deadline:
                 time.sleep(0.1)
         finally:

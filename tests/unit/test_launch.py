@@ -1,0 +1,164 @@
+"""The launcher against a stand-in for main_ppo; the real one is started by the end-to-end tests."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from verl_sspo import launch
+
+
+@pytest.fixture
+def verl(tmp_path, monkeypatch):
+    """A package `verl` whose main_ppo is what the test writes; returns the function that writes it."""
+    folder = tmp_path / "stand-in" / "verl" / "trainer"
+    folder.mkdir(parents=True)
+    for package in (folder.parent, folder):
+        (package / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stand-in"))
+    return lambda source: (folder / "main_ppo.py").write_text(textwrap.dedent(source))
+
+
+def train(tmp_path, overrides=()):
+    console = Console(file=(tmp_path / "shown").open("w"), width=200)
+    run_dir = tmp_path / "run"
+    try:
+        return launch.train(overrides, run_dir, config_dir=Path("recipes"), config_name="some", console=console)
+    finally:
+        console.file.close()
+
+
+def processes_with(marker):
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if marker in process.cmdline():
+                found.append(process)
+        except psutil.Error:
+            pass
+    return found
+
+
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# Starts, as Ray does, a process in a session of its own, and one whose parent is gone.
+CLUSTER = """
+import subprocess, sys, time
+sleep = [sys.executable, "-c", "import time; time.sleep(600)", MARKER]
+subprocess.Popen(sleep, start_new_session=True)
+orphan = f"import subprocess; subprocess.Popen({sleep!r}, start_new_session=True)"
+subprocess.run([sys.executable, "-c", orphan])
+"""
+
+
+def test_metrics_progress_and_environment(tmp_path, verl, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    verl(
+        """
+        import json, os, sys
+        print("Total training steps: 2", flush=True)
+        print("RAY_ADDRESS", os.environ["RAY_ADDRESS"], "arguments", sys.argv[1:])
+        accuracy = "val-core/a/acc/mean@1"
+        steps = [(0, {accuracy: 0.25}), (1, {"critic/score/mean": 0.5}), (2, {accuracy: 1})]
+        with open(os.environ["VERL_FILE_LOGGER_PATH"], "w") as file:
+            for step, data in steps:
+                print(json.dumps({"step": step, "data": data}), file=file)
+        """
+    )
+    metrics = train(tmp_path, ["algo=gspo"])
+    assert metrics == tmp_path / "run" / "metrics.jsonl"
+    assert len(metrics.read_text().splitlines()) == 3
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "RAY_ADDRESS local" in log
+    assert "'--config-dir', 'recipes', '--config-name', 'some'" in log
+    assert "'algo=gspo'" in log
+    shown = (tmp_path / "shown").read_text()
+    assert "step 0/2, validation 0.250" in shown
+    assert "step 1/2, reward 0.500, validation 0.250" in shown
+    assert "step 2/2, validation 1.000, 0:00 left" in shown
+    # Ray's temporary folder is short enough for its sockets, and gone.
+    (ray_dir,) = re.findall(r"_temp_dir=([^']+)", log)
+    assert len(ray_dir) < 20
+    assert not Path(ray_dir).exists()
+
+
+def test_failure_shows_the_traceback_and_ends_the_cluster(tmp_path, verl):
+    marker = f"marker-{tmp_path.name}-{os.getpid()}"
+    verl(
+        CLUSTER.replace("MARKER", repr(marker))
+        + """
+print("noise\\n" * 100)
+print("\\x1b[36m(TaskRunner pid=7)\\x1b[0m Traceback (most recent call last):")
+print("\\x1b[36m(TaskRunner pid=7)\\x1b[0m ValueError: tau_pos must be positive", flush=True)
+sys.exit(3)
+"""
+    )
+    with pytest.raises(launch.TrainingFailedError) as failure:
+        train(tmp_path)
+    assert failure.value.returncode == 3
+    assert failure.value.excerpt == "Traceback (most recent call last):\nValueError: tau_pos must be positive"
+    assert str(tmp_path / "run" / "train.log") in str(failure.value)
+    assert processes_with(marker) == []
+
+
+def test_log_without_a_traceback_shows_its_end(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("".join(f"line {i}\n" for i in range(100)))
+    assert launch._excerpt(log, lines=2) == "line 98\nline 99"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_leaves_no_process(tmp_path, verl, signum):
+    marker = f"marker-{tmp_path.name}-{os.getpid()}"
+    verl(CLUSTER.replace("MARKER", repr(marker)) + "\ntime.sleep(600)\n")
+    script = f"""
+from pathlib import Path
+from verl_sspo import launch
+try:
+    launch.train([], Path({str(tmp_path / "run")!r}), config_dir=Path("recipes"), config_name="some")
+except KeyboardInterrupt:
+    raise SystemExit(130)
+"""
+    launcher = subprocess.Popen([sys.executable, "-c", script])
+    wait_for(lambda: len(processes_with(marker)) == 2)
+    # A process of somebody else that looks the same is not touched.
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", marker])
+    try:
+        launcher.send_signal(signum)
+        assert launcher.wait(timeout=60) == 130
+        assert [process.pid for process in processes_with(marker)] == [other.pid]
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_run_folder_is_not_written_over(tmp_path, verl):
+    verl("")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "train.log").write_text("of an earlier run")
+    with pytest.raises(FileExistsError, match="move it aside"):
+        train(tmp_path)
+    first = launch.move_aside(run_dir)
+    assert (first / "train.log").read_text() == "of an earlier run"
+    assert not run_dir.exists()
+    assert launch.move_aside(run_dir) is None
+    # Two runs that ended in the same second keep their names apart.
+    run_dir.mkdir()
+    times = first.stat().st_mtime, max(path.stat().st_mtime for path in (first, *first.iterdir()))
+    os.utime(run_dir, (times[1], times[1]))
+    second = launch.move_aside(run_dir)
+    assert second.name == f"{first.name}-2"
