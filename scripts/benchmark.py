@@ -41,7 +41,7 @@ def measure(section: str, arguments: argparse.Namespace) -> list[Section]:
     if section == "rollout":
         return rollout.measure(128, (32,) if quick else (32, 256), seconds=3 if quick else 30)
     if section == "sandbox":
-        return sandbox.measure(8 if quick else 64, seconds=3 if quick else 30)
+        return sandbox.measure(4 if quick else 32, seconds=3 if quick else 30)
     return step.measure(arguments.quickstart_metrics)
 
 
@@ -67,6 +67,8 @@ def main() -> int:
 
     command = shlex.join(["python", "scripts/benchmark.py", *sys.argv[1:]])
     where = machine.describe(torch.device(arguments.device))
+    if where[machine.LOAD] > 0.5:
+        print(f"the machine is busy (load {where[machine.LOAD]}): do not publish these figures", file=sys.stderr)
     measured: list[Section] = []
     missing = 0
     for name in asked:

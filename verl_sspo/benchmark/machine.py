@@ -9,6 +9,8 @@ from typing import Any
 import psutil
 import torch
 
+# Load average of the last minute before anything was measured: the machine should have had nothing else to do.
+LOAD = "load at the start"
 PACKAGES = ("verl-sspo", "verl", "torch", "transformers", "numpy", "ray")
 
 
@@ -21,8 +23,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "L2 bytes of a core": cache_bytes(2),
         "L3 bytes": cache_bytes(3),
         "memory bytes": psutil.virtual_memory().total,
-        # Above 1 before anything was measured: the machine had other work, and the figures are worth less.
-        "load at the start, 1 minute": round(os.getloadavg()[0], 2),
+        LOAD: round(os.getloadavg()[0], 2),
         "system": platform.platform(),
         "python": platform.python_version(),
         "device": str(device),
