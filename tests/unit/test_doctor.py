@@ -58,6 +58,23 @@ def test_describe_carries_the_warnings_of_a_bare_verl_command_line():
     assert "loss_agg_mode=seq-mean-token-mean" in describe(actor)
 
 
+def test_temperatures_arrive_without_the_recipes():
+    loss = "actor_rollout_ref.actor.policy_loss"
+    overrides = [
+        f"{loss}.loss_mode=sspo",
+        f"{loss}._target_=verl_sspo.config.SSPOPolicyLossConfig",
+        f"+{loss}.tau_pos=4",
+    ]
+    sequence_mean = [
+        "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean",
+        "actor_rollout_ref.actor.use_dynamic_bsz=true",
+    ]
+    config = compose_config("ppo_trainer", [*overrides, *sequence_mean]).actor_rollout_ref.actor
+    for actor in (config, omega_conf_to_dataclass(config)):
+        assert actor_findings(actor) == []
+        assert "4 where A > 0: half of a token's gradient passes at log-ratio 0.25" in describe(actor)
+
+
 def _with(**sections):
     defaults = {
         "data": {

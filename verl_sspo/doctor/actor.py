@@ -35,11 +35,16 @@ def gate_of(actor: Any) -> Gate:
         ValueError: on settings that `Gate` excludes.
     """
     policy_loss = actor.get("policy_loss")
-    if policy_loss.get("gate") is None:  # verl's own class: the loss takes the default preset
+    if not _has_gate(policy_loss):  # the loss then takes the default preset
         return PRESETS["v3"]
     names = ("gate", "gate_domain", "tau_pos", "tau_neg", "gate_side")
     defaults = ("arctan", "log", 10.0, 12.0, "both")
     return Gate(*(policy_loss.get(name, default) for name, default in zip(names, defaults, strict=True)))
+
+
+def _has_gate(policy_loss: Any) -> bool:
+    """Whether this is, or will become, an SSPOPolicyLossConfig and not verl's own class."""
+    return hasattr(policy_loss, "as_gate") or policy_loss.get("_target_") == SSPO_TARGET
 
 
 def half_width(gate: Gate, tau: float) -> float:
@@ -101,8 +106,7 @@ def _loss_findings(actor: Any) -> Iterator[Finding]:
 def _gate_findings(actor: Any) -> Iterator[Finding]:
     policy_loss = actor.get("policy_loss")
     loss_mode = policy_loss.get("loss_mode")
-    has_gate = policy_loss.get("gate") is not None
-    target = policy_loss.get("_target_") or type(policy_loss).__name__
+    has_gate = _has_gate(policy_loss)
     if loss_mode != "sspo":
         if has_gate:
             yield Finding(
@@ -116,8 +120,7 @@ def _gate_findings(actor: Any) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "target",
-            f"policy_loss is verl's own {target.rsplit('.', 1)[-1]}: gate and temperatures are those of the preset v3 "
-            "and cannot be changed",
+            "policy_loss is verl's own class: gate and temperatures are those of the preset v3 and cannot be changed",
             f"to change them set actor_rollout_ref.actor.policy_loss._target_={SSPO_TARGET}",
         )
     try:
