@@ -52,6 +52,7 @@ def test_extract_answer(text, answer):
 EQUAL = [
     # numbers
     ("5", "5"), ("70000", "70,000"), ("70000", "$70,000.00"), ("1{,}234", "1234"), ("1,234", r"1\,234"),
+    (r"11,\! 111,\! 111,\! 100", "11111111100"), (r"\$32,\!348", "32348"), (r"137 \frac{1}{2}", "137.5"),
     ("33", "033"), ("12", "12.0"), ("-3", "−3"), ("10^{10}", "10000000000"), (r"3\times 10^5", "300000"),
     (r"\frac{1}{2}", "0.5"), (r"\frac12", r"\dfrac{1}{2}"), (r"1\frac{1}{2}", "1.5"), ("1 1/2", r"\frac32"),
     (r"-\frac{1}{2}", r"\frac{-1}{2}"), (r"0.\overline{3}", "1/3"), ("7/2", "3 1/2"), ("$5$", "5."),
@@ -59,7 +60,10 @@ EQUAL = [
     (r"50\%", "50"), (r"50\%", "0.5"), ("50", r"50\%"), ("0.5", "50%"), (r"90^\circ", "90"), ("90", r"90^{\circ}"),
     ("18", "18 dollars"), (r"\$1,000", "1000"), (r"5\text{ cm}", "5"), (r"10\text{ inches}", "10 in"),
     (r"5\text{ cm}^2", r"5\text{ square centimeters}"), (r"\frac{9}{2}", r"4.5\text{ hours}"),
-    # words and choices
+    (r"2\sqrt{2}\text{ units}", r"2\sqrt2"), (r"12\pi \text{ square inches}", r"12\pi\text{ in}^2"),
+    (r"\frac{\pi}{3}", r"60^\circ"), (r"15\mbox{ cm}^2", "15"),
+    # words and choices, times and ratios
+    ("7:00 p.m.", r"7:00 \text{ p.m.}"), ("1:2", "1 : 2"),
     (r"\text{Evelyn}", "Evelyn"), (r"\text{(C)}", "C"), ("C", "(C)"), (r"\text{(C)}", r"\textbf{(C)}"),
     (r"\text{even}", r"\text{Even}"),
     # named values
@@ -70,6 +74,7 @@ EQUAL = [
     (r"(-\infty,0)\cup(1,\infty)", r"(1,\infty) \cup (-\infty,0)"), (r"\emptyset", r"\{\}"),
     (r"1\pm\sqrt{2}", r"1+\sqrt2, 1-\sqrt2"),
     (r"\begin{pmatrix}1\\ \frac12\end{pmatrix}", r"\begin{bmatrix} 1 \\ 0.5 \end{bmatrix}"),
+    (r"\pm 3", "-3, 3"), (r"x \in [-2,7]", "[-2,7]"), ("0,1,-1", "-1,0,1"),
     # bases
     ("52_8", "52_{8}"), (r"1010_{\text{two}}", "1010_2"),
     # formulas
@@ -94,6 +99,8 @@ DIFFERENT = [
     (r"\text{Evelyn}", "evenly"), (r"\text{(A)}", "B"), (r"\text{no solution}", "0"),
     (r"\text{north}", r"\text{thorn}"),
     ("x", "y"), ("2x", "2y"), ("x>3", r"x\ge 3"), ("y=2x", "y=2x+1"), ("a+b", "a-b"), (r"\frac{1}{x}", "x"),
+    ("3R^2", "3r^2"), (r"12\pi\text{ cm}", r"12\pi\text{ m}"), (r"\text{no}\text{ solution}", r"\text{no}"),
+    (r"\pm 3", "3"), (r"x \in [-2,7]", "[-2,7)"), (r"\text{A and B}", r"\text{A}"), ("2.5", "2,5"),
     ("3:4", "3:5"), ("3", "3:4"), ("2:30", "2:45"), (r"10\text{ a.m.}", r"10\text{ p.m.}"), ("x", ""), ("", ""),
 ]  # fmt: skip
 

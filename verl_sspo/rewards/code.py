@@ -16,6 +16,7 @@ import json
 import math
 import re
 import threading
+from contextlib import closing
 from functools import cache
 from typing import Any
 
@@ -140,22 +141,21 @@ def _judge_cases(program: str, tests: dict[str, Any], limits: Limits, all_tests:
         cases = [{"stdin": _text(each).encode(errors="replace")} for each in inputs]
     passed, failure = 0, ""
     # The expected outputs stay here.
-    results = sandbox.run_cases(program, cases, limits, unsafe_without_sandbox=unsafe)
-    for expected in outputs:
-        try:
-            error, output = next(results)
-        except TimeoutError:
-            error, output = "timeout", b""
-        except (StopIteration, ValueError):
-            error, output = "the program broke off", b""
-        if not error:
-            same = _same_result(output, expected) if function else same_output(output, _text(expected))
-            error = "" if same else "wrong answer"
-        passed += not error
-        failure = failure or error
-        if error and not all_tests:
-            break
-    results.close()
+    with closing(sandbox.run_cases(program, cases, limits, unsafe_without_sandbox=unsafe)) as results:
+        for expected in outputs:
+            try:
+                error, output = next(results)
+            except TimeoutError:
+                error, output = "timeout", b""
+            except (StopIteration, ValueError):
+                error, output = "the program broke off", b""
+            if not error:
+                same = _same_result(output, expected) if function else same_output(output, _text(expected))
+                error = "" if same else "wrong answer"
+            passed += not error
+            failure = failure or error
+            if error and not all_tests:
+                break
     return Verdict(passed, len(outputs), failure)
 
 

@@ -130,6 +130,7 @@ def _clean(text: str) -> str:
             text = text if left in inner else inner.strip()
     text = re.sub(r"\\(?:displaystyle|textstyle|limits|left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?", "", text)
     text = _PLAIN_RE.sub(lambda found: _PLAIN[found[0]], text)
+    text = re.sub(r"\\!\s*", "", text)
     text = re.sub(r"(?<=\d)(?:\\[!,;: ]|~)(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"\\[!,;:> ]|~|\\q?quad(?![a-zA-Z])", " ", text.replace("\\\\", "\0")).replace("\0", "\\\\")
     text = text.replace("{,}", ",").replace(r"\%", "%").replace(r"\$", "$")
@@ -196,6 +197,16 @@ def _unit(text: str) -> str | None:
     power = " ".join(part for part in parts if part not in ("square", "cubic", "sq", "cu"))
     name = power[:-1] if power.endswith("s") and len(power) > 2 else power
     return _UNITS.get(name, name)
+
+
+_TRAILING = re.compile(rf"(.*\S) ?((?:{_TEXT} ?)+(?:\^ ?(?:\{{ ?[23] ?\}}|[23]))?|\^\\circ ?[CFK]?|%)", re.DOTALL)
+
+
+def _split_unit(text: str) -> tuple[str, str]:
+    """A formula and the upright unit behind it, or the whole and ""."""
+    found = _TRAILING.fullmatch(text)
+    unit = _unit(found[2]) if found else None
+    return (found[1], unit or "unit") if found and unit is not None and not _is_words(found[1]) else (text, "")
 
 
 def _fraction(text: str) -> Fraction:
@@ -334,7 +345,8 @@ def is_equal(gold: str, answer: str, timeout: float = 5.0) -> bool:
 
 
 def _equal(gold: str, answer: str, deadline: float) -> bool:
-    gold, answer = (_strip_parentheses(text) for text in (gold, answer))
+    # "x in [0, 1]" is the interval.
+    gold, answer = (_strip_parentheses(re.sub(r"^[a-zA-Z] ?\\in(?![a-zA-Z])", "", text)) for text in (gold, answer))
     if not gold or not answer:
         return False
     if _key(gold) == _key(answer):
@@ -406,10 +418,22 @@ def _equal_atoms(gold: str, answer: str, deadline: float) -> bool:
     digits, others = _in_base(gold), _in_base(answer)
     if digits or others:
         return digits == others
+    if any(re.search(r"\d ?:", text) for text in (gold, answer)):
+        return _words(gold) == _words(answer)  # ratios and times
+    for degrees, other in ((first, answer), (second, gold)):
+        if degrees and degrees.unit == "degree" and r"\pi" in other:
+            radians = rf"\frac{{{degrees.value.numerator}\pi}}{{{180 * degrees.value.denominator}}}"
+            return symbolic.equal(radians, _exact(other), deadline)
+    (body, unit), (other_body, other_unit) = _split_unit(gold), _split_unit(answer)
+    if unit or other_unit:
+        return (not unit or not other_unit or unit == other_unit) and _equal(body, other_body, deadline)
     if _is_words(gold) or _is_words(answer):
         return _words(gold) == _words(answer) != ""
-    if any(re.search(r"\d ?:|\.\.\.|\\dots|\\ldots|\\cdots", text) for text in (gold, answer)):
-        return False  # ratios, times and patterns, which math-verify reads up to the first strange sign
+    letters, other_letters = (set("".join(_outside_commands(text))) for text in (gold, answer))
+    if letters != other_letters and {x.lower() for x in letters} == {x.lower() for x in other_letters}:
+        return False  # R is not r, for all that math-verify thinks
+    if any(re.search(r"\.\.\.|\\[lc]?dots", text) for text in (gold, answer)):
+        return False  # patterns, which math-verify reads up to the first strange sign
     return symbolic.equal(_exact(gold), _exact(answer), deadline)
 
 

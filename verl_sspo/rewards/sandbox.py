@@ -119,7 +119,7 @@ def _wall(disk_bytes: int) -> tuple[str, ...]:
             "unsafe_without_sandbox=True runs them unprotected, with your rights."
         )
     view = _view()
-    inner = [bubblewrap, "--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session"]
+    inner = [bubblewrap, "--unshare-user", "--unshare-all", "--die-with-parent", "--new-session"]
     inner += ["--clearenv", "--cap-drop", "ALL", "--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox"]
     inner += [*view, "--size", str(disk_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"]
     if os.geteuid() != 0:
@@ -246,6 +246,17 @@ def slot(count: int | None = None) -> Iterator[None]:
                     os.close(descriptor)
                 return
             time.sleep(0.005)
+
+
+def check(limits: Limits | None = None) -> None:
+    """Starts a sandbox and runs nothing much in it: what a preflight can ask.
+
+    Raises:
+        SandboxError: The sandbox does not work on this host; the message says what to do.
+    """
+    (result,) = run_cases("print(1)", [{"stdin": b""}], limits or Limits())
+    if result != ("", b"1\n"):
+        raise SandboxError(f"a program that prints 1 gave {result} in the sandbox")
 
 
 # --- what it is for ----------------------------------------------------------------------------------------------
