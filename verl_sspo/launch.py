@@ -321,5 +321,5 @@ def _keep_ray_logs(ray_dir: Path, destination: Path) -> None:
 
 def report_failure(error: TrainingFailedError, console: Console) -> None:
     """Prints why a run failed."""
-    console.print(Text(error.excerpt))
-    console.print(Text(str(error), style="bold red"))
+    console.print(Text(error.excerpt), soft_wrap=True)
+    console.print(Text(str(error), style="bold red"), soft_wrap=True)

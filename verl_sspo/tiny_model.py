@@ -111,7 +111,7 @@ def prepare_arithmetic(
     seed: int = 0,
     train_size: int = 4096,
     val_size: int = 512,
-    warm_up_steps: int = 400,
+    warm_up_steps: int = 600,
     warm_up_batch: int = 64,
     console: Console | None = None,
 ) -> Path:

@@ -1,0 +1,115 @@
+"""scripts/quickstart.py with the real main_ppo: what it leaves when it ends, and what is gone when it is stopped."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from verl_sspo.launch import RUN_ID
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "task.digits=2",
+    "trainer.total_training_steps=2",
+    "trainer.test_freq=2",
+    "data.train_batch_size=8",
+    "data.val_max_samples=32",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.rollout.n=4",
+]
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    return tmp_path_factory.mktemp("arithmetic") / "digits2-seed0"
+
+
+def command(run, task, *overrides):
+    return [sys.executable, "scripts/quickstart.py", f"--run-dir={run}", f"task.folder={task}", *SMALL, *overrides]
+
+
+def quickstart(run, task, *overrides):
+    return subprocess.run(command(run, task, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def processes_of_runs():
+    """Processes that a launcher started, by the variable they inherit."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            if RUN_ID in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+                found.add((process.pid, process.environ()[RUN_ID]))
+        except psutil.Error:
+            pass
+    return found
+
+
+def test_quickstart_then_again_and_interrupted(tmp_path, task):
+    run = tmp_path / "run"
+    ended = quickstart(run, task)
+    assert ended.returncode == 0, ended.stderr
+
+    summary = json.loads((run / "summary.json").read_text())
+    assert list(summary) == [
+        "accuracy_before",
+        "accuracy_after",
+        "entropy_before",
+        "entropy_after",
+        "effective_update_ratio",
+        "steps",
+        "seconds_per_step",
+        "seconds",
+    ]
+    assert summary["steps"] == 2
+    assert 0 < summary["seconds_per_step"] < summary["seconds"]
+    assert 0 <= summary["accuracy_before"] <= 1
+    assert summary["entropy_before"] > 0
+    # Later mini-batches of a rollout are off-policy, so the gate attenuates something, but not much in two steps.
+    assert 0.5 < summary["effective_update_ratio"] < 1
+
+    # The flood is in the log, progress and result are on the screen.
+    assert str(run / "curves.png") in ended.stdout
+    assert f"{summary['accuracy_before']:.3f} → {summary['accuracy_after']:.3f}" in ended.stdout
+    assert "step 2/2" in ended.stderr
+    assert str(run / "train.log") in ended.stderr
+    assert len(ended.stderr.splitlines()) < 40
+    assert len((run / "train.log").read_text().splitlines()) > 200
+    assert (run / "curves.png").stat().st_size > 10_000
+    assert (run / "hydra" / ".hydra" / "config.yaml").exists()
+
+    # The second start moves the first run aside, does not make the task again, and is interrupted as it trains.
+    weights = task / "model" / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    before = processes_of_runs()
+    second = subprocess.Popen(
+        command(run, task, "trainer.total_training_steps=100"), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 2:
+        assert second.poll() is None, second.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    # main_ppo, raylet, gcs_server, TaskRunner, the trainer's worker, the rollout's server and more.
+    assert len(processes_of_runs() - before) > 6
+    second.send_signal(signal.SIGINT)
+    _, shown = second.communicate(timeout=60)
+    assert second.returncode == 130, shown
+    assert processes_of_runs() - before == set()
+    assert weights.stat().st_mtime_ns == written
+    (aside,) = tmp_path.glob("run-*")
+    assert json.loads((aside / "summary.json").read_text()) == summary
+
+
+def test_error_is_shown_with_the_log(tmp_path, task):
+    ended = quickstart(tmp_path / "run", task, "actor_rollout_ref.actor.policy_loss.tau_pos=-1")
+    assert ended.returncode == 1
+    assert "tau_pos" in ended.stderr
+    assert str(tmp_path / "run" / "train.log") in ended.stderr
+    assert not (tmp_path / "run" / "summary.json").exists()
