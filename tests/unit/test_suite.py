@@ -1,0 +1,280 @@
+"""Suites: what the YAML files stand for, and the machinery that runs cells, with a small process in verl's place."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import pytest
+import verl  # noqa: F401  loads the plugin
+from fake_trainer import fake_train
+from filelock import FileLock
+from omegaconf import OmegaConf
+from rich.console import Console
+from verl.utils.config import omega_conf_to_dataclass
+
+from verl_sspo import launch
+from verl_sspo.doctor.compose import compose_config
+from verl_sspo.suites import cell as cells
+from verl_sspo.suites.definition import Cell, expand, hydra_overrides, load_suite
+from verl_sspo.suites.runner import run
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SUITES = sorted((RECIPES / "suites").glob("*.yaml"))
+
+MINIMAL = """
+title: t
+shows: s
+shows_not: n
+recipe: toy
+seeds: [0, 1]
+seed_keys: [seed]
+baseline: a
+algorithms:
+  a: {title: A, overrides: {lr: 1.0}}
+  b: {title: B, overrides: {lr: 2.0}}
+measures:
+  reward: {metrics: [critic/score/mean]}
+"""
+
+
+@pytest.fixture
+def recipes(tmp_path):
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (tmp_path / "data.parquet").touch()
+    (folder / "toy.yaml").write_text(
+        f"lr: 0.0\nseed: 0\nbehaviour: finish\ndata:\n  train_files: {tmp_path}/data.parquet\n"
+        f"  val_files: {tmp_path}/data.parquet\n"
+    )
+    return folder
+
+
+def toy(algorithm="a", seed=0, behaviour="finish", **overrides):
+    settings = hydra_overrides({"behaviour": behaviour, "seed": seed}, overrides)
+    return Cell("toy", "default", algorithm, seed, "toy", tuple(settings))
+
+
+def run_all(toys, root, recipes, **options):
+    console = Console(file=(root.parent / "console.txt").open("a"), width=200)
+    return run(toys, root, recipes, console=console, train=fake_train, poll_seconds=0.05, **options)
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_suites_load_and_their_cells_are_different_runs(path):
+    suite = load_suite(path)
+    cells_of_suite = expand(suite, path.stem)
+    assert len(cells_of_suite) == len(suite.seeds) * len(suite.variants) * len(suite.algorithms)
+    assert len({cell.name for cell in cells_of_suite}) == len(cells_of_suite)
+    assert len({cell.overrides for cell in cells_of_suite}) == len(cells_of_suite)
+
+
+@cache
+def _composed(recipe, group):
+    return compose_config(recipe, [group], RECIPES)
+
+
+def _compose(recipe, overrides):
+    """Only the choice of the algorithm goes through Hydra again: the rest is merged, which is faster."""
+    (group,) = (each for each in overrides if each.startswith("algo="))
+    values = OmegaConf.from_dotlist([each for each in overrides if each != group])
+    # Still refuses keys that are not there.
+    return OmegaConf.merge(_composed(recipe, group), values)
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_every_cell_of_a_suite_is_a_configuration_that_verl_accepts(path):
+    suite = load_suite(path)
+    for cell in expand(suite, path.stem, seeds=suite.seeds[:1], variants=list(suite.variants)[:1]):
+        config = _compose(cell.recipe, cell.overrides)
+        actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+        actor.validate(config.trainer.n_gpus_per_node, config.data.train_batch_size, config.actor_rollout_ref.model)
+        updates = config.data.train_batch_size // actor.ppo_mini_batch_size * actor.ppo_epochs
+        assert updates > 1, "on policy all losses have the same gradient"
+
+
+def test_tiny_has_every_algorithm_of_the_recipes_at_16_updates_a_rollout():
+    suite = load_suite(RECIPES / "suites" / "tiny.yaml")
+    algorithms = {arm.overrides["algo"] for arm in suite.algorithms.values()}
+    assert algorithms == {path.stem for path in (RECIPES / "algo").glob("*.yaml")}
+    config = compose_config("quickstart", expand(suite, "tiny")[0].overrides, RECIPES)
+    responses = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
+    assert responses == 128
+    assert config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n == 32
+    assert responses // 32 * config.actor_rollout_ref.actor.ppo_epochs == 16
+
+
+def test_all_algorithms_of_a_seed_come_before_the_next_seed(tmp_path):
+    (tmp_path / "toy.yaml").write_text(MINIMAL)
+    suite = load_suite(tmp_path / "toy.yaml")
+    names = [cell.name for cell in expand(suite, "toy")]
+    assert names == ["default/a/seed0", "default/b/seed0", "default/a/seed1", "default/b/seed1"]
+    assert [cell.overrides for cell in expand(suite, "toy", algorithms=["b"], seeds=[7])] == [("lr=2.0", "seed=7")]
+    with pytest.raises(ValueError, match="no algorithm c: there are a, b"):
+        expand(suite, "toy", algorithms=["c"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("baseline: a", "baseline: c", "baseline='c' is no algorithm"),
+        ("seeds: [0, 1]", "seeds: [0, 0]", "different numbers"),
+        ("title: t\n", "", "title must be set"),
+        ("title: t\n", "title: t\ntypo: 1\n", "typo"),
+        ("  a: {", "  a/b: {", "names a folder"),
+        ("overrides: {lr: 1.0}}", "override: {lr: 1.0}}", "override"),
+        ("metrics: [critic/score/mean]", "metrics: [x], summary: best", "last or mean"),
+    ],
+)
+def test_a_suite_that_does_not_fit_together_is_refused(tmp_path, old, new, message):
+    assert old in MINIMAL
+    (tmp_path / "bad.yaml").write_text(MINIMAL.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        load_suite(tmp_path / "bad.yaml")
+
+
+def test_published_numbers_need_a_status_and_rows_and_columns_that_exist(tmp_path):
+    def load(values, status="published"):
+        text = f"\npublished:\n  - source: s\n    status: {status}\n    values: {values}\n"
+        (tmp_path / "p.yaml").write_text(MINIMAL + text)
+        return load_suite(tmp_path / "p.yaml")
+
+    assert load("{untrained: {reward: 1}, a: {reward: null}}").published[0].values["untrained"]["reward"] == 1.0
+    with pytest.raises(ValueError, match="'c' is neither"):
+        load("{c: {reward: 1}}")
+    with pytest.raises(ValueError, match="'rewrd' is no measure"):
+        load("{a: {rewrd: 1}}")
+    with pytest.raises(ValueError, match="published or restated"):
+        load("{a: {reward: 1}}", "guessed")
+
+
+def test_nested_settings_become_hydra_overrides_and_later_ones_win(tmp_path):
+    settings = [{"a": {"b": 1, "c": [1, "x y"]}, "d": None}, {"a.b": 2.5, "e": True, "f": "it's", "g": "${a.b}"}]
+    overrides = hydra_overrides(*settings)
+    assert overrides[0] == "a.b=2.5"
+    (tmp_path / "toy.yaml").write_text("a: {b: 0, c: []}\nd: 1\ne: false\nf: ''\ng: 0\n")
+    config = compose_config("toy", overrides, tmp_path)
+    expected = {"a": {"b": 2.5, "c": [1, "x y"]}, "d": None, "e": True, "f": "it's", "g": 2.5}
+    assert OmegaConf.to_container(config, resolve=True) == expected
+
+
+def test_cells_run_are_skipped_when_finished_and_one_failure_stops_no_other(tmp_path, recipes):
+    toys = [toy("a"), toy("b", behaviour="fail"), toy("c"), toy("d", nonsense=1)]
+    root = tmp_path / "runs"
+    outcome = run_all(toys, root, recipes, jobs=2)
+    assert sorted(outcome.finished) == ["default/a/seed0", "default/c/seed0"]
+    assert set(outcome.failed) == {"default/b/seed0", "default/d/seed0"}
+    assert "nonsense" in outcome.failed["default/d/seed0"]
+    failure = json.loads((root / "default/b/seed0" / cells.FAILURE).read_text())
+    assert "the worker died" in failure["excerpt"]
+    assert cells.state(root / "default/b/seed0") == "failed"
+    assert {path.name for path in (root / "default/a/seed0").iterdir()} >= {
+        "cell.json",
+        "config.yaml",
+        "attempt-1",
+        "result.json",
+    }
+    plan = json.loads((root / "default/a/seed0" / cells.PLAN).read_text())
+    assert plan["seed"] == 0
+    assert plan["ran_with"]["torch"]
+    assert "4 left" not in (tmp_path / "console.txt").read_text()
+
+    again = run_all(toys, root, recipes)
+    assert again.finished == []
+    assert len(again.skipped) == 2
+    assert len(cells.attempts(root / "default/a/seed0")) == 1
+
+
+def test_without_checkpoints_a_broken_cell_starts_anew_and_keeps_the_old_attempt(tmp_path, recipes):
+    root = tmp_path / "runs"
+    run_all([toy(behaviour="fail")], root, recipes)
+    folder = root / toy().name
+    assert len((folder / "attempt-1" / launch.METRICS).read_text().splitlines()) == 3
+    run_all([toy(behaviour="fail")], root, recipes)
+    assert [path.name for path in cells.attempts(folder)] == ["attempt-1"]
+    kept = [path for path in folder.glob("attempt-1-*") if path.is_dir()]
+    assert len(kept) == 1
+    assert len((kept[0] / launch.METRICS).read_text().splitlines()) == 3
+
+
+def test_with_a_checkpoint_a_broken_cell_resumes(tmp_path, recipes):
+    root = tmp_path / "runs"
+    broken = toy(behaviour="checkpoint-fail")
+    assert run_all([broken], root, recipes).failed
+    assert run_all([broken], root, recipes).finished == [broken.name]
+    folder = root / broken.name
+    assert [path.name for path in cells.attempts(folder)] == ["attempt-1", "attempt-2"]
+    resumed = [json.loads(line)["step"] for line in (folder / "attempt-2" / launch.METRICS).open()]
+    assert resumed == [3, 4]
+    assert cells.state(folder) == "finished"
+
+
+def test_a_folder_with_other_settings_is_not_touched(tmp_path, recipes):
+    root = tmp_path / "runs"
+    run_all([toy(behaviour="fail")], root, recipes)
+    outcome = run_all([toy(behaviour="fail", lr=3.0)], root, recipes)
+    assert "holds a run with other settings (lr: 0.0 there, 3.0 now)" in outcome.failed[toy().name]
+    assert (root / toy().name / "attempt-1").exists()
+
+
+def test_two_runs_never_start_in_one_folder(tmp_path, recipes):
+    root = tmp_path / "runs"
+    folder = root / toy().name
+    folder.mkdir(parents=True)
+    with FileLock(folder / cells.LOCK):
+        assert cells.state(folder) == "running"
+        outcome = run_all([toy(), toy("b")], root, recipes)
+        assert outcome.busy == [toy().name]
+        assert outcome.finished == [toy("b").name]
+    assert cells.attempts(folder) == []
+
+    # A main_ppo that outlived its launcher holds no lock, but writes.
+    orphan = subprocess.Popen([sys.executable, "-c", "input()", f"hydra.run.dir={folder}/attempt-1/hydra"], stdin=-1)
+    try:
+        assert run_all([toy()], root, recipes).busy == [toy().name]
+    finally:
+        orphan.kill()
+        orphan.communicate()
+    assert run_all([toy()], root, recipes).finished == [toy().name]
+
+
+def test_missing_data_is_told_before_anything_starts(tmp_path, recipes):
+    (tmp_path / "data.parquet").unlink()
+    outcome = run_all([toy()], tmp_path / "runs", recipes)
+    assert "no data at" in outcome.failed[toy().name]
+    assert "prepare_data.py" in outcome.failed[toy().name]
+    assert cells.attempts(tmp_path / "runs" / toy().name) == []
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from fake_trainer import fake_train
+from verl_sspo.suites.definition import Cell
+from verl_sspo.suites.runner import run
+if __name__ == "__main__":
+    cell = Cell("toy", "default", "a", 0, "toy", ("behaviour=hang", "seed=0"))
+    run([cell], Path(sys.argv[1]), Path(sys.argv[2]), train=fake_train, poll_seconds=0.05)
+"""
+
+
+def test_interrupted_the_running_cells_end_their_processes(tmp_path, recipes):
+    root = tmp_path / "runs"
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "interrupted.py", root, recipes], env=environment, stderr=subprocess.DEVNULL
+    )
+    pid_file = root / toy().name / "attempt-1" / "pid"
+    deadline = time.monotonic() + 60
+    while not (pid_file.exists() and pid_file.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(30) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+    assert cells.state(root / toy().name) == "interrupted"

@@ -1,0 +1,224 @@
+"""One run of a suite and its folder.
+
+With the folder `runs/tiny/lr1e-4/sspo/seed0`:
+cell.json        what the suite asked for, and the versions of everything that ran
+config.yaml      the resolved configuration, but for the keys that name this folder
+attempt-1/       a start of main_ppo: train.log, metrics.jsonl, hydra/ (see `verl_sspo.launch`); attempt-2/ and so on
+                 resume from the checkpoints that the ones before left
+checkpoints/     if the suite saves any
+trained          the training is finished
+evaluation/      of the last checkpoint, if the suite asks for it
+failure.json     why the last attempt failed
+result.json      the run is finished
+reproduce.log    progress
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from verl_sspo import launch
+from verl_sspo.doctor.compose import compose_config
+from verl_sspo.evaluation import Trainer, evaluate, prepare_task
+from verl_sspo.suites.definition import Cell
+
+PLAN = "cell.json"
+CONFIG = "config.yaml"
+TRAINED = "trained"
+RESULT = "result.json"
+FAILURE = "failure.json"
+LOG = "reproduce.log"
+LOCK = ".lock"
+CHECKPOINTS = "checkpoints"
+EVALUATION = "evaluation"
+
+_ATTEMPT = re.compile(r"attempt-(\d+)")
+
+
+class CellRunningError(RuntimeError):
+    """Another process runs this cell."""
+
+
+def attempts(folder: Path) -> list[Path]:
+    """The attempts that belong together, oldest first: each resumes what the one before left."""
+    found = [(int(match[1]), path) for path in folder.glob("attempt-*") if (match := _ATTEMPT.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def state(folder: Path) -> str:
+    """Of a cell's folder: "finished", "running", "failed", "interrupted" or "not started"."""
+    if (folder / RESULT).exists():
+        return "finished"
+    lock = folder / LOCK
+    if lock.exists():
+        try:
+            with FileLock(lock, timeout=0):
+                pass
+        except Timeout:
+            return "running"
+    if (folder / FAILURE).exists():
+        return "failed"
+    return "interrupted" if attempts(folder) else "not started"
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is one to resume from."""
+    return (folder / CHECKPOINTS / "latest_checkpointed_iteration.txt").exists()
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint, verl's `global_step_<n>`.
+
+    Raises:
+        FileNotFoundError: the run saved none.
+    """
+    tracker = folder / CHECKPOINTS / "latest_checkpointed_iteration.txt"
+    if not tracker.exists():
+        raise FileNotFoundError(f"{folder} has no checkpoint to evaluate: set trainer.save_freq in the suite")
+    return tracker.parent / f"global_step_{int(tracker.read_text())}"
+
+
+def run_cell(cell: Cell, folder: Path, recipes: Path, train: Trainer = launch.train) -> None:
+    """Runs a cell to its end: prepares its task, trains, evaluates. Finished cells are left as they are.
+
+    With a checkpoint in the folder the training goes on from there. Without, earlier attempts are renamed and it
+    starts anew.
+
+    Args:
+        cell: what to run.
+        folder: its folder.
+        recipes: Hydra tree of the recipes.
+        train: `verl_sspo.launch.train`.
+
+    Raises:
+        CellRunningError: another process is at it.
+        ValueError: the folder holds a run with other settings.
+        FileNotFoundError: data files are missing.
+        launch.TrainingFailedError: main_ppo failed.
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # A report that looks at the lock holds it for a moment.
+        with FileLock(folder / LOCK, timeout=2):
+            if (folder / RESULT).exists():
+                return
+            _refuse_orphans(folder)
+            with (folder / LOG).open("a", encoding="utf-8") as log:
+                _run_locked(cell, folder, recipes, train, Console(file=log, width=120))
+    except Timeout as error:
+        raise CellRunningError(f"{folder} is being run by another process") from error
+
+
+def _refuse_orphans(folder: Path) -> None:
+    """A main_ppo whose launcher was killed goes on writing; a second one must not join it."""
+    mark = f"hydra.run.dir={folder}/"
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        if any(argument.startswith(mark) for argument in process.info["cmdline"] or ()):
+            raise CellRunningError(f"process {process.info['pid']} still trains in {folder}: end it first")
+
+
+def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console: Console) -> None:
+    started = time.time()
+    config = compose_config(cell.recipe, cell.overrides, recipes)
+    text = OmegaConf.to_yaml(config, resolve=True)
+    if (folder / CONFIG).exists() and (different := _differences((folder / CONFIG).read_text(), text)):
+        raise ValueError(
+            f"{folder} holds a run with other settings ({', '.join(different[:5])}): "
+            "move it away or give --output another folder"
+        )
+    prepare_task(config, console, () if cell.evaluation is None else cell.evaluation.benchmarks)
+    _write(folder / CONFIG, text)
+    _write(folder / PLAN, json.dumps(asdict(cell) | {"ran_with": versions()}, indent=2) + "\n")
+    (folder / FAILURE).unlink(missing_ok=True)
+
+    # An evaluation that failed does not repeat the training.
+    if not (folder / TRAINED).exists():
+        train(
+            [*cell.overrides, f"trainer.default_local_dir={folder / CHECKPOINTS}", "trainer.resume_mode=auto"],
+            _next_attempt(folder),
+            config_dir=recipes,
+            config_name=cell.recipe,
+            console=console,
+        )
+        _write(folder / TRAINED, "")
+    if cell.evaluation is not None:
+        if (folder / EVALUATION).exists():
+            launch.move_aside(folder / EVALUATION)
+        evaluate(
+            last_checkpoint(folder),
+            cell.evaluation,
+            folder / EVALUATION,
+            recipe=cell.recipe,
+            overrides=cell.overrides,
+            recipes=recipes,
+            train=train,
+            console=console,
+        )
+    result = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seconds": time.time() - started}
+    _write(folder / RESULT, json.dumps(result, indent=2) + "\n")
+
+
+def _next_attempt(folder: Path) -> Path:
+    """The folder of the next start. Earlier ones that left no checkpoint are renamed: they are no part of this run."""
+    earlier = attempts(folder)
+    if earlier and not has_checkpoint(folder):
+        for attempt in earlier:
+            launch.move_aside(attempt)
+        earlier = []
+    number = int(earlier[-1].name.removeprefix("attempt-")) + 1 if earlier else 1
+    return folder / f"attempt-{number}"
+
+
+def record_failure(folder: Path, error: BaseException) -> None:
+    """Writes why a cell failed, for `state` and the report."""
+    failure = {"error": f"{type(error).__name__}: {error}"}
+    if isinstance(error, launch.TrainingFailedError):
+        failure |= {"log": str(error.log), "excerpt": error.excerpt}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages, the interpreter and the machine, and the commit of the checkout (`+` if it has changes)."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    installed: dict[str, str | None] = {name: version(name) for name in ("verl", "verl-sspo", "torch", "transformers")}
+    return installed | {
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
+        "commit": commit.stdout.strip() + ("+" if changes.stdout.strip() else "") if commit.returncode == 0 else None,
+    }
+
+
+def _differences(old: str, new: str) -> list[str]:
+    """Keys in which two configurations differ, with both values."""
+
+    def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(node, dict):
+            return {prefix.removesuffix("."): node}
+        return {k: v for key, value in node.items() for k, v in flat(value, f"{prefix}{key}.").items()}
+
+    old_values, new_values = (flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (old, new))
+    keys = [key for key in {**old_values, **new_values} if old_values.get(key) != new_values.get(key)]
+    return [f"{key}: {old_values.get(key)} there, {new_values.get(key)} now" for key in keys]
+
+
+def _write(path: Path, text: str) -> None:
+    """The file is complete or not there."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    part.rename(path)
