@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -163,10 +164,16 @@ def test_pathological_expression_costs_one_timeout():
 
 def test_hung_child_is_killed_and_replaced():
     assert symbolic.equal("x+1", "1+x", time.monotonic() + 30)
+    for worker in symbolic._idle:
+        os.kill(worker.process.pid, signal.SIGSTOP)
+    hung = symbolic._idle[-1].process
     started = time.monotonic()
     with pytest.raises(TimeoutError):
-        symbolic.equal("x", "y", started)  # no time at all
-    assert time.monotonic() - started < 2.0
+        symbolic.equal("x+1", "1+x", started + 0.5)
+    assert time.monotonic() - started < 5.0
+    assert hung.poll() is not None
+    for worker in symbolic._idle:
+        os.kill(worker.process.pid, signal.SIGCONT)
     assert symbolic.equal("x+1", "1+x", time.monotonic() + 30)
 
 
@@ -183,6 +190,25 @@ def test_many_threads():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<answer>" * 20_000,
+        "#### 1\n" * 20_000,
+        r"\boxed{" * 20_000,
+        "<think>" + "a b " * 50_000 + "</think><answer>" + " " * 50_000 + "</answer>",
+        rf"\boxed{{{'1,' * 900}}}",
+        rf"\boxed{{{'(' * 1900}}}",
+        rf"\boxed{{{'1' * 1900}_}}",
+        "{" * 100_000,
+    ],
+)
+def test_long_text_is_read_quickly(text):
+    started = time.monotonic()
+    assert score(text, "(7,8)", format_reward=0.5, math_timeout=2.0)["acc"] == 0.0
+    assert time.monotonic() - started < 5.0
 
 
 @settings(max_examples=150, deadline=None)

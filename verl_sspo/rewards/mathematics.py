@@ -60,8 +60,12 @@ def has_tags(response: str) -> bool:
     tags = ("<think>", "</think>", "<answer>", "</answer>")
     # A prompt may end with the opening tag: then the response begins after it.
     whole = response if response.lstrip().startswith("<think>") else "<think>" + response
-    form = re.fullmatch(r"\s*<think>.*</think>\s*<answer>.*\S.*</answer>\s*", whole, re.DOTALL)
-    return bool(form) and all(whole.count(tag) == 1 for tag in tags)
+    if any(whole.count(tag) != 1 for tag in tags):
+        return False
+    before, *parts = re.split("|".join(tags), whole)
+    in_order = sorted(tags, key=whole.index) == list(tags)
+    between, answer, after = parts[1], parts[2], parts[3]
+    return in_order and bool(answer.strip()) and not any(text.strip() for text in (before, between, after))
 
 
 # --- finding the answer ------------------------------------------------------------------------------------------
@@ -102,7 +106,8 @@ def extract_answer(text: str) -> str | None:
         inner = _last_box(tag[1])
         found.append((tag.end(), inner[1] if inner else tag[1]))
     lines = [(line.start(), line[1]) for line in re.finditer(r"####[ \t]*([^\n]*)", text)]
-    found += [line for line in lines if not found or _number(_clean(line[1])) is not None]
+    short = (line for line in lines[-50:] if len(line[1]) <= 200)
+    found += [line for line in short if _number(_clean(line[1])) is not None] if found else lines[-1:]
     return max(found)[1].strip() if found else None
 
 

@@ -17,6 +17,7 @@ import marshal
 import os
 import platform
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,7 @@ from verl_sspo.rewards import sandbox_runner
 from verl_sspo.rewards.sandbox_runner import decode, encode, read_frame
 
 NOBODY = 65534
+DEATH_SECONDS = 60.0
 
 
 class SandboxError(RuntimeError):
@@ -176,9 +178,21 @@ def _started(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        for pipe in (process.stdout, process.stderr):
-            assert pipe is not None
-            pipe.close()
+        assert process.stdout is not None
+        assert process.stderr is not None
+        with process.stdout as stdout, process.stderr:
+            _drain(stdout.fileno())
+
+
+def _drain(descriptor: int) -> None:
+    """Reads to the end, which comes when the last process of the sandbox is dead."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    deadline = time.monotonic() + DEATH_SECONDS
+    while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        if not os.read(descriptor, 1 << 20):
+            return
+    raise SandboxError(f"processes of a sandbox still live {DEATH_SECONDS:.0f} s after they were killed")
 
 
 def _frames(process: subprocess.Popen[bytes], limits: Limits, deadline: float) -> Iterator[bytes]:
