@@ -42,7 +42,7 @@ start=$(cd "$start" && pwd)
 arguments=(--config-dir "$PWD/recipes" --config-name "$task" "trainer.default_local_dir=$run/checkpoints" "$@")
 
 address=()
-[ -n "${RAY_ADDRESS:-}" ] && address=(--address "$RAY_ADDRESS")
+if [ "${RAY_ADDRESS:-local}" != local ]; then address=(--address "$RAY_ADDRESS"); fi
 python -m verl_sspo.doctor "${address[@]}" --json "${arguments[@]}" >"$start/doctor.json" || doctor=failed
 python - "$start/doctor.json" <<'PYTHON'
 import json, sys
@@ -56,7 +56,9 @@ if [ "${doctor:-passed}" = failed ] && [ "${FORCE:-0}" != 1 ]; then
   exit 1
 fi
 
-# Beside the weights, verl writes its metrics anew at each start.
+# Without an address, a cluster of the run's own, whatever other Ray there is on this host.
+export RAY_ADDRESS=${RAY_ADDRESS:-local}
+# verl writes this file anew at each start.
 export VERL_FILE_LOGGER_PATH=$start/metrics.jsonl PYTHONUNBUFFERED=1
 echo "Run folder: $run (log: $start/train.log)"
 python -m verl.trainer.main_ppo "${arguments[@]}" "hydra.run.dir=$start/hydra" 2>&1 | tee "$start/train.log"

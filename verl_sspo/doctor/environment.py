@@ -109,7 +109,9 @@ def registration_findings(address: str | None = None, config: DictConfig | None 
 
     started = not ray.is_initialized()
     if started:
-        options: dict[str, Any] = {"address": address} if address else {"num_cpus": 1, "include_dashboard": False}
+        options: dict[str, Any] = {"address": address or "local"}
+        if not address:
+            options |= {"num_cpus": 1, "include_dashboard": False}
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     try:
         probe = ray.remote(num_cpus=0, max_retries=0)(registered_here)
