@@ -71,6 +71,7 @@ def compute_policy_loss_sspo(
         gate_of(config),
         loss_agg_mode=loss_agg_mode,
         rollout_is_weights=rollout_is_weights,
+        use_torch_compile=config.use_torch_compile,
         **config.global_batch_info,
     )
     return loss, statistics.as_metrics()

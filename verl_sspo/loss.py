@@ -11,7 +11,13 @@ gradient. Otherwise it is the token-wise form s_t = sg[S_i] exp(log f_t - sg[log
 it reproduces. `verl_sspo.reference` holds that form as plain autograd; the tests compare the two.
 """
 
+import functools
+import importlib.util
+import logging
 import math
+import os
+import shutil
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +25,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from verl_sspo.gates import Gate
 from verl_sspo.metrics import Statistics, TokenSums
+
+logger = logging.getLogger(__name__)
 
 # Tokens whose intermediates stay in the cache of a CPU core.
 _CPU_BLOCK_TOKENS = 1 << 16
@@ -37,6 +45,7 @@ def sspo_loss(
     batch_num_tokens: int | torch.Tensor | None = None,
     global_batch_size: int | torch.Tensor | None = None,
     loss_scale_factor: float | None = None,
+    use_torch_compile: bool = True,
 ) -> tuple[torch.Tensor, Statistics]:
     """Computes the SSPO loss of a micro-batch and the statistics of its gates.
 
@@ -55,6 +64,7 @@ def sspo_loss(
             weight a response, their geometric mean over its valid tokens.
         dp_size, batch_num_tokens, global_batch_size, loss_scale_factor: verl's `config.global_batch_info`. With
             them, micro-batches sum and data-parallel ranks average to the loss of the mini-batch.
+        use_torch_compile: on CUDA, run as fused kernels where torch can compile them; without effect elsewhere.
 
     Returns:
         (loss, statistics): a scalar, and what `Statistics.as_metrics` brings to the host in one transfer.
@@ -83,7 +93,15 @@ def sspo_loss(
     if rollout_is_weights is not None:
         coefficients = coefficients * rollout_sequence_weights(rollout_is_weights.detach().to(dtype), mask, lengths)
     loss, weights, *token_sums = _SSPOLoss.apply(
-        log_prob, old_log_prob.detach(), advantages.detach(), mask, lengths, coefficients, gate, dtype
+        log_prob,
+        old_log_prob.detach(),
+        advantages.detach(),
+        mask,
+        lengths,
+        coefficients,
+        gate,
+        dtype,
+        use_torch_compile,
     )
     return loss, Statistics(TokenSums(*token_sums), weights, lengths)
 
@@ -165,6 +183,7 @@ class _SSPOLoss(torch.autograd.Function):
         coefficients: torch.Tensor,
         gate: Gate,
         dtype: torch.dtype,
+        use_torch_compile: bool,
     ) -> tuple[torch.Tensor, ...]:
         batch_size, response_length = log_prob.shape
         gradient = torch.empty(log_prob.shape, dtype=dtype, device=log_prob.device)
@@ -172,11 +191,12 @@ class _SSPOLoss(torch.autograd.Function):
         loss = torch.zeros((), dtype=dtype, device=log_prob.device)
         sums = TokenSums.zeros(dtype, log_prob.device)
         # On a CPU, blocks of rows keep the intermediates in the cache: each tensor crosses the memory bus once.
-        on_cpu = log_prob.device.type == "cpu"
-        rows = max(1, _CPU_BLOCK_TOKENS // max(1, response_length)) if on_cpu else max(1, batch_size)
+        device = log_prob.device.type
+        loss_of_rows = _compiled_loss_of_rows() if use_torch_compile and device == "cuda" else _loss_of_rows
+        rows = max(1, _CPU_BLOCK_TOKENS // max(1, response_length)) if device == "cpu" else max(1, batch_size)
         for start in range(0, batch_size, rows):
             block = slice(start, start + rows)
-            block_loss, block_sums = _loss_of_rows(
+            block_loss, block_sums = loss_of_rows(
                 log_prob[block].detach().to(dtype),
                 old_log_prob[block].to(dtype),
                 advantages[block].to(dtype),
@@ -191,7 +211,7 @@ class _SSPOLoss(torch.autograd.Function):
             sums += block_sums
         ctx.save_for_backward(gradient)
         ctx.log_prob_dtype = log_prob.dtype  # type: ignore[attr-defined]
-        statistics = (weights, sums.by_set, sums.over_all, sums.largest)
+        statistics = (weights, sums.sums, sums.largest)
         ctx.mark_non_differentiable(*statistics)
         return loss, *statistics
 
@@ -199,7 +219,17 @@ class _SSPOLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (grad_loss * gradient).to(ctx.log_prob_dtype), *[None] * 7
+        return (grad_loss * gradient).to(ctx.log_prob_dtype), *[None] * 8
+
+
+@functools.cache
+def _compiled_loss_of_rows() -> Callable[..., tuple[torch.Tensor, TokenSums]]:
+    """`_loss_of_rows` as the few kernels that torch.compile fuses it to, or as it is where torch cannot compile."""
+    compiler = os.environ.get("CC") or "gcc"
+    if importlib.util.find_spec("triton") is None or not (shutil.which(compiler) or shutil.which("clang")):
+        logger.warning("the SSPO loss runs unfused: torch.compile needs triton and a C compiler on CUDA")
+        return _loss_of_rows
+    return torch.compile(_loss_of_rows, dynamic=True)
 
 
 def _loss_of_rows(

@@ -26,16 +26,23 @@ its slope is reported as 1 and its share as 0.
 | `sspo/nonfinite_log_ratios` | valid tokens whose z is NaN or infinite, per micro-batch |
 """
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 MOVED = 0.1  # |z| from which a token counts as forward or corrective
 CLOSED = 0.1  # slope under which a gate counts as closed
 
-# The sets of valid tokens that slopes are averaged over: the columns of `TokenSums.by_set`.
-_SETS = ("all", "positive", "negative", "forward", "corrective")
+# What is summed over valid tokens with a finite z, in the order of `TokenSums.sums`.
+_SUMS = (
+    *("z", "abs_z", "nonfinite"),
+    *("count", "slope"),
+    *("count_positive", "slope_positive", "closed_positive"),
+    *("count_negative", "slope_negative", "closed_negative"),
+    *("count_forward", "slope_forward"),
+    *("count_corrective", "slope_corrective"),
+)
 
 
 @dataclass
@@ -43,19 +50,17 @@ class TokenSums:
     """Sums over tokens that add up over blocks of rows.
 
     Args:
-        by_set: number of tokens, sum of their slopes and number of closed gates, for each of `_SETS`, (3, 5).
-        over_all: sum of z, sum of |z| and number of non-finite z, (3,).
+        sums: of `_SUMS`, (15,).
         largest: largest finite |z|, a scalar.
     """
 
-    by_set: torch.Tensor
-    over_all: torch.Tensor
+    sums: torch.Tensor
     largest: torch.Tensor
 
     @classmethod
     def zeros(cls, dtype: torch.dtype, device: torch.device) -> "TokenSums":
-        by_set = torch.zeros(3, len(_SETS), dtype=dtype, device=device)
-        return cls(by_set, by_set.new_zeros(3), by_set.new_zeros(()))
+        sums = torch.zeros(len(_SUMS), dtype=dtype, device=device)
+        return cls(sums, sums.new_zeros(()))
 
     @classmethod
     def of(
@@ -63,39 +68,38 @@ class TokenSums:
     ) -> "TokenSums":
         """Sums over a block.
 
-        Sets are kept as 0.0 and 1.0 and written in place: a CPU reads and writes floats five to twenty times
-        faster than it selects by a boolean mask.
+        A set of tokens is a tensor of 0.0 and 1.0, and one buffer holds one set after the other: a CPU sums products
+        of floats many times faster than it selects by a boolean mask, as long as they stay in its cache.
 
         Args:
             log_ratio, slope, advantages: (rows, T), log_ratio and advantages 0 at tokens that are not valid.
             valid: 1.0 at valid tokens, 0.0 elsewhere, (rows, T), in the dtype of the others.
         """
         z = torch.nan_to_num(log_ratio, nan=0.0, posinf=0.0, neginf=0.0)
-        sets = slope.new_empty(len(_SETS), *slope.shape)
-        torch.eq(z, log_ratio, out=sets[0]).mul_(valid)  # finite and valid
-        moved = advantages * sets[0]
-        torch.gt(moved, 0.0, out=sets[1])
-        torch.lt(moved, 0.0, out=sets[2])
-        moved.sign_().mul_(z)
-        torch.gt(moved, MOVED, out=sets[3])
-        torch.lt(moved, -MOVED, out=sets[4])
-        summands = slope.new_empty(2, *slope.shape)
-        torch.nan_to_num(slope, nan=0.0, out=summands[0])
-        torch.lt(summands[0], CLOSED, out=summands[1])
-        counts = sets.flatten(1).sum(dim=-1)
-        # Both sums over all five sets: one matrix product.
-        by_set = torch.cat([counts.unsqueeze(0), summands.flatten(1) @ sets.flatten(1).T])
-        z_sum = z.sum()
-        z.abs_()
-        over_all = torch.stack([z_sum, z.sum(), valid.sum() - counts[0]])
-        return cls(by_set, over_all, z.max() if z.numel() else z.new_zeros(()))
+        members = torch.eq(z, log_ratio, out=torch.empty_like(z)).mul_(valid)  # valid and finite
+        slope = torch.nan_to_num(slope, nan=0.0).mul_(members)
+        closed = torch.lt(slope, CLOSED, out=torch.empty_like(slope))
+        signed = advantages * members
 
-    def parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.by_set, self.over_all, self.largest
+        def over_members(*summands: torch.Tensor) -> list[torch.Tensor]:
+            return [members.sum(), *(torch.dot(members.view(-1), summand.view(-1)) for summand in summands)]
+
+        count = members.sum()
+        sums = [z.sum(), z.abs_().sum(), valid.sum() - count, count, slope.sum()]
+        largest = z.max() if z.numel() else z.new_zeros(())
+        torch.gt(signed, 0.0, out=members)
+        sums += over_members(slope, closed)
+        torch.lt(signed, 0.0, out=members)
+        sums += over_members(slope, closed)
+        moved = signed.sign_().mul_(log_ratio)  # NaN, and so in no set, where z is not finite
+        torch.gt(moved, MOVED, out=members)
+        sums += over_members(slope)
+        torch.lt(moved, -MOVED, out=members)
+        sums += over_members(slope)
+        return cls(torch.stack(sums), largest)
 
     def __iadd__(self, other: "TokenSums") -> "TokenSums":
-        self.by_set += other.by_set
-        self.over_all += other.over_all
+        self.sums += other.sums
         torch.maximum(self.largest, other.largest, out=self.largest)
         return self
 
@@ -116,40 +120,39 @@ class Statistics:
 
     def as_metrics(self) -> dict[str, float]:
         """The metrics of this module's table: always the same keys, all finite, one device-to-host transfer."""
-        parts = (*self.tokens.parts(), self.weights, self.lengths.to(self.weights.dtype))
-        numbers = torch.cat([part.flatten() for part in parts]).cpu().double().numpy()  # the one transfer
-        by_set, over_all, (largest,), weights, lengths = np.split(
-            numbers, np.cumsum([part.numel() for part in parts[:-1]])
-        )
-        counts, slopes, closed = (dict(zip(_SETS, row, strict=True)) for row in by_set.reshape(3, -1).tolist())
-        z, abs_z, nonfinite = over_all.tolist()
-        weights = weights[(lengths > 0) & np.isfinite(weights)]
-        if not len(weights):
-            weights = np.ones(1)
+        parts = (self.tokens.sums, self.tokens.largest.view(1), self.weights, self.lengths.to(self.weights.dtype))
+        numbers = torch.cat(parts).tolist()  # the one transfer
+        total = dict(zip((*_SUMS, "largest"), numbers, strict=False))
+        responses = len(self.weights)
+        lengths = numbers[-responses:] if responses else []
+        weights = numbers[-2 * responses : -responses] if responses else []
+        weights = [w for w, length in zip(weights, lengths, strict=True) if length and math.isfinite(w)] or [1.0]
+        weight_mean = math.fsum(weights) / len(weights)
+        weight_variance = math.fsum((w - weight_mean) ** 2 for w in weights) / len(weights)
 
-        def mean(total: float, token_set: str, empty: float) -> float:
-            return total / counts[token_set] if counts[token_set] else empty
+        def mean(name: str, count: str, empty: float) -> float:
+            return total[name] / total[count] if total[count] else empty
 
-        square_mean = float(np.mean(weights * weights))
+        square_mean = weight_mean**2 + weight_variance
         return {
-            "actor/ppo_kl": -mean(z, "all", 0.0),
-            "sspo/slope": mean(slopes["all"], "all", 1.0),
-            "sspo/slope_positive": mean(slopes["positive"], "positive", 1.0),
-            "sspo/slope_negative": mean(slopes["negative"], "negative", 1.0),
-            "sspo/slope_forward": mean(slopes["forward"], "forward", 1.0),
-            "sspo/slope_corrective": mean(slopes["corrective"], "corrective", 1.0),
-            "sspo/share_forward": mean(counts["forward"], "all", 0.0),
-            "sspo/share_corrective": mean(counts["corrective"], "all", 0.0),
-            "sspo/closed_positive": mean(closed["positive"], "positive", 0.0),
-            "sspo/closed_negative": mean(closed["negative"], "negative", 0.0),
-            "sspo/sequence_weight": float(weights.mean()),
-            "sspo/sequence_weight_std": float(weights.std()),
-            "sspo/sequence_weight_min": float(weights.min()),
-            "sspo/sequence_weight_max": float(weights.max()),
-            "sspo/effective_sample_size": float(weights.mean()) ** 2 / square_mean if square_mean else 1.0,
-            "sspo/abs_log_ratio": mean(abs_z, "all", 0.0),
-            "sspo/abs_log_ratio_max": float(largest),
-            "sspo/tokens": counts["all"] + nonfinite,
-            "sspo/sequences": float((lengths > 0).sum()),
-            "sspo/nonfinite_log_ratios": nonfinite,
+            "actor/ppo_kl": -mean("z", "count", 0.0),
+            "sspo/slope": mean("slope", "count", 1.0),
+            "sspo/slope_positive": mean("slope_positive", "count_positive", 1.0),
+            "sspo/slope_negative": mean("slope_negative", "count_negative", 1.0),
+            "sspo/slope_forward": mean("slope_forward", "count_forward", 1.0),
+            "sspo/slope_corrective": mean("slope_corrective", "count_corrective", 1.0),
+            "sspo/share_forward": mean("count_forward", "count", 0.0),
+            "sspo/share_corrective": mean("count_corrective", "count", 0.0),
+            "sspo/closed_positive": mean("closed_positive", "count_positive", 0.0),
+            "sspo/closed_negative": mean("closed_negative", "count_negative", 0.0),
+            "sspo/sequence_weight": weight_mean,
+            "sspo/sequence_weight_std": math.sqrt(weight_variance),
+            "sspo/sequence_weight_min": min(weights),
+            "sspo/sequence_weight_max": max(weights),
+            "sspo/effective_sample_size": weight_mean**2 / square_mean if square_mean else 1.0,
+            "sspo/abs_log_ratio": mean("abs_z", "count", 0.0),
+            "sspo/abs_log_ratio_max": total["largest"],
+            "sspo/tokens": total["count"] + total["nonfinite"],
+            "sspo/sequences": float(sum(length > 0 for length in lengths)),
+            "sspo/nonfinite_log_ratios": total["nonfinite"],
         }

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from verl.trainer.ppo.core_algos import agg_loss
 
-from verl_sspo.gates import DOMAINS, SHAPES, SIDES, Gate
+import verl_sspo.loss
+from verl_sspo.gates import DOMAINS, PRESETS, SHAPES, SIDES, Gate
 from verl_sspo.loss import sequence_coefficients, sspo_loss
 from verl_sspo.reference import LOG_GATES, sspo_loss_matrix
 
@@ -255,6 +256,18 @@ def test_blocks_of_rows_do_not_matter(monkeypatch):
     monkeypatch.setattr("verl_sspo.loss._CPU_BLOCK_TOKENS", 20)
     torch.testing.assert_close(value_and_gradient(*arguments), whole)
     assert sspo_loss(*arguments)[1].as_metrics() == pytest.approx(statistics)
+
+
+@pytest.mark.parametrize("gate", [Gate(), Gate("softsign", "ratio", 1.3, 2.1, "forward"), PRESETS["v1"]], ids=str)
+def test_torch_compile_traces_the_loss_as_one_graph(gate, monkeypatch):
+    """What CUDA runs compiled: here through every stage of the compiler that needs no kernel."""
+    monkeypatch.setattr("verl_sspo.loss._CPU_BLOCK_TOKENS", 1 << 30)
+    arguments = (*batch(17), gate)
+    eager, eager_metrics = value_and_gradient(*arguments), sspo_loss(*arguments)[1].as_metrics()
+    compiled = torch.compile(verl_sspo.loss._loss_of_rows, backend="aot_eager", dynamic=True, fullgraph=True)
+    monkeypatch.setattr("verl_sspo.loss._loss_of_rows", compiled)
+    torch.testing.assert_close(value_and_gradient(*arguments), eager)
+    assert sspo_loss(*arguments)[1].as_metrics() == pytest.approx(eager_metrics)
 
 
 def test_backward_keeps_one_tensor_of_the_batch():
