@@ -12,12 +12,15 @@ import sys
 import time
 from pathlib import Path
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from verl_sspo import launch
 from verl_sspo.data import arithmetic
 from verl_sspo.doctor.compose import compose_config
+from verl_sspo.doctor.configuration import configuration_findings
 from verl_sspo.report.curves import draw
 from verl_sspo.report.summary import Metrics, summarize, table
 from verl_sspo.tiny_model import prepare_arithmetic
@@ -58,7 +61,10 @@ def main() -> int:
     os.chdir(REPOSITORY)
     console = Console(stderr=True)
 
-    digits = compose_config("quickstart", arguments.overrides, RECIPES).task.digits
+    try:
+        digits = compose_config("quickstart", arguments.overrides, RECIPES).task.digits
+    except (HydraException, OmegaConfBaseException) as error:
+        parser.error(str(error))
     overrides = [
         f"data.max_prompt_length={arithmetic.prompt_length(digits)}",
         f"data.max_response_length={arithmetic.response_length(digits)}",
@@ -66,7 +72,12 @@ def main() -> int:
         *arguments.overrides,
     ]
     config = compose_config("quickstart", overrides, RECIPES)
-    prepare_arithmetic(Path(config.task.folder).parent, digits=digits, seed=config.task.seed, console=console)
+    if errors := [finding for finding in configuration_findings(config) if finding.severity == "error"]:
+        parser.error("\n".join(map(str, errors)))
+    try:
+        prepare_arithmetic(Path(config.task.folder).parent, digits=digits, seed=config.task.seed, console=console)
+    except ValueError as error:
+        parser.error(str(error))
 
     if aside := launch.move_aside(arguments.run_dir):
         console.print(f"earlier run moved to {aside}", highlight=False)

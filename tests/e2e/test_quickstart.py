@@ -107,9 +107,20 @@ def test_quickstart_then_again_and_interrupted(tmp_path, task):
     assert json.loads((aside / "summary.json").read_text()) == summary
 
 
-def test_error_is_shown_with_the_log(tmp_path, task):
-    ended = quickstart(tmp_path / "run", task, "actor_rollout_ref.actor.policy_loss.tau_pos=-1")
-    assert ended.returncode == 1
-    assert "tau_pos" in ended.stderr
-    assert str(tmp_path / "run" / "train.log") in ended.stderr
-    assert not (tmp_path / "run" / "summary.json").exists()
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("actor_rollout_ref.actor.policy_loss.tau_pos=-1", "tau_pos=-1 must be a finite number > 0"),
+        ("algo=grop", "Could not find 'algo/grop'"),
+        ("task.digits=1", "only 81 have 1 digit"),
+    ],
+)
+def test_bad_override_is_refused_before_anything_is_touched(tmp_path, override, message):
+    run = tmp_path / "run"
+    run.mkdir()
+    ended = quickstart(run, tmp_path / "task" / "digits1-seed0", override)
+    assert ended.returncode == 2
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert list(tmp_path.glob("run*")) == [run]
+    assert list(run.iterdir()) == []
