@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
 
 from verl_sspo import launch
 from verl_sspo.data import arithmetic
@@ -60,6 +61,8 @@ def main() -> int:
     # Where the recipe's relative paths start.
     os.chdir(REPOSITORY)
     console = Console(stderr=True)
+    # Saving 0.5 MB needs no progress bar.
+    disable_progress_bar()
 
     try:
         digits = compose_config("quickstart", arguments.overrides, RECIPES).task.digits

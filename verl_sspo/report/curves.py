@@ -85,15 +85,8 @@ def _draw_effective_update_ratio(axes: Axes, metrics: Metrics) -> None:
     steps, ratios = metrics.series(EFFECTIVE_UPDATE_RATIO)
     axes.plot(steps, ratios, color=PURPLE, linewidth=1.6)
     axes.axhline(1, color=GREY, linewidth=1, linestyle="--")
-    axes.annotate(
-        "1: the gate changes nothing",
-        (0.02, 1),
-        (0, -4),
-        ("axes fraction", "data"),
-        textcoords="offset points",
-        va="top",
-        fontsize=8.5,
-        color=GREY,
-    )
-    axes.set_ylim(min([0.8, *ratios]) - 0.02, 1.01)
+    note = "1: the gate lets every update through"
+    axes.annotate(note, (0.02, 1), (0, 3), ("axes fraction", "data"), "offset points", fontsize=8.5, color=GREY)
+    low = min([0.8, *ratios])
+    axes.set_ylim(low, 1 + 0.12 * (1 - low))
     axes.set_ylabel("mean slope of the gate")
