@@ -1,10 +1,13 @@
 """Hostile programs: each must end in bounded time, pass nothing, and leave host and neighbours as they were."""
 
 import contextlib
+import ctypes
 import dataclasses
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -226,6 +229,8 @@ def test_no_network_not_even_loopback():
         port = server.getsockname()[1]
         program = f"""
 import socket
+import subprocess
+import sys
 for family, address in ((socket.AF_INET, ('127.0.0.1', {port})), (socket.AF_UNIX, '\\0ray')):
     try:
         socket.socket(family).connect(address)
@@ -277,6 +282,47 @@ def test_no_process_survives():
     time.sleep(0.2)
     threads = [path.read_text().strip() for path in Path("/proc").glob("[0-9]*/comm") if path.exists()]
     assert name[:15] not in threads
+
+
+@needs_bubblewrap
+def test_sandbox_dies_with_its_caller():
+    name = f"leftover{os.getpid()}"[:15]
+    program = f"import ctypes, time\nctypes.CDLL(None).prctl(15, {name.encode()!r})\ntime.sleep(99)"
+    source = f"""
+from verl_sspo.rewards.sandbox import Limits, run_cases
+print(list(run_cases({program!r}, [{{"stdin": b""}}], Limits(test_timeout=90, program_timeout=90))))
+"""
+
+    def alive():
+        names = [path.read_text().strip() for path in Path("/proc").glob("[0-9]*/comm") if path.exists()]
+        return name in names
+
+    def wait(state):
+        deadline = time.monotonic() + 20
+        while alive() is not state and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return alive() is state
+
+    caller = subprocess.Popen([sys.executable, "-c", source])
+    assert wait(True)
+    caller.kill()
+    caller.wait()
+    assert wait(False)
+
+
+@needs_bubblewrap
+def test_no_dead_process_is_left_to_others():
+    prctl = ctypes.CDLL(None).prctl
+    prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans come to this process
+    try:
+        for program in (RIGHT, "while True: pass", "def ("):
+            for form in ("stdin", "asserts"):
+                judge(program, FORMS[form], Limits(test_timeout=0.5))
+        mine = f") Z {os.getpid()} "
+        stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+        assert not [stat for stat in stats if mine in stat]
+    finally:
+        prctl(36, 0, 0, 0, 0)
 
 
 @needs_bubblewrap

@@ -175,13 +175,29 @@ def _started(
     try:
         yield process
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _kill(process)
         assert process.stdout is not None
         assert process.stderr is not None
         with process.stdout as stdout, process.stderr:
             _drain(stdout.fileno())
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kills a sandbox from the inside out, so that bubblewrap itself buries what it started.
+
+    Killed first, it would leave its child to the first process of the container, which often buries nobody.
+    """
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for child in children:
+            os.kill(int(child), signal.SIGKILL)
+        if children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5.0)
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _drain(descriptor: int) -> None:
@@ -298,7 +314,8 @@ def run_cases(
     """
     request = {"role": "cases", "program": program, "cases": cases}
     with _started(request, limits, unsafe=unsafe_without_sandbox) as process:
-        for frame in _frames(process, limits, time.monotonic() + limits.program_timeout):
+        frames = _frames(process, limits, time.monotonic() + limits.program_timeout)
+        for _, frame in zip(cases, frames, strict=False):
             error, output = decode(frame)
             if type(error) is not str or type(output) is not bytes:
                 raise ValueError("malformed frame")
