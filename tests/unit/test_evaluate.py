@@ -1,0 +1,176 @@
+"""Evaluation: what verl is asked for, and what is made of its answers."""
+
+import itertools
+import json
+import math
+
+import pandas as pd
+import pytest
+from verl.trainer.ppo.metric_utils import process_validation_metrics
+
+from verl_sspo import evaluation, launch
+from verl_sspo.data.schema import make_row, write_rows
+from verl_sspo.evaluation import Evaluation, evaluate, pass_at_k
+
+
+@pytest.mark.parametrize(("n", "c"), [(1, 0), (1, 1), (5, 0), (5, 2), (6, 5), (6, 6)])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(n, c):
+    answers = [1] * c + [0] * (n - c)
+    for k in range(1, n + 1):
+        subsets = list(itertools.combinations(answers, k))
+        assert pass_at_k(n, c, k) == pytest.approx(sum(map(max, subsets)) / len(subsets))
+
+
+def test_pass_at_k_needs_enough_answers():
+    with pytest.raises(ValueError, match="k <= n"):
+        pass_at_k(4, 2, 5)
+
+
+@pytest.fixture
+def benchmarks(tmp_path):
+    """Two benchmarks, with a problem that contains another one and two that are the same."""
+    contents = {
+        "easy": [("1+1=?", "2"), ("What is 1+1=?", "2"), ("3+4=?", "7")],
+        "hard": [("x^2=49, x>0", "7"), ("x^2=49, x>0", "7")],
+    }
+    files = []
+    for name, problems in contents.items():
+        rows = [
+            make_row(data_source="math", question=question, ground_truth=truth, split="test", index=i, ability="math")
+            for i, (question, truth) in enumerate(problems)
+        ]
+        (tmp_path / name).mkdir()
+        write_rows(rows, tmp_path / name / "test.parquet")
+        files.append(str(tmp_path / name / "test.parquet"))
+    return files
+
+
+@pytest.fixture
+def recipes(tmp_path):
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (tmp_path / "train.parquet").touch()
+    (folder / "toy.yaml").write_text(f"data: {{train_files: {tmp_path}/train.parquet, val_files: []}}\n")
+    return folder
+
+
+class FakeVerl:
+    """Answers every problem n times; the first `right[question]` answers of it are right."""
+
+    def __init__(self, right):
+        self.right = right
+        self.overrides = []
+
+    def __call__(self, overrides, run_dir, *, config_dir, config_name, console=None):
+        self.overrides.append(overrides)
+        settings = dict(each.split("=", 1) for each in overrides)
+        files = [each.strip("'") for each in settings["data.val_files"].strip("[]").split(",")]
+        n = int(settings["actor_rollout_ref.rollout.val_kwargs.n"])
+        lines = []
+        for file in files:
+            for i, row in enumerate(pd.read_parquet(file).itertuples()):
+                question = row.prompt[-1]["content"]
+                for sample in range(n):
+                    right = float(sample < self.right.get((question, i), 0))
+                    lines.append(
+                        {
+                            "input": f"system You are helpful.\nuser {question}\nassistant ",
+                            "output": f"answer {sample}",
+                            "gts": row.reward_model["ground_truth"],
+                            "score": right + 0.5,
+                            "acc": right,
+                            "uid": f"prompt_{file}_{i}_{sample}_0",
+                        }
+                    )
+        from pathlib import Path
+
+        dump = Path(settings["trainer.validation_data_dir"])
+        dump.mkdir(parents=True)
+        # verl sorts by random uid.
+        (dump / "0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in reversed(lines)))
+        return run_dir / launch.METRICS
+
+
+def test_answers_find_their_problems_and_become_measures(tmp_path, benchmarks, recipes):
+    fake = FakeVerl({("1+1=?", 0): 4, ("What is 1+1=?", 1): 1, ("x^2=49, x>0", 0): 2})
+    output = tmp_path / "out"
+    metrics = evaluate(
+        tmp_path / "model", Evaluation(benchmarks, samples=4), output, recipe="toy", recipes=recipes, train=fake
+    )
+    assert metrics["evaluation/easy/greedy"] == pytest.approx(2 / 3)
+    assert metrics["evaluation/easy/avg@4"] == pytest.approx((1 + 1 / 4 + 0) / 3)
+    assert metrics["evaluation/easy/pass@1"] == metrics["evaluation/easy/avg@4"]
+    assert metrics["evaluation/easy/pass@2"] == pytest.approx((1 + (1 - math.comb(3, 2) / math.comb(4, 2))) / 3)
+    assert metrics["evaluation/easy/pass@4"] == pytest.approx(2 / 3)
+    assert metrics["evaluation/hard/pass@4"] == pytest.approx(1 / 2)
+    assert metrics == json.loads((output / evaluation.METRICS).read_text())
+    table = pd.read_parquet(output / evaluation.PROBLEMS)
+    assert len(table) == 5 * (1 + 4)
+    right = table[(table["mode"] == "samples") & (table["benchmark"] == "easy")].groupby("problem")["correct"].sum()
+    assert right.tolist() == [4, 1, 0]
+    # The two equal problems have been told apart: four answers each.
+    assert table[table["benchmark"] == "hard"].groupby(["mode", "problem"]).size().tolist() == [1, 1, 4, 4]
+
+
+def test_what_verl_is_asked_for(tmp_path, benchmarks, recipes):
+    fake = FakeVerl({})
+    evaluate(
+        tmp_path / "model",
+        Evaluation(benchmarks, samples=2, temperature=0.7),
+        tmp_path / "out",
+        recipe="toy",
+        recipes=recipes,
+        train=fake,
+    )
+    greedy, samples = fake.overrides
+    assert "trainer.val_only=true" in greedy
+    assert "actor_rollout_ref.rollout.val_kwargs.do_sample=false" in greedy
+    assert {f"actor_rollout_ref.rollout.val_kwargs.{each}" for each in ("n=2", "temperature=0.7")} <= set(samples)
+    assert f"actor_rollout_ref.model.path='{tmp_path / 'model'}'" in greedy
+
+    checkpoint = tmp_path / "checkpoints" / "global_step_10"
+    (checkpoint / "actor").mkdir(parents=True)
+    options = {"recipe": "toy", "recipes": recipes, "train": fake}
+    evaluate(checkpoint, Evaluation(benchmarks), tmp_path / "out2", **options)
+    assert f"trainer.resume_from_path={checkpoint}" in fake.overrides[-1]
+    with pytest.raises(FileExistsError):
+        evaluate(checkpoint, Evaluation(benchmarks), tmp_path / "out2", **options)
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        evaluate(checkpoint, Evaluation(benchmarks, greedy=False), tmp_path / "out3", **options)
+    with pytest.raises(FileNotFoundError, match="no data at"):
+        evaluate(checkpoint, Evaluation(["missing.parquet"]), tmp_path / "out4", **options)
+
+
+def test_answers_that_did_not_come_back_count_as_wrong():
+    problems = pd.DataFrame({"benchmark": ["b", "b"], "problem": [0, 1]})
+    answers = pd.DataFrame({"mode": "samples", "benchmark": "b", "problem": [0, 0, 0], "correct": [True, True, True]})
+    metrics = evaluation.summarize(answers, problems, {"greedy": 1, "samples": 4})
+    assert metrics["evaluation/b/avg@4"] == 3 / 8
+    assert metrics["evaluation/b/missing@samples"] == 5
+    assert "evaluation/b/greedy" not in metrics
+
+
+def test_an_answer_to_no_problem_is_an_error(benchmarks):
+    problems = evaluation.read_benchmarks(benchmarks)
+    stranger = pd.DataFrame({"group": ["g"], "sample": [0], "prompt": ["2+2"], "ground_truth": ["4"]})
+    with pytest.raises(ValueError, match="belongs to no problem"):
+        evaluation.join(problems, stranger)
+
+
+def test_avg_at_k_is_what_verl_reports():
+    correct = {"p": [1.0, 0.0, 1.0, 1.0], "q": [0.0, 0.0, 0.0, 1.0]}
+    rows = [(problem, value) for problem, values in correct.items() for value in values]
+    verl_metrics = process_validation_metrics(
+        ["s"] * 8, [problem for problem, _ in rows], {"acc": [value for _, value in rows]}
+    )
+    answers = pd.DataFrame(
+        {
+            "mode": "samples",
+            "benchmark": "s",
+            "problem": [0] * 4 + [1] * 4,
+            "correct": [value == 1.0 for _, value in rows],
+        }
+    )
+    problems = pd.DataFrame({"benchmark": "s", "problem": [0, 1]})
+    ours = evaluation.summarize(answers, problems, {"samples": 4})
+    assert ours["evaluation/s/avg@4"] == pytest.approx(verl_metrics["s"]["acc"]["mean@4"])

@@ -1,0 +1,97 @@
+"""The runs of a suite as they lie in their folders, finished or not."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from verl_sspo import evaluation, launch
+from verl_sspo.report.summary import Metrics
+from verl_sspo.suites import cell as cells
+from verl_sspo.suites.definition import Measure, Suite, load_suite
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its place in the suite, its state (`verl_sspo.suites.cell.state`) and what it has logged so far."""
+
+    folder: Path
+    variant: str
+    algorithm: str
+    seed: int
+    state: str
+    metrics: Metrics
+    ran_with: dict[str, str | None]
+
+    def value(self, measure: Measure, first: bool = False) -> float | None:
+        """What stands for the run in a table: of several metrics the mean; None if one of them was not logged.
+
+        Args:
+            measure: the column.
+            first: the value before training instead; None for the mean of a run, which has none.
+        """
+        values = []
+        for name in measure.metrics:
+            steps, series = self.metrics.series(name)
+            if first and measure.summary == "mean":
+                return None
+            if not series or (first and steps[0] != 0):
+                return None
+            if measure.summary == "mean":
+                values.append(sum(series) / len(series))
+            else:
+                values.append(series[0] if first else series[-1])
+        return sum(values) / len(values)
+
+
+def read_suite(root: Path) -> Suite:
+    """The suite that the runs below `root` belong to, as `reproduce.py` copied it.
+
+    Raises:
+        FileNotFoundError: `root` holds no runs of a suite.
+    """
+    path = root / "suite.yaml"
+    if not path.exists():
+        raise FileNotFoundError(f"{root} holds no runs of a suite: give the folder that scripts/reproduce.py wrote to")
+    return load_suite(path)
+
+
+def read_runs(root: Path) -> list[Run]:
+    """All runs below `root` that have started."""
+    runs = []
+    for plan in sorted(root.glob(f"*/*/*/{cells.PLAN}")):
+        content, folder = json.loads(plan.read_text()), plan.parent
+        place = {key: content[key] for key in ("variant", "algorithm", "seed")}
+        runs.append(
+            Run(folder, **place, state=cells.state(folder), metrics=read_metrics(folder), ran_with=content["ran_with"])
+        )
+    return runs
+
+
+def read_metrics(folder: Path) -> Metrics:
+    """What the attempts of a cell have logged, as one run: from where an attempt resumes, its steps replace those of
+    the one before. An evaluation's metrics stand at the last step."""
+    steps: dict[int, dict[str, float]] = {}
+    for attempt in cells.attempts(folder):
+        file = attempt / launch.METRICS
+        try:
+            resumed = Metrics.read(file).steps
+        except (FileNotFoundError, ValueError):
+            # It has not come to its first step, or its process died while it wrote.
+            continue
+        steps = {step: data for step, data in steps.items() if step < min(resumed)} | resumed
+    evaluated = folder / cells.EVALUATION / evaluation.METRICS
+    if evaluated.exists():
+        steps.setdefault(max(steps, default=0), {}).update(json.loads(evaluated.read_text()))
+    return Metrics(steps)
+
+
+def by_seed(runs: Sequence[Run], measure: Measure, first: bool = False) -> pd.DataFrame:
+    """Values of the finished runs: (variant, algorithm) as rows, seeds as columns, NaN where there is none."""
+    values = [
+        (run.variant, run.algorithm, run.seed, run.value(measure, first)) for run in runs if run.state == "finished"
+    ]
+    table = pd.DataFrame(values, columns=["variant", "algorithm", "seed", "value"]).astype({"value": float})
+    return table.pivot(index=["variant", "algorithm"], columns="seed", values="value")

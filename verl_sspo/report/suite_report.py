@@ -1,0 +1,168 @@
+"""What the reports say and in which order."""
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+
+from verl_sspo import objectives, theory
+from verl_sspo.report import gates_plot, tables, theory_plot, training_curves, trust_region
+from verl_sspo.report.document import picture, write
+from verl_sspo.report.runs import Run, read_runs, read_suite
+from verl_sspo.suites.definition import Suite, expand
+
+
+def write_suite_report(root: Path, output: Path) -> tuple[Path, Path]:
+    """The report of a suite's runs, as far as they are.
+
+    Args:
+        root: folder of the runs.
+        output: folder of the report.
+
+    Returns:
+        report.md and report.html.
+
+    Raises:
+        FileNotFoundError: `root` holds no runs of a suite.
+    """
+    root = root.resolve()
+    suite, runs = read_suite(root), read_runs(root)
+    pictures = output / "pictures"
+    parts = [f"# {suite.title}", f"**What it shows.** {suite.shows}", f"**What it does not show.** {suite.shows_not}"]
+    parts += [progress(suite, runs), "```\n" + command(root) + "\n```"]
+    measured = ", ".join(f"{title} ({_meaning(suite, title)})" for title in suite.measures)
+    for variant, arm in suite.variants.items():
+        heading = "Results" if len(suite.variants) == 1 else f"Results: {arm.title}"
+        parts += [f"## {heading}", tables.results(suite, runs, variant)]
+        caption = (
+            f"Interquartile mean over seeds with its 95% bootstrap interval: {measured}. Paired: mean difference to "
+            f"{suite.algorithms[suite.baseline].title} over common seeds, with its interval. Collapsed: runs that end "
+            f"below {tables.COLLAPSED:g} of the accuracy they began with. Finished runs only."
+        )
+        parts.append(f"*{caption}*")
+        drawn = training_curves.draw(suite, runs, variant, pictures / f"curves-{variant}.svg")
+        caption = (
+            f"Recipe {suite.recipe}, {arm.title}: mean over seeds, band: its 95% bootstrap interval; unfinished runs "
+            "up to where they are. The last four panels are logged by SSPO alone."
+        )
+        parts.append(picture(drawn, output, f"Metrics over steps, {arm.title}", caption))
+    if suite.published:
+        notes = "\n".join(f"{i}. {each.status}: {each.source}" for i, each in enumerate(suite.published, 1))
+        parts.append(f"## Sources of published numbers\n\n{notes}")
+    parts += losses(output)
+    parts.append(f"## Versions\n\n{versions(runs)}")
+    output.mkdir(parents=True, exist_ok=True)
+    _write_data(suite, runs, output)
+    return write(parts, output, suite.title)
+
+
+def write_theory_report(output: Path) -> tuple[Path, Path]:
+    """The report of the losses by themselves: theory, limits, trust regions, gates; it takes seconds."""
+    compared = {title: objectives.objective(title, settings) for title, settings in objectives.COMPARED.items()}
+    compared["SSPO v1"] = objectives.objective("SSPO v1", ["algo=sspo_v1"])
+    bias = theory.bias_and_variance(compared)
+    clip = "actor_rollout_ref.actor.clip_ratio"
+    unclipped = objectives.objective("GSPO", ["algo=gspo", *(f"{clip}{end}=1.0e9" for end in ("", "_low", "_high"))])
+
+    def with_gate(shape: str, tau: float) -> objectives.Objective:
+        gate = {"gate": shape, "gate_domain": "log", "gate_side": "both", "tau_pos": tau, "tau_neg": tau}
+        return objectives.with_policy_loss(compared["SSPO"], **gate)
+
+    own = ("SSPO", "SSPO v1")
+    limits = theory.limits(
+        {title: compared[title] for title in own},
+        {title: compared[title] for title in ("GRPO", "GSPO", "GMPO", "SAPO")},
+        unclipped,
+        with_gate,
+    )
+    pictures = output / "pictures"
+    parts = [
+        "# What the losses do by themselves",
+        "**What it shows.** Bias and variance of the gradients on toy problems that are solved exactly, and the limits "
+        "of SSPO, through the very losses that train.",
+        "**What it does not show.** How any of this matters for a language model.",
+        "```\npython scripts/report.py --theory --output OUTPUT\n```",
+        "## Bias and variance of the gradient",
+        theory_plot.bias_table(bias),
+        "*Bias / cosine / variance of each objective's gradient relative to the exact one, where the policy has moved "
+        "along the policy gradient: the columns are mean |log-ratios|, 0 is on policy.*",
+        picture(
+            theory_plot.draw_bias(bias, pictures / "bias.svg"),
+            output,
+            "Bias, cosine and variance over drift",
+            theory_plot.BIAS_CAPTION,
+        ),
+        "## Limits of SSPO",
+        picture(
+            theory_plot.draw_limits(limits, pictures / "limits.svg"), output, "Limit cases", theory_plot.LIMITS_CAPTION
+        ),
+        *losses(output),
+    ]
+    output.mkdir(parents=True, exist_ok=True)
+    bias.to_csv(output / "bias.csv", index=False)
+    return write(parts, output, "What the losses do by themselves")
+
+
+def losses(output: Path) -> list[str]:
+    """Trust regions and gates, the same in every report."""
+    compared = {title: objectives.objective(title, settings) for title, settings in objectives.COMPARED.items()}
+    pictures = output / "pictures"
+    return [
+        "## Trust regions",
+        picture(
+            trust_region.draw(compared, pictures / "trust_region.svg"),
+            output,
+            "Gradient coefficient over log-ratio",
+            trust_region.CAPTION,
+        ),
+        "## Gates",
+        picture(gates_plot.draw(pictures / "gates.svg"), output, "Gates and their slopes", gates_plot.CAPTION),
+    ]
+
+
+def progress(suite: Suite, runs: list[Run]) -> str:
+    """How far the suite is, and what failed."""
+    total = len(expand(suite, "suite"))
+    counts = Counter(run.state for run in runs)
+    states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+    lines = [f"**State.** {len(runs)} of {total} runs started" + (f": {states}." if states else ".")]
+    failed = [f"`{run.variant}/{run.algorithm}/seed{run.seed}`" for run in runs if run.state == "failed"]
+    if failed:
+        lines.append(f"Failed: {', '.join(failed)}.")
+    return " ".join(lines)
+
+
+def command(root: Path) -> str:
+    return f"python scripts/reproduce.py {root.name}\npython scripts/report.py runs/{root.name} --output OUTPUT"
+
+
+def versions(runs: list[Run]) -> str:
+    """Everything that the runs ran with; several values where they differ."""
+    names = dict.fromkeys(name for run in runs for name in run.ran_with)
+    rows = [
+        [name, ", ".join(sorted({str(run.ran_with.get(name)) for run in runs if run.ran_with.get(name)}))]
+        for name in names
+    ]
+    return tables.markdown(["", "version"], rows) if rows else "Nothing has run yet."
+
+
+def _meaning(suite: Suite, title: str) -> str:
+    measure = suite.measures[title]
+    names = " and ".join(f"`{name}`" for name in measure.metrics)
+    return f"{'mean over steps' if measure.summary == 'mean' else 'last value'} of {names}"
+
+
+def _write_data(suite: Suite, runs: list[Run], output: Path) -> None:
+    place = [{"variant": r.variant, "algorithm": r.algorithm, "seed": r.seed, "state": r.state} for r in runs]
+    measured = [{title: run.value(measure) for title, measure in suite.measures.items()} for run in runs]
+    pd.DataFrame([a | b for a, b in zip(place, measured, strict=True)]).to_csv(output / "runs.csv", index=False)
+    drawn = {name for name in training_curves.PANELS.values() if name}
+    drawn |= set(itertools.chain.from_iterable(measure.metrics for measure in suite.measures.values()))
+    rows = [
+        {"variant": run.variant, "algorithm": run.algorithm, "seed": run.seed, "step": step}
+        | {name: data[name] for name in sorted(drawn) if name in data}
+        for run in runs
+        for step, data in run.metrics.steps.items()
+    ]
+    pd.DataFrame(rows).to_csv(output / "curves.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})

@@ -1,0 +1,100 @@
+"""The result tables of a suite, as Markdown."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from verl_sspo.report.runs import Run, by_seed
+from verl_sspo.report.statistics import interquartile_mean, paired_difference
+from verl_sspo.suites.definition import UNTRAINED, Measure, Suite
+
+# A run has collapsed if its final value is below this share of the value before training. Our choice.
+COLLAPSED = 0.5
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '∣') for cell in line)} |" for line in lines)
+
+
+def results(suite: Suite, runs: Sequence[Run], variant: str) -> str:
+    """Measured and published figures: a row an algorithm, a column a measure."""
+    values = {title: by_seed(runs, measure) for title, measure in suite.measures.items()}
+    before = {title: by_seed(runs, measure, first=True) for title, measure in suite.measures.items()}
+    published = [
+        f"{title}, {each.status} [{i}]" for i, each in enumerate(suite.published, 1) for title in suite.measures
+    ]
+    header = ["", "seeds", *suite.measures, "paired: " + ", ".join(suite.measures), "collapsed", *published]
+    rows = []
+    external = {key: title for each in suite.published for key, title in each.rows.items()}
+    names = {UNTRAINED: "before training", **{key: arm.title for key, arm in suite.algorithms.items()}, **external}
+    for key, name in names.items():
+        table = before if key == UNTRAINED else values
+        # Before training all algorithms are the same model: every run is a sample of it.
+        found = {title: _seeds(table[title], variant, None if key == UNTRAINED else key) for title in suite.measures}
+        counts = max((len(each) for each in found.values()), default=0)
+        cells = [_figure(list(found[title].values()), measure) for title, measure in suite.measures.items()]
+        printed = [
+            _printed(each.values.get(key, {}).get(title)) for each in suite.published for title in suite.measures
+        ]
+        paired, collapsed = "", ""
+        if key in suite.algorithms and key != suite.baseline:
+            differences = [_paired(suite, table, found, title, variant) for title in suite.measures]
+            paired = "; ".join(differences)
+        if key in suite.algorithms:
+            collapsed = _collapsed(suite, runs, variant, key)
+        if counts or any(printed):
+            number = str(counts) if counts and key != UNTRAINED else ""
+            rows.append([name, number, *cells, paired, collapsed, *printed])
+    return markdown(header, rows)
+
+
+def _seeds(table: pd.DataFrame, variant: str, algorithm: str | None) -> dict[object, float]:
+    rows = [key for key in table.index if key[0] == variant and algorithm in (None, key[1])]
+    return {
+        seed if algorithm else (key, seed): float(table.loc[key, seed])
+        for key in rows
+        for seed in table.columns
+        if math.isfinite(table.loc[key, seed])
+    }
+
+
+def _figure(values: Sequence[float], measure: Measure) -> str:
+    estimate = interquartile_mean(values)
+    return "" if estimate is None else estimate.text(*_scale(measure))
+
+
+def _scale(measure: Measure) -> tuple[float, int]:
+    return (100.0, 1) if measure.percent else (1.0, 3)
+
+
+def _paired(
+    suite: Suite,
+    table: Mapping[str, pd.DataFrame],
+    found: Mapping[str, dict],
+    title: str,
+    variant: str,
+) -> str:
+    baseline = _seeds(table[title], variant, suite.baseline)
+    estimate = paired_difference(found[title], baseline)  # type: ignore[arg-type]
+    scale, digits = _scale(suite.measures[title])
+    return "-" if estimate is None else estimate.text(scale, digits, signed=True)
+
+
+def _printed(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def _collapsed(suite: Suite, runs: Sequence[Run], variant: str, algorithm: str) -> str:
+    """Runs whose first measure that has a value before training ends below `COLLAPSED` of it."""
+    measure = next((each for each in suite.measures.values() if each.summary == "last"), None)
+    if measure is None:
+        return ""
+    pairs = [
+        (run.value(measure, first=True), run.value(measure))
+        for run in runs
+        if run.state == "finished" and (run.variant, run.algorithm) == (variant, algorithm)
+    ]
+    known = [(first, last) for first, last in pairs if first is not None and last is not None]
+    return f"{sum(last < COLLAPSED * first for first, last in known)}/{len(known)}" if known else ""
