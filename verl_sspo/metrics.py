@@ -5,9 +5,9 @@ kappa(z) / kappa(0): the share of its on-policy gradient that the gate lets thro
 has moved the way its advantage pushes (sgn(A) z > 0.1), a corrective token against it (sgn(A) z < -0.1). The
 weight of a response is S_i / f(1), the geometric mean of its gates, 1 on policy.
 
-verl logs `sspo/x` as `actor/sspo/x`, averaged over the micro-batches of a step; keys ending in `_min` / `_max`
-keep the smallest / largest. Averages leave non-finite log-ratios out and count them. Where no token is of a kind,
-its slope is reported as 1 and its share as 0.
+verl logs `sspo/x` as `actor/sspo/x`: averaged over the micro-batches of an update, then over the updates of a step;
+of the latter, keys ending in `_min` / `_max` keep the smallest / largest. Averages leave non-finite log-ratios out
+and count them. Where no token is of a kind, its slope is reported as 1 and its share as 0.
 
 | key | meaning |
 |---|---|
