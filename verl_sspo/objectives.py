@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,12 @@ class Objective:
 
 def objective(title: str, overrides: Sequence[str], recipes: Path = RECIPES) -> Objective:
     """The loss that the quickstart would run with these Hydra overrides, e.g. `["algo=gspo"]`."""
-    config = compose_config("quickstart", overrides, recipes)
-    return Objective(title, omega_conf_to_dataclass(config.actor_rollout_ref.actor))
+    return Objective(title, _actor_config(tuple(overrides), recipes))
+
+
+@cache
+def _actor_config(overrides: tuple[str, ...], recipes: Path) -> ActorConfig:
+    return omega_conf_to_dataclass(compose_config("quickstart", overrides, recipes).actor_rollout_ref.actor)
 
 
 #: What is compared: title -> Hydra overrides.

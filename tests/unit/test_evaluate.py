@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -36,7 +37,14 @@ def benchmarks(tmp_path):
     files = []
     for name, problems in contents.items():
         rows = [
-            make_row(data_source="math", question=question, ground_truth=truth, split="test", index=i, ability="math")
+            make_row(
+                data_source="math",
+                prompt=[{"role": "system", "content": "You are helpful."}, {"role": "user", "content": question}],
+                ability="math",
+                ground_truth=truth,
+                split="test",
+                index=i,
+            )
             for i, (question, truth) in enumerate(problems)
         ]
         (tmp_path / name).mkdir()
@@ -82,8 +90,6 @@ class FakeVerl:
                             "uid": f"prompt_{file}_{i}_{sample}_0",
                         }
                     )
-        from pathlib import Path
-
         dump = Path(settings["trainer.validation_data_dir"])
         dump.mkdir(parents=True)
         # verl sorts by random uid.

@@ -99,12 +99,8 @@ def test_limits_are_reached(compared):
         return objectives.with_policy_loss(compared["SSPO"], gate=shape, tau_pos=tau, tau_neg=tau)
 
     v1 = objectives.objective("SSPO v1", ["algo=sspo_v1"])
-    limits = theory.limits(
-        {"SSPO": compared["SSPO"], "SSPO v1": v1},
-        {"GRPO": compared["GRPO"], "SAPO": compared["SAPO"]},
-        unclipped,
-        with_gate,
-    )
+    others = {title: compared[title] for title in ("GRPO", "SAPO")}
+    limits = theory.limits({"SSPO": compared["SSPO"], "SSPO v1": v1}, others, unclipped, with_gate)
     for distances in limits.to_unclipped.values():
         assert distances[0] < 1e-6
         assert distances == sorted(distances)

@@ -34,19 +34,25 @@ def write_suite_report(root: Path, output: Path) -> tuple[Path, Path]:
     measured = ", ".join(f"{title} ({_meaning(suite, title)})" for title in suite.measures)
     for variant, arm in suite.variants.items():
         heading = "Results" if len(suite.variants) == 1 else f"Results: {arm.title}"
-        parts += [f"## {heading}", tables.results(suite, runs, variant)]
+        parts.append(f"## {heading}")
+        if not any(run.variant == variant for run in runs):
+            parts.append("No run has started.")
+            continue
+        parts.append(tables.results(suite, runs, variant))
         caption = (
-            f"Interquartile mean over seeds with its 95% bootstrap interval: {measured}. Paired: mean difference to "
-            f"{suite.algorithms[suite.baseline].title} over common seeds, with its interval. Collapsed: runs that end "
+            f"Interquartile mean over seeds with its 95% bootstrap interval: {measured}. Δ: mean difference to "
+            f"{suite.algorithms[suite.baseline].title} over common seeds, with the interval of pairs. Collapsed: runs that end "
             f"below {tables.COLLAPSED:g} of the accuracy they began with. Finished runs only."
         )
         parts.append(f"*{caption}*")
-        drawn = training_curves.draw(suite, runs, variant, pictures / f"curves-{variant}.svg")
         caption = (
             f"Recipe {suite.recipe}, {arm.title}: mean over seeds, band: its 95% bootstrap interval; unfinished runs "
             "up to where they are. The last four panels are logged by SSPO alone."
         )
-        parts.append(picture(drawn, output, f"Metrics over steps, {arm.title}", caption))
+        for number, algorithms in enumerate(_groups(suite, runs, variant), 1):
+            path = pictures / f"curves-{variant}-{number}.svg"
+            drawn = training_curves.draw(suite, runs, variant, algorithms, path)
+            parts.append(picture(drawn, output, f"Metrics over steps, {arm.title}", caption))
     if suite.published:
         notes = "\n".join(f"{i}. {each.status}: {each.source}" for i, each in enumerate(suite.published, 1))
         parts.append(f"## Sources of published numbers\n\n{notes}")
@@ -133,13 +139,21 @@ def progress(suite: Suite, runs: list[Run]) -> str:
     return " ".join(lines)
 
 
+def _groups(suite: Suite, runs: list[Run], variant: str) -> list[list[str]]:
+    """The algorithms that have started, in pictures of at most nine curves, the baseline in each."""
+    started = {run.algorithm for run in runs if run.variant == variant}
+    others = [key for key in suite.algorithms if key in started and key != suite.baseline]
+    baseline = [suite.baseline] if suite.baseline in started else []
+    return [baseline + others[start : start + 8] for start in range(0, max(len(others), 1), 8)]
+
+
 def command(root: Path) -> str:
     return f"python scripts/reproduce.py {root.name}\npython scripts/report.py runs/{root.name} --output OUTPUT"
 
 
 def versions(runs: list[Run]) -> str:
     """Everything that the runs ran with; several values where they differ."""
-    names = dict.fromkeys(name for run in runs for name in run.ran_with)
+    names = dict.fromkeys(name for run in runs for name, value in run.ran_with.items() if value)
     rows = [
         [name, ", ".join(sorted({str(run.ran_with.get(name)) for run in runs if run.ran_with.get(name)}))]
         for name in names

@@ -25,7 +25,7 @@ def results(suite: Suite, runs: Sequence[Run], variant: str) -> str:
     published = [
         f"{title}, {each.status} [{i}]" for i, each in enumerate(suite.published, 1) for title in suite.measures
     ]
-    header = ["", "seeds", *suite.measures, "paired: " + ", ".join(suite.measures), "collapsed", *published]
+    header = ["", "seeds", *suite.measures, *(f"Δ {title}" for title in suite.measures), "collapsed", *published]
     rows = []
     external = {key: title for each in suite.published for key, title in each.rows.items()}
     names = {UNTRAINED: "before training", **{key: arm.title for key, arm in suite.algorithms.items()}, **external}
@@ -38,15 +38,13 @@ def results(suite: Suite, runs: Sequence[Run], variant: str) -> str:
         printed = [
             _printed(each.values.get(key, {}).get(title)) for each in suite.published for title in suite.measures
         ]
-        paired, collapsed = "", ""
+        paired = [""] * len(suite.measures)
         if key in suite.algorithms and key != suite.baseline:
-            differences = [_paired(suite, table, found, title, variant) for title in suite.measures]
-            paired = "; ".join(differences)
-        if key in suite.algorithms:
-            collapsed = _collapsed(suite, runs, variant, key)
+            paired = [_paired(suite, table, found, title, variant) for title in suite.measures]
+        collapsed = _collapsed(suite, runs, variant, key) if key in suite.algorithms else ""
         if counts or any(printed):
             number = str(counts) if counts and key != UNTRAINED else ""
-            rows.append([name, number, *cells, paired, collapsed, *printed])
+            rows.append([name, number, *cells, *paired, collapsed, *printed])
     return markdown(header, rows)
 
 
@@ -79,7 +77,7 @@ def _paired(
     baseline = _seeds(table[title], variant, suite.baseline)
     estimate = paired_difference(found[title], baseline)  # type: ignore[arg-type]
     scale, digits = _scale(suite.measures[title])
-    return "-" if estimate is None else estimate.text(scale, digits, signed=True)
+    return "" if estimate is None else estimate.text(scale, digits, signed=True)
 
 
 def _printed(value: float | None) -> str:

@@ -27,10 +27,10 @@ PANELS = {
 }
 
 
-def draw(suite: Suite, runs: Sequence[Run], variant: str, path: Path) -> Path:
-    """All panels for one variant. What was not logged is missing from its panel, and the panel says so if all is."""
+def draw(suite: Suite, runs: Sequence[Run], variant: str, algorithms: Sequence[str], path: Path) -> Path:
+    """All panels for some algorithms of one variant. What was not logged is missing from its panel, and the panel says so if all is."""
     chosen = [run for run in runs if run.variant == variant and run.metrics.steps]
-    figure, axes = style.new_figure(2, 4, 3.4, 2.7)
+    figure, axes = style.new_figure(4, 2, 4.6, 2.5)
     accuracies = [m.metrics[0] for m in suite.measures.values() if m.metrics[0].startswith("val-")]
     for panel, (title, metric) in zip(axes, PANELS.items(), strict=True):
         panel.set_title(title, loc="left", fontsize=10)
@@ -38,15 +38,17 @@ def draw(suite: Suite, runs: Sequence[Run], variant: str, path: Path) -> Path:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         name = metric or (accuracies[0] if accuracies else None)
         drawn = [
-            _draw_curve(panel, [run for run in chosen if run.algorithm == key], name, index, arm.title)
-            for index, (key, arm) in enumerate(suite.algorithms.items())
+            _draw_curve(
+                panel, [run for run in chosen if run.algorithm == key], name, index, suite.algorithms[key].title
+            )
+            for index, key in enumerate(algorithms)
         ]
         if not any(drawn):
             panel.text(0.5, 0.5, "not logged (yet)", transform=panel.transAxes, ha="center", color="#767676")
         if title == "gradient norm" and any(drawn):
             panel.set_yscale("log")
     # Every algorithm that ran is in the panel of the reward.
-    style.legend_below(figure, max(axes, key=lambda each: len(each.get_legend_handles_labels()[1])), 5)
+    style.legend_below(figure, max(axes, key=lambda each: len(each.get_legend_handles_labels()[1])), 4)
     return style.save(figure, path)
 
 

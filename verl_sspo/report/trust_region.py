@@ -12,9 +12,9 @@ LENGTH = 32
 CAPTION = (
     "Coefficient of a token's policy gradient against its log-ratio z, 1 on policy, found by backpropagation through "
     "verl's own losses and ours with the settings of recipes/algo. Top: one token of a response of 32 moves, the "
-    "others stay on policy. Bottom: all tokens of the response move together. Left: positive advantage, right: negative. "
-    "To the right of 0 in the left column, and to the left of it in the right one, the token has moved the way its "
-    "advantage pushes."
+    "others stay on policy. Bottom: all tokens of the response move together. Left: positive advantage, right: "
+    "negative. To the right of 0 in the left column, and to the left of it in the right one, the token has moved the "
+    "way its advantage pushes."
 )
 
 
