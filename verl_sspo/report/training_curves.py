@@ -28,7 +28,7 @@ PANELS = {
 
 
 def draw(suite: Suite, runs: Sequence[Run], variant: str, algorithms: Sequence[str], path: Path) -> Path:
-    """All panels for some algorithms of one variant. What was not logged is missing from its panel, and the panel says so if all is."""
+    """All panels for some algorithms of one variant; a panel says so if nothing of it was logged."""
     chosen = [run for run in runs if run.variant == variant and run.metrics.steps]
     figure, axes = style.new_figure(4, 2, 4.6, 2.5)
     accuracies = [m.metrics[0] for m in suite.measures.values() if m.metrics[0].startswith("val-")]
