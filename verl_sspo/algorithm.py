@@ -10,16 +10,10 @@ from verl.trainer.ppo.core_algos import register_adv_est, register_policy_loss
 from verl.workers.config import ActorConfig
 
 from verl_sspo.advantage import group_relative_advantages
-from verl_sspo.config import SSPOAdvantageConfig, SSPOPolicyLossConfig
+from verl_sspo.config import SSPOAdvantageConfig
 from verl_sspo.doctor.actor import describe
-from verl_sspo.gates import PRESETS, Gate
+from verl_sspo.gates import Gate
 from verl_sspo.loss import sspo_loss
-
-
-def gate_of(config: ActorConfig) -> Gate:
-    """The gate that an actor's configuration asks for: the preset `v3` where `policy_loss` is verl's own class."""
-    policy_loss = config.policy_loss
-    return policy_loss.as_gate() if isinstance(policy_loss, SSPOPolicyLossConfig) else PRESETS["v3"]
 
 
 _announced = False
@@ -68,7 +62,7 @@ def compute_policy_loss_sspo(
         old_log_prob,
         advantages,
         response_mask,
-        gate_of(config),
+        Gate.of_policy_loss(config.policy_loss),
         loss_agg_mode=loss_agg_mode,
         rollout_is_weights=rollout_is_weights,
         use_torch_compile=config.use_torch_compile,

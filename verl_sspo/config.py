@@ -37,11 +37,7 @@ class SSPOPolicyLossConfig(PolicyLossConfig):
     gate_side: str = "both"
 
     def __post_init__(self) -> None:
-        self.as_gate()
-
-    def as_gate(self) -> Gate:
-        """The validated gate of the loss."""
-        return Gate(self.gate, self.gate_domain, self.tau_pos, self.tau_neg, self.gate_side)
+        Gate(self.gate, self.gate_domain, self.tau_pos, self.tau_neg, self.gate_side)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ the other families, arXiv:2602.19345v2. `side="forward"` is our own extension.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +67,18 @@ class Gate:
                 "gate_side='forward' needs a gate with f(1) = 1, and the sigmoid in the ratio domain has "
                 "f(1) = 2 / tau: use gate_domain='log', another gate, or gate_side='both'"
             )
+
+    @classmethod
+    def of_policy_loss(cls, policy_loss: Mapping[str, Any]) -> "Gate":
+        """The gate of a `policy_loss` configuration, with the default of every setting that is not there."""
+        names = {
+            "gate": "shape",
+            "gate_domain": "domain",
+            "tau_pos": "tau_pos",
+            "tau_neg": "tau_neg",
+            "gate_side": "side",
+        }
+        return cls(**{own: policy_loss.get(name) for name, own in names.items() if policy_loss.get(name) is not None})
 
     @property
     def is_sapo(self) -> bool:

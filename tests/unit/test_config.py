@@ -9,7 +9,7 @@ TARGET = "verl_sspo.config.SSPOPolicyLossConfig"
 
 
 def test_defaults_are_the_preset_v3():
-    assert SSPOPolicyLossConfig().as_gate() == PRESETS["v3"]
+    assert Gate.of_policy_loss(SSPOPolicyLossConfig()) == PRESETS["v3"]
 
 
 def test_reaches_the_dataclass_through_verls_conversion():
@@ -17,7 +17,7 @@ def test_reaches_the_dataclass_through_verls_conversion():
     config = omega_conf_to_dataclass(section)
     assert isinstance(config, SSPOPolicyLossConfig)
     assert config.loss_mode == "sspo"
-    assert config.as_gate() == Gate("erf", "log", 3, 4.5)
+    assert Gate.of_policy_loss(config) == Gate("erf", "log", 3, 4.5)
 
 
 @pytest.mark.parametrize(

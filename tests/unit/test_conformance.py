@@ -9,6 +9,7 @@ from verl.workers.config import FSDPActorConfig, McoreActorConfig
 from verl.workers.utils.losses import ppo_loss
 
 from verl_sspo.config import SSPOPolicyLossConfig
+from verl_sspo.gates import Gate
 from verl_sspo.reference import sspo_loss_matrix
 
 PROMPTS, RESPONSES = [3, 1, 2, 4, 2, 1], [5, 2, 7, 1, 3, 6]
@@ -106,7 +107,7 @@ def test_ranks_and_micro_batches_give_the_loss_of_the_mini_batch(rows, cls, mode
         padded["old_log_probs"],
         padded["advantages"],
         padded["response_mask"],
-        config.policy_loss.as_gate(),
+        Gate.of_policy_loss(config.policy_loss),
     )
     plain = agg_loss(matrix, padded["response_mask"], mode, **config.global_batch_info)
     torch.testing.assert_close(whole, plain)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from verl_sspo.doctor.finding import Finding
-from verl_sspo.gates import PRESETS, Gate
+from verl_sspo.gates import Gate
 
 SSPO_TARGET = "verl_sspo.config.SSPOPolicyLossConfig"
 #: verl's defaults of what SSPO does not read.
@@ -28,23 +28,9 @@ SEQUENCE_LOSSES = ("sspo", "gspo", "sapo", "geo_mean")
 SMALLEST_SLOPE = 0.1
 
 
-def gate_of(actor: Any) -> Gate:
-    """The gate that an actor's configuration (verl's dataclass or a DictConfig) asks for.
-
-    Raises:
-        ValueError: on settings that `Gate` excludes.
-    """
-    policy_loss = actor.get("policy_loss")
-    if not _has_gate(policy_loss):  # the loss then takes the default preset
-        return PRESETS["v3"]
-    names = ("gate", "gate_domain", "tau_pos", "tau_neg", "gate_side")
-    defaults = ("arctan", "log", 10.0, 12.0, "both")
-    return Gate(*(policy_loss.get(name, default) for name, default in zip(names, defaults, strict=True)))
-
-
 def _has_gate(policy_loss: Any) -> bool:
     """Whether this is, or will become, an SSPOPolicyLossConfig and not verl's own class."""
-    return hasattr(policy_loss, "as_gate") or policy_loss.get("_target_") == SSPO_TARGET
+    return hasattr(type(policy_loss), "gate_side") or policy_loss.get("_target_") == SSPO_TARGET
 
 
 def half_width(gate: Gate, tau: float) -> float:
@@ -124,7 +110,7 @@ def _gate_findings(actor: Any) -> Iterator[Finding]:
             f"to change them set actor_rollout_ref.actor.policy_loss._target_={SSPO_TARGET}",
         )
     try:
-        gate = gate_of(actor)
+        gate = Gate.of_policy_loss(actor.get("policy_loss"))
     except ValueError as error:
         yield Finding("error", "gate", str(error), "correct it under actor_rollout_ref.actor.policy_loss")
         return
@@ -151,7 +137,7 @@ def describe(actor: Any) -> str:
     Raises:
         ValueError: on settings that `verl_sspo.gates.Gate` excludes.
     """
-    gate = gate_of(actor)
+    gate = Gate.of_policy_loss(actor.get("policy_loss"))
     domain = "log-ratio" if gate.domain == "log" else "ratio"
     side = "" if gate.side == "both" else ", forward side only (our extension)"
     positive, negative = half_width(gate, gate.tau_pos), half_width(gate, gate.tau_neg)
