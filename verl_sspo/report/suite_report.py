@@ -41,8 +41,8 @@ def write_suite_report(root: Path, output: Path) -> tuple[Path, Path]:
         parts.append(tables.results(suite, runs, variant))
         caption = (
             f"Interquartile mean over seeds with its 95% bootstrap interval: {measured}. Δ: mean difference to "
-            f"{suite.algorithms[suite.baseline].title} over common seeds, with the interval of pairs. Collapsed: runs that "
-            f"end below {tables.COLLAPSED:g} of the accuracy they began with. Finished runs only."
+            f"{suite.algorithms[suite.baseline].title} over common seeds, with the interval of pairs. Collapsed: runs "
+            f"that end below {tables.COLLAPSED:g} of the accuracy they began with. Finished runs only."
         )
         parts.append(f"*{caption}*")
         caption = (
