@@ -29,7 +29,7 @@ def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Fi
         panel.grid(color="#E4E4E4", linewidth=0.7)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(labelsize=8)
+        panel.tick_params(which="both", labelsize=8)
         panel.xaxis.label.set_size(9)
         panel.yaxis.label.set_size(9)
     return figure, axes

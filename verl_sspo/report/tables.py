@@ -31,7 +31,7 @@ def results(suite: Suite, runs: Sequence[Run], variant: str) -> str:
     names = {UNTRAINED: "before training", **{key: arm.title for key, arm in suite.algorithms.items()}, **external}
     for key, name in names.items():
         table = before if key == UNTRAINED else values
-        # Before training all algorithms are the same model: every run is a sample of it.
+        # Before training all algorithms of a seed are the same model.
         found = {title: _seeds(table[title], variant, None if key == UNTRAINED else key) for title in suite.measures}
         counts = max((len(each) for each in found.values()), default=0)
         cells = [_figure(list(found[title].values()), measure) for title, measure in suite.measures.items()]
@@ -48,14 +48,11 @@ def results(suite: Suite, runs: Sequence[Run], variant: str) -> str:
     return markdown(header, rows)
 
 
-def _seeds(table: pd.DataFrame, variant: str, algorithm: str | None) -> dict[object, float]:
+def _seeds(table: pd.DataFrame, variant: str, algorithm: str | None) -> dict[int, float]:
+    """Values by seed, of one algorithm or the mean of all."""
     rows = [key for key in table.index if key[0] == variant and algorithm in (None, key[1])]
-    return {
-        seed if algorithm else (key, seed): float(table.loc[key, seed])
-        for key in rows
-        for seed in table.columns
-        if math.isfinite(table.loc[key, seed])
-    }
+    means = table.loc[rows].mean()
+    return {int(seed): float(value) for seed, value in means.items() if math.isfinite(value)}
 
 
 def _figure(values: Sequence[float], measure: Measure) -> str:
@@ -70,12 +67,12 @@ def _scale(measure: Measure) -> tuple[float, int]:
 def _paired(
     suite: Suite,
     table: Mapping[str, pd.DataFrame],
-    found: Mapping[str, dict],
+    found: Mapping[str, dict[int, float]],
     title: str,
     variant: str,
 ) -> str:
     baseline = _seeds(table[title], variant, suite.baseline)
-    estimate = paired_difference(found[title], baseline)  # type: ignore[arg-type]
+    estimate = paired_difference(found[title], baseline)
     scale, digits = _scale(suite.measures[title])
     return "" if estimate is None else estimate.text(scale, digits, signed=True)
 
