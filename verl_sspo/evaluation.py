@@ -134,6 +134,7 @@ def evaluate(
         f"data.val_files=[{files}]",
         "trainer.val_only=true",
         "trainer.val_before_train=true",
+        "data.val_max_samples=-1",
         *_model_overrides(model),
     ]
     answers = []
