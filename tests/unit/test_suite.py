@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from rich.console import Console
 from verl.utils.config import omega_conf_to_dataclass
 
 from verl_sspo import launch
+from verl_sspo.data.tasks import TASKS
 from verl_sspo.doctor.compose import compose_config
 from verl_sspo.suites import cell as cells
 from verl_sspo.suites.definition import Cell, expand, hydra_overrides, load_suite
@@ -94,6 +96,23 @@ def test_every_cell_of_a_suite_is_a_configuration_that_verl_accepts(path):
         actor.validate(config.trainer.n_gpus_per_node, config.data.train_batch_size, config.actor_rollout_ref.model)
         updates = config.data.train_batch_size // actor.ppo_mini_batch_size * actor.ppo_epochs
         assert updates > 1, "on policy all losses have the same gradient"
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_validation_metrics_are_those_that_verl_will_log(path):
+    suite = load_suite(path)
+    config = compose_config(suite.recipe, expand(suite, path.stem)[0].overrides, RECIPES)
+    sources = {task.data_source for task in TASKS.values()} | {"arithmetic"}
+    for measure in suite.measures.values():
+        for metric in measure.metrics:
+            if match := re.fullmatch(r"val-core/(.+)/acc/mean@(\d+)", metric):
+                assert match[1] in sources
+                assert int(match[2]) == config.actor_rollout_ref.rollout.val_kwargs.n
+            elif match := re.fullmatch(r"evaluation/(.+)/(greedy|avg@(\d+))", metric):
+                assert match[1] in {Path(file).parent.name for file in suite.evaluation.benchmarks}
+                assert suite.evaluation.greedy if match[2] == "greedy" else suite.evaluation.samples == int(match[3])
+            else:
+                assert metric == "critic/score/mean"
 
 
 def test_tiny_has_every_algorithm_of_the_recipes_at_16_updates_a_rollout():
