@@ -11,7 +11,7 @@ log=$venv/install.log
 supported='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'
 if [ ! -x "$venv/bin/python" ]; then
   for python in ${PYTHON:-python3.12 python3.11 python3.10 python3}; do
-    command -v "$python" >/dev/null && "$python" -c "$supported" && break
+    command -v "$python" >/dev/null && "$python" -c "$supported" 2>/dev/null && break
     python=
   done
   if [ -z "$python" ]; then
@@ -35,6 +35,8 @@ install() {
   fi
 }
 echo "Installing verl_sspo${extra:+ with its extra '$extra'} into $venv (a few minutes the first time; log: $log)"
+# The pip that comes with Python 3.10 and 3.11 takes an hour to resolve what a newer one resolves in seconds.
+install --upgrade 'pip>=25'
 # The gpu extra brings the torch that verl's vLLM pins. Elsewhere torch first and exact, or a range that admits a newer
 # release would be free to pull another build.
 if [ "$extra" != gpu ] && ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then

@@ -5,10 +5,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh test
 
-# The sandbox tests need bubblewrap; without it they skip and say so.
-if ! command -v bwrap >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
-  echo "Installing bubblewrap, the sandbox of model-written programs"
-  (apt-get update -qq && apt-get install -y -qq bubblewrap) >/dev/null
+# bubblewrap is the sandbox of model-written programs, Chromium opens a report: without them their tests skip and say so.
+missing=()
+command -v bwrap >/dev/null || missing+=(bubblewrap)
+command -v chromium >/dev/null || missing+=(chromium)
+if [ ${#missing[@]} -gt 0 ] && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+  echo "Installing ${missing[*]}"
+  (apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}") >/dev/null 2>&1
 fi
 
 # shellcheck disable=SC1091

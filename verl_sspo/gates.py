@@ -78,7 +78,8 @@ class Gate:
             "tau_neg": "tau_neg",
             "gate_side": "side",
         }
-        return cls(**{own: policy_loss.get(name) for name, own in names.items() if policy_loss.get(name) is not None})
+        settings: dict[str, Any] = {own: policy_loss.get(name) for name, own in names.items()}
+        return cls(**{own: value for own, value in settings.items() if value is not None})
 
     @property
     def is_sapo(self) -> bool:
