@@ -51,6 +51,12 @@ def processes_of_runs():
     return found
 
 
+def steps_of(run):
+    """Lines of metrics that the run has written."""
+    metrics = run / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+
 def test_quickstart_then_again_and_interrupted(tmp_path, task):
     run = tmp_path / "run"
     ended = quickstart(run, task)
@@ -91,15 +97,17 @@ def test_quickstart_then_again_and_interrupted(tmp_path, task):
     second = subprocess.Popen(
         command(run, task, "trainer.total_training_steps=100"), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 300
-    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 2:
-        assert second.poll() is None, second.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    # main_ppo, raylet, gcs_server, TaskRunner, the trainer's worker, the rollout's server and more.
-    assert len(processes_of_runs() - before) > 6
-    second.send_signal(signal.SIGINT)
-    _, shown = second.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 300
+        while not (list(tmp_path.glob("run-*")) and steps_of(run) >= 2):
+            assert second.poll() is None, second.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        # main_ppo, raylet, gcs_server, TaskRunner, the trainer's worker, the rollout's server and more.
+        assert len(processes_of_runs() - before) > 6
+    finally:
+        second.send_signal(signal.SIGINT)
+        _, shown = second.communicate(timeout=60)
     assert second.returncode == 130, shown
     assert processes_of_runs() - before == set()
     assert weights.stat().st_mtime_ns == written
