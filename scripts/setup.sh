@@ -35,7 +35,7 @@ install() {
   fi
 }
 echo "Installing verl_sspo${extra:+ with its extra '$extra'} into $venv (a few minutes the first time; log: $log)"
-# The pip that comes with Python 3.10 and 3.11 takes an hour to resolve what a newer one resolves in seconds.
+# The pip that comes with Python 3.10 and 3.11 goes astray where a newer one resolves in seconds.
 install --upgrade 'pip>=25'
 # The gpu extra brings the torch that verl's vLLM pins. Elsewhere torch first and exact, or a range that admits a newer
 # release would be free to pull another build.

@@ -15,7 +15,6 @@ from verl_sspo.doctor.actor import describe
 from verl_sspo.gates import Gate
 from verl_sspo.loss import sspo_loss
 
-
 _announced = False
 
 
