@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,16 @@ def _score(program, tests, data_source="taco", **options):
         ("```\na\n```", "a\n"),
         ("```py\na\n```\nprints\n```text\nb\n```", "a\n"),
         ("```python\nx = '''```'''\n```", "x = '''```'''\n"),
-        ("```python\na\n", "a\n"),
-        ("  ```python\n  a\n  ```", "  a\n"),
+        ("```python\na", "a\n"),
+        ("1. so\n   ```python\n   if a:\n       b\n   ```", "if a:\n    b\n"),
+        ("```python\na\n```\nprints\n```\n5\n```", "a\n"),
+        ("```python\na\n```python\nb\n```", "b\n"),
+        ("```\na\n```\n```\n```", "a\n"),
+        ("```python\na\n``` prints\n5", "a\n"),
+        ("so ```x``` is\n```x```\nno block", None),
+        ("~~~python\na\n~~~", "a\n"),
+        ("````python\nx = '''\n```\n'''\n````", "x = '''\n```\n'''\n"),
+        ("```" + " " * 1_000_000, None),
         ("no block", None),
         ("", None),
     ],
@@ -69,6 +78,37 @@ def test_extract_program(text, program):
 )
 def test_same_output(output, expected, same):
     assert same_output(output, expected) is same
+
+
+def test_outputs_made_to_be_slow_are_judged_quickly():
+    prime = (1 << 61) - 1  # numbers that leave the same rest have the same hash
+    dictionary = b"d100000;" + b"".join(b"i%x;n;" % (k * prime) for k in range(100_000))
+    numbers = b"e100000;" + b"".join(b"i%x;" % (k * prime) for k in range(100_000))
+    started = time.monotonic()
+    assert not same_output(b"1" * 1_000_000 + b"x", "0.5")
+    assert not code._same_result(dictionary, {"1": None})
+    assert not code._same_result(numbers, [1])
+    assert time.monotonic() - started < 20.0
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize(
+    "program",
+    [
+        "print(1)\nexit()",
+        "import sys\nprint(1)\nsys.stdout.close()",
+        "import sys\nsys.__stdout__.write('1')",
+        "out = open(1, 'w')\nout.write('1')",
+        "class A:\n  def __del__(self): print(1)\na = A()",
+        "import io, sys\nout = sys.stdout\nsys.stdout = io.StringIO()\nprint(1)\nout.write(sys.stdout.getvalue())",
+        "import sys\nsys.setrecursionlimit(10**6)\n"
+        "@lru_cache(None)\ndef f(n): return f(n - 1) if n else 1\nprint(f(20_000))",
+        "import resource as r\nr.setrlimit(r.RLIMIT_STACK, (r.RLIM_INFINITY, r.RLIM_INFINITY))\nprint(1)",
+        "\ufeffprint(1)",
+    ],
+)
+def test_programs_may_end_and_recurse_as_they_are_used_to(program):
+    assert _score(program, {"inputs": [""], "outputs": ["1"]}) == 1.0
 
 
 @needs_bubblewrap
@@ -108,6 +148,21 @@ def test_asserts():
     assert _score(program, tests, "mbpp") == 1.0
     assert _score(program.replace("0.5", "0.6"), tests, "mbpp") == 0.0
     assert _score(program.replace("0.5", "0.6"), tests, "mbpp", partial_credit=True) == 0.5
+
+
+@needs_bubblewrap
+def test_own_exceptions_are_seen_as_what_they_derive_from():
+    program = "class Bad(ValueError): pass\ndef f(x): raise Bad"
+    check = "try:\n    f(1)\nexcept ValueError:\n    pass"
+    assert _score(program, {"asserts": [check]}, "mbpp") == 1.0
+    assert _score(program, {"asserts": [check.replace("ValueError", "KeyError")]}, "mbpp") == 0.0
+
+
+@needs_bubblewrap
+def test_response_may_be_the_body_alone():
+    tests = {"prompt": "def f(x):\n    'Twice x.'\n", "test": "def check(c):\n    assert c(2) == 4", "entry_point": "f"}
+    assert _score("    return 2 * x", tests, "openai_humaneval") == 1.0
+    assert _score("    return 3 * x", tests, "openai_humaneval") == 0.0
 
 
 @needs_bubblewrap

@@ -22,16 +22,35 @@ from typing import Any
 
 from verl_sspo.rewards import sandbox
 from verl_sspo.rewards.sandbox import Limits, Verdict
-from verl_sspo.rewards.sandbox_runner import decode
+from verl_sspo.rewards.sandbox_runner import Pairs, decode
 
-_BLOCK = re.compile(r"^[ \t]*```[ \t]*([\w+.-]*)[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
-_PYTHON = {"", "py", "python", "python3", "python2", "py3"}
+_FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([\w+.-]*)")
+_PYTHON = {"py", "python", "python3", "python2", "py3", "pypy", "pypy3"}
 
 
 def extract_program(solution_str: str) -> str | None:
-    """The last fenced block that is Python or does not say what it is; None where there is none."""
-    programs = [body for language, body in _BLOCK.findall(solution_str) if language.lower() in _PYTHON]
-    return programs[-1] if programs else None
+    """The last fenced block that says it is Python, else the last that says nothing; None where there is none.
+
+    An unmarked block behind a Python block is what the program prints more often than it is a program.
+    """
+    blocks: list[tuple[str, list[str]]] = []
+    indent, fence = 0, ""
+    for line in solution_str.split("\n"):
+        found = _FENCE.match(line)
+        language = found[3].lower() if found else ""
+        closes = found and fence and found[2].startswith(fence)
+        if closes:
+            fence = ""
+        # A fence that says Python begins a block, also where it is the first to close another.
+        if found and not fence and (language in _PYTHON if closes else "`" not in line[found.end() :]):
+            indent, fence = len(found[1]), found[2]
+            blocks.append((language, []))
+        elif fence and not closes:
+            # A block in a list is indented as its fence is.
+            blocks[-1][1].append(line[min(indent, len(line) - len(line.lstrip(" \t"))) :] + "\n")
+    programs = {language in _PYTHON: body for language, body in blocks if language in {"", *_PYTHON} and any(body)}
+    body = programs.get(True, programs.get(False))
+    return None if body is None else "".join(body)
 
 
 def score(
@@ -105,7 +124,8 @@ def judge(
     """Runs a program against tests; stops at the first that fails unless `all_tests`."""
     if len(program) > 1 << 20 or "\0" in program:
         return Verdict(0, 1, "does not compile: too long, or with null characters")
-    program = program.encode(errors="replace").decode()  # lone surrogates, which no source file can hold
+    # No source file can hold lone surrogates; a mark at its beginning is no part of it.
+    program = program.encode(errors="replace").decode().removeprefix("\ufeff")
     if "inputs" in tests:
         return _judge_cases(program, tests, limits, all_tests, unsafe_without_sandbox)
     if "test" in tests:
@@ -136,7 +156,7 @@ def _judge_cases(program: str, tests: dict[str, Any], limits: Limits, all_tests:
         raise ValueError(f"ground_truth has {len(inputs)} inputs and {len(outputs)} outputs")
     cases: list[dict[str, Any]]
     if function:
-        cases = [{"call": (function, _arguments(each))} for each in inputs]
+        cases = [{"call": (function, arguments_of(each))} for each in inputs]
     else:
         cases = [{"stdin": _text(each).encode(errors="replace")} for each in inputs]
     passed, failure = 0, ""
@@ -163,7 +183,8 @@ def _text(value: Any) -> str:
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+# Every digit has one way to match: programs print long words.
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 # Far below the precision that any problem asks for, far above that of a float.
 RELATIVE, ABSOLUTE = 1e-6, 1e-8
 
@@ -189,8 +210,12 @@ def _same_word(word: str, wanted: str) -> bool:
     return math.isclose(float(word), float(wanted), rel_tol=RELATIVE, abs_tol=ABSOLUTE)
 
 
-def _arguments(given: Any) -> list[Any]:
-    """The arguments of a call, from a list or from lines of JSON."""
+def arguments_of(given: Any) -> list[Any]:
+    """The arguments of a call, from a list or from lines of JSON.
+
+    Raises:
+        ValueError: A line is not JSON.
+    """
     arguments = [json.loads(line) for line in given.split("\n") if line.strip()] if isinstance(given, str) else given
     return [_integer_keys(argument) for argument in (arguments if isinstance(arguments, list) else [arguments])]
 
@@ -204,12 +229,12 @@ def _integer_keys(value: Any) -> Any:
 
 def _same_result(output: bytes, expected: Any) -> bool:
     try:
-        result = _as_json(decode(output))
+        result = _as_json(decode(output, hashing=False))
         wanted = json.loads(expected) if isinstance(expected, str) else expected
     except (ValueError, RecursionError):
         # The program wrote something else into the channel, or the data set expects a string that is not JSON.
         try:
-            return isinstance(expected, str) and decode(output) == expected
+            return isinstance(expected, str) and decode(output, hashing=False) == expected
         except (ValueError, RecursionError):
             return False
     # APPS and TACO wrap the expected result in a list of one.
@@ -221,6 +246,8 @@ def _same_result(output: bytes, expected: Any) -> bool:
 
 def _as_json(value: Any) -> Any:
     """Plain data as JSON holds it: tuples are lists, keys are strings."""
+    if isinstance(value, Pairs):
+        return {str(key): _as_json(item) for key, item in value}
     if isinstance(value, list | tuple):
         return [_as_json(each) for each in value]
     if isinstance(value, dict):

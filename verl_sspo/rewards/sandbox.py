@@ -36,6 +36,7 @@ from verl_sspo.rewards.sandbox_runner import decode, encode, read_frame
 
 NOBODY = 65534
 DEATH_SECONDS = 60.0
+_ELSEWHERE = "+reward.custom_reward_function.reward_kwargs.sandbox_fusion_url=URL"
 
 
 class SandboxError(RuntimeError):
@@ -117,8 +118,8 @@ def _wall(disk_bytes: int) -> tuple[str, ...]:
     if bubblewrap is None:
         raise SandboxError(
             "running model-written programs needs bubblewrap: install the package `bubblewrap` (apt-get install "
-            "bubblewrap), or send programs to a SandboxFusion server (reward.sandbox_fusion.url). "
-            "unsafe_without_sandbox=True runs them unprotected, with your rights."
+            f"bubblewrap), or send programs to a SandboxFusion server ({_ELSEWHERE}). unsafe_without_sandbox=True runs "
+            "them unprotected, with your rights."
         )
     view = _view()
     inner = [bubblewrap, "--unshare-user", "--unshare-all", "--die-with-parent", "--new-session"]
@@ -229,8 +230,7 @@ def _frames(process: subprocess.Popen[bytes], limits: Limits, deadline: float) -
         reason = os.read(process.stderr.fileno(), 4096).decode(errors="replace").strip() or "it ended without a word"
         raise SandboxError(
             f"the sandbox does not start on this host: {reason}. It needs user namespaces (in a container: "
-            "--security-opt seccomp=unconfined, or --privileged); a SandboxFusion server (reward.sandbox_fusion.url) "
-            "does without."
+            f"--security-opt seccomp=unconfined, or --privileged); a SandboxFusion server ({_ELSEWHERE}) does without."
         ) from None
     while True:
         try:
@@ -243,6 +243,7 @@ def _frames(process: subprocess.Popen[bytes], limits: Limits, deadline: float) -
 
 _waiting: dict[int, threading.BoundedSemaphore] = {}
 _waiting_lock = threading.Lock()
+os.register_at_fork(after_in_child=_waiting.clear)  # whoever waited in the parent does not wait in its fork
 
 
 @contextlib.contextmanager

@@ -77,19 +77,28 @@ def _encode(value: Any, parts: list[bytes], depth: int) -> None:
         raise TypeError(f"not plain data: {kind.__name__}")
 
 
-def decode(data: bytes) -> Any:
+class Pairs(list):
+    """Keys and items of a dict that was not built."""
+
+
+def decode(data: bytes, hashing: bool = True) -> Any:
     """The inverse of `encode`: fresh objects of the plain types, whatever the bytes say.
+
+    Args:
+        data: What `encode` wrote, or anything.
+        hashing: Build dicts and sets. A program can choose numbers with equal hashes, which cost quadratic time; who
+            cannot bear that gets `Pairs` for a dict and nothing, an empty frozenset, for a set.
 
     Raises:
         ValueError: The bytes are not what `encode` writes.
     """
-    value, end = _decode(data, 0, MAX_DEPTH)
+    value, end = _decode(data, 0, MAX_DEPTH, hashing)
     if end != len(data):
         raise ValueError("trailing bytes")
     return value
 
 
-def _decode(data: bytes, start: int, depth: int) -> tuple[Any, int]:
+def _decode(data: bytes, start: int, depth: int, hashing: bool) -> tuple[Any, int]:
     end = data.find(b";", start)
     if end < 0 or not depth:
         raise ValueError("malformed")
@@ -113,13 +122,17 @@ def _decode(data: bytes, start: int, depth: int) -> tuple[Any, int]:
         return (raw.decode("utf-8", "surrogatepass") if letter == b"s" else raw), end + size
     elements = []
     for _ in range(size * 2 if letter == b"d" else size):
-        element, end = _decode(data, end, depth - 1)
+        element, end = _decode(data, end, depth - 1, hashing)
         elements.append(element)
     try:
         if letter == b"l":
             return elements, end
         if letter == b"t":
             return tuple(elements), end
+        if not hashing and letter in (b"e", b"z"):
+            return frozenset(), end
+        if not hashing and letter == b"d":
+            return Pairs(zip(elements[::2], elements[1::2], strict=True)), end
         if letter == b"e":
             return set(elements), end
         if letter == b"z":
@@ -176,6 +189,7 @@ def _readable(descriptor: int, deadline: float) -> bool:
 # --- limits ------------------------------------------------------------------------------------------------------
 
 OPEN_FILES = 64
+STACK_BYTES = 120 << 20
 
 # System calls that a single-process program has no use for: new processes (RLIMIT_AS bounds one process, so one
 # process is what a program gets), memory that RLIMIT_AS does not count, sockets, and kernel interfaces known for holes.
@@ -253,6 +267,10 @@ def limit_resources(limits: dict[str, Any], seconds: int) -> None:
         hard = resource.getrlimit(kind)[1]
         bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
         resource.setrlimit(kind, (bound, bound))
+    # Recursion through `lru_cache` and the like takes C stack; the kernel leaves this much room below it. The hard
+    # limit stays: programs set the soft one themselves.
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES if hard < 0 else min(STACK_BYTES, hard), hard))
 
 
 def system_call_filter() -> Callable[[], None]:
@@ -382,8 +400,10 @@ def _child(case: dict[str, Any], program: Program, confine: Callable[[], None], 
     null = os.open("/dev/null", os.O_RDWR)
     call = "call" in case
     _use_descriptors(*((null, null, null, out) if call else (stdin, out, null)))
-    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
-    sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
+    stdin_file = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
+    stdout_file = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
+    sys.stdin = sys.__stdin__ = stdin_file  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = stdout_file  # type: ignore[misc]
     module = new_module("solution" if call else "__main__", program.provided)
     confine()
     status = 0
@@ -406,7 +426,11 @@ def _child(case: dict[str, Any], program: Program, confine: Callable[[], None], 
         sys.modules["threading"]._shutdown()
     if "atexit" in sys.modules:
         sys.modules["atexit"]._run_exitfuncs()
-    sys.stdout.flush()
+    if sys.stdout is not None and not getattr(sys.stdout, "closed", False):
+        sys.stdout.flush()
+    module.__dict__.clear()  # files that the program left open flush as they go
+    if not stdout_file.closed:
+        stdout_file.flush()
     return status
 
 
@@ -506,8 +530,13 @@ def serve_program(request: dict[str, Any]) -> None:
     system_call_filter()()
     try:
         module = new_module("solution", {})
-        for source in request["sources"]:
-            program = Program(source)
+        for source, before in zip(request["sources"], ["", *request["sources"]], strict=False):
+            try:
+                program = Program(source)
+            except IndentationError:
+                if not before:
+                    raise
+                program = Program(before + source)  # not a program but the rest of the one before
             module.__dict__.update(
                 {name: value for name, value in program.provided.items() if name not in vars(module)}
             )
@@ -529,7 +558,9 @@ def serve_program(request: dict[str, Any]) -> None:
             result = function(*arguments, **keywords)
         except Exception as error:
             message = str(error.args[0])[:1000] if error.args and type(error.args[0]) is str else ""
-            answer = encode(("raise", type(error).__name__, message))
+            # The nearest kind that the checker knows: a program's own exceptions derive from one.
+            kind = next(each for each in type(error).__mro__ if each in RAISED.values())
+            answer = encode(("raise", kind.__name__, message))
         except BaseException as error:
             answer = encode(("end", f"the function raised {type(error).__name__}"))
         else:
@@ -626,6 +657,7 @@ def run_checker(request: dict[str, Any]) -> None:
 def main() -> None:
     """Reads the request and plays its role."""
     request = decode(sys.stdin.buffer.read())
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # as the module `site` would
     write_frame(1, b"ready")
     # A program may say which interpreter it is; the interpreter may not say anything about the runner's host.
     sys.argv[:] = [""]
