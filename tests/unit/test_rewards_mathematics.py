@@ -61,6 +61,7 @@ EQUAL = [
     (r"50\%", "50"), (r"50\%", "0.5"), ("50", r"50\%"), ("0.5", "50%"), (r"90^\circ", "90"), ("90", r"90^{\circ}"),
     ("18", "18 dollars"), (r"\$1,000", "1000"), (r"5\text{ cm}", "5"), (r"10\text{ inches}", "10 in"),
     (r"5\text{ cm}^2", r"5\text{ square centimeters}"), (r"\frac{9}{2}", r"4.5\text{ hours}"),
+    ("1 000", "1000"), ("5", "2+3=5"), (r"5\text{ cm}^3", r"5\text{ cubic centimeters}"),
     (r"2\sqrt{2}\text{ units}", r"2\sqrt2"), (r"12\pi \text{ square inches}", r"12\pi\text{ in}^2"),
     (r"\frac{\pi}{3}", r"60^\circ"), (r"15\mbox{ cm}^2", "15"),
     # words and choices, times and ratios
@@ -102,6 +103,7 @@ DIFFERENT = [
     ("x", "y"), ("2x", "2y"), ("x>3", r"x\ge 3"), ("y=2x", "y=2x+1"), ("a+b", "a-b"), (r"\frac{1}{x}", "x"),
     ("3R^2", "3r^2"), (r"12\pi\text{ cm}", r"12\pi\text{ m}"), (r"\text{no}\text{ solution}", r"\text{no}"),
     (r"\pm 3", "3"), (r"x \in [-2,7]", "[-2,7)"), (r"\text{A and B}", r"\text{A}"), ("2.5", "2,5"),
+    ("6", "5=6"), ("0.5", r"0.5\%"), ("12 cm^2", "12 cm^3"), (r"12\text{ cm}", r"12\text{ cm}^2"),
     ("3:4", "3:5"), ("3", "3:4"), ("2:30", "2:45"), (r"10\text{ a.m.}", r"10\text{ p.m.}"), ("x", ""), ("", ""),
 ]  # fmt: skip
 
@@ -163,18 +165,43 @@ def test_pathological_expression_costs_one_timeout():
 
 
 def test_hung_child_is_killed_and_replaced():
-    assert symbolic.equal("x+1", "1+x", time.monotonic() + 30)
+    assert symbolic.equal("x+1", "1+x", symbolic.Budget(30))
     for worker in symbolic._idle:
         os.kill(worker.process.pid, signal.SIGSTOP)
     hung = symbolic._idle[-1].process
     started = time.monotonic()
     with pytest.raises(TimeoutError):
-        symbolic.equal("x+1", "1+x", started + 0.5)
+        symbolic.equal("x+1", "1+x", symbolic.Budget(0.5))
     assert time.monotonic() - started < 5.0
     assert hung.poll() is not None
     for worker in symbolic._idle:
         os.kill(worker.process.pid, signal.SIGCONT)
-    assert symbolic.equal("x+1", "1+x", time.monotonic() + 30)
+    assert symbolic.equal("x+1", "1+x", symbolic.Budget(30))
+
+
+def test_neighbours_do_not_pay_for_a_pathological_expression():
+    symbolic.equal("x+1", "1+x", symbolic.Budget(30))  # a child process is up
+    scores = {}
+
+    def one(i):
+        answer, gold = (f"{SLOW}x", f"{SLOW}y") if i < 4 else (f"x+{i}", f"{i}+x")
+        scores[i] = score(rf"\boxed{{{answer}}}", gold, math_timeout=1.0)["acc"]
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [scores[i] for i in range(8)] == [0.0] * 4 + [1.0] * 4
+
+
+def test_a_fork_does_not_share_child_processes():
+    assert symbolic.equal("x+1", "1+x", symbolic.Budget(30))
+    child = os.fork()
+    if not child:
+        os._exit(len(symbolic._idle))
+    assert os.waitpid(child, 0)[1] == 0
+    assert symbolic._idle
 
 
 def test_many_threads():

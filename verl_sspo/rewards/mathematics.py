@@ -9,7 +9,6 @@ words, and what is left, the formulas, by math-verify. The order is deliberate: 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -187,9 +186,10 @@ _UNITS = {
 
 def _unit(text: str) -> str | None:
     """The unit that follows a number, in one spelling; None if this is not a unit."""
-    # Upright words are units; powers of units are not told apart from the units, which problems fix anyway.
+    # Upright words are units.
     words = re.sub(_TEXT, r" \1 ", text)
     upright = words != text
+    exponents = "".join(re.findall(r"(?<=[a-zA-Z ])\^ ?\{? ?([23])", words))
     words = re.sub(r"(?<=[a-zA-Z ])\^ ?(?:\{ ?[23] ?\}|[23])", "", words).strip(" .")
     if words in ("", "%", "$", "^\\circ"):
         return _UNITS.get(words, words)
@@ -199,9 +199,12 @@ def _unit(text: str) -> str | None:
     parts = words.lower().replace(".", "").split()
     if any(map(_NOT_UNITS.fullmatch, parts)) or (not upright and any(len(part) < 2 for part in parts)):
         return None
-    power = " ".join(part for part in parts if part not in ("square", "cubic", "sq", "cu"))
-    name = power[:-1] if power.endswith("s") and len(power) > 2 else power
-    return _UNITS.get(name, name)
+    powers = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
+    exponents += "".join(powers.get(part, "") for part in parts)
+    name = " ".join(part for part in parts if part not in powers)
+    name = name[:-1] if name.endswith("s") and len(name) > 2 else name
+    name = _UNITS.get(name, name)
+    return f"{name}^{exponents}" if name and exponents else name
 
 
 _TRAILING = re.compile(rf"(.*\S) ?((?:{_TEXT} ?)+(?:\^ ?(?:\{{ ?[23] ?\}}|[23]))?|\^\\circ ?[CFK]?|%)", re.DOTALL)
@@ -222,6 +225,8 @@ def _number(text: str) -> _Number | None:
     """Reads a cleaned text that is a number, with or without a unit; None if it is anything else."""
     if len(text) > 200:
         return None
+    if re.fullmatch(r"\D{0,3}\d{1,3}( \d{3})+(\.\d+)?", text):
+        text = re.sub(r"(?<=\d) ", "", text)
     found = _VALUE.fullmatch(re.sub(r"^\{(.*)\}$", r"\1", text))
     if not found or (found["sign"] and found["inner"]):
         return None
@@ -346,10 +351,10 @@ def is_equal(gold: str, answer: str, timeout: float = 5.0) -> bool:
         return bool(gold.strip())
     if max(len(gold), len(answer)) > MAX_LENGTH:
         return False
-    return _equal(_clean(gold), _clean(answer), time.monotonic() + timeout)
+    return _equal(_clean(gold), _clean(answer), symbolic.Budget(timeout))
 
 
-def _equal(gold: str, answer: str, deadline: float) -> bool:
+def _equal(gold: str, answer: str, budget: symbolic.Budget) -> bool:
     # "x in [0, 1]" is the interval.
     gold, answer = (_strip_parentheses(re.sub(r"^[a-zA-Z] ?\\in(?![a-zA-Z])", "", text)) for text in (gold, answer))
     if not gold or not answer:
@@ -362,7 +367,7 @@ def _equal(gold: str, answer: str, deadline: float) -> bool:
             return False
 
         def same(first: str, second: str) -> bool:
-            return _equal(first, second, deadline)
+            return _equal(first, second, budget)
 
         if left.kind == right.kind and left.kind not in ("set", "list", "union"):
             return len(left.parts) == len(right.parts) and all(map(same, left.parts, right.parts))
@@ -371,7 +376,7 @@ def _equal(gold: str, answer: str, deadline: float) -> bool:
             return False
         unordered = {left.kind, right.kind} in ({"set"}, {"list"}, {"set", "list"}, {"union"})
         return unordered and _same_elements(_without_variable(left.parts), _without_variable(right.parts), same)
-    return _equal_atoms(gold, answer, deadline)
+    return _equal_atoms(gold, answer, budget)
 
 
 def _strip_parentheses(text: str) -> str:
@@ -408,15 +413,20 @@ def _without_variable(parts: list[str]) -> list[str]:
     return [found[2] if (found := _ASSIGNMENT.fullmatch(part)) else part for part in parts]
 
 
-def _equal_atoms(gold: str, answer: str, deadline: float) -> bool:
+def _equal_atoms(gold: str, answer: str, budget: symbolic.Budget) -> bool:
     left, right = _ASSIGNMENT.fullmatch(gold), _ASSIGNMENT.fullmatch(answer)
     if left and right:
-        return left[1] == right[1] and _equal(left[2], right[2], deadline)
+        return left[1] == right[1] and _equal(left[2], right[2], budget)
     if left or right:
         # "x = 5" answers what "5" answers. A whole equation does not answer what its right side does.
         plain, named = (answer, left) if left else (gold, right)
         if named is not None and "=" not in plain:
-            return _equal(named[2] if left else plain, plain if left else named[2], deadline)
+            return _equal(named[2] if left else plain, plain if left else named[2], budget)
+    if ("=" in gold) != ("=" in answer):
+        chain = (gold if "=" in gold else answer).split("=")
+        if not _outside_commands(chain[0]) and not re.search(r"[<>]|\\", chain[0]):
+            # "2 + 3 = 5" is 5 only if it is true.
+            return all(_equal(*((part, answer) if "=" in gold else (gold, part)), budget) for part in chain)
     first, second = _number(gold), _number(answer)
     if first and second:
         return _equal_numbers(first, second)
@@ -428,10 +438,10 @@ def _equal_atoms(gold: str, answer: str, deadline: float) -> bool:
     for degrees, other in ((first, answer), (second, gold)):
         if degrees and degrees.unit == "degree" and r"\pi" in other:
             radians = rf"\frac{{{degrees.value.numerator}\pi}}{{{180 * degrees.value.denominator}}}"
-            return symbolic.equal(radians, _exact(other), deadline)
+            return symbolic.equal(radians, _exact(other), budget)
     (body, unit), (other_body, other_unit) = _split_unit(gold), _split_unit(answer)
     if unit or other_unit:
-        return (not unit or not other_unit or unit == other_unit) and _equal(body, other_body, deadline)
+        return (not unit or not other_unit or unit == other_unit) and _equal(body, other_body, budget)
     if _is_words(gold) or _is_words(answer):
         return _words(gold) == _words(answer) != ""
     letters, other_letters = (set("".join(_outside_commands(text))) for text in (gold, answer))
@@ -439,13 +449,14 @@ def _equal_atoms(gold: str, answer: str, deadline: float) -> bool:
         return False  # R is not r, for all that math-verify thinks
     if any(re.search(r"\.\.\.|\\[lc]?dots", text) for text in (gold, answer)):
         return False  # patterns, which math-verify reads up to the first strange sign
-    return symbolic.equal(_exact(gold), _exact(answer), deadline)
+    return symbolic.equal(_exact(gold), _exact(answer), budget)
 
 
 def _equal_numbers(gold: _Number, answer: _Number) -> bool:
     if gold.value == answer.value:
-        # A unit may be left out, not exchanged.
-        return gold.unit == answer.unit or not gold.unit or not answer.unit
+        # A unit may be left out, not exchanged. Below one, a number without the percent sign is a share.
+        share = "%" in (gold.unit, answer.unit) and 0 < abs(gold.value) < 1
+        return gold.unit == answer.unit or (not share and not (gold.unit and answer.unit))
     # 50% is 0.5 wherever one of them has the sign and the other has no unit.
     if gold.unit == "%" and not answer.unit:
         return gold.value / 100 == answer.value

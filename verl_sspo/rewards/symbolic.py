@@ -22,6 +22,16 @@ _places = threading.BoundedSemaphore(_COUNT)
 _idle: list[_Worker] = []
 
 
+def _forget() -> None:
+    # Child processes answer to one process: a fork of it starts its own.
+    global _places
+    _idle.clear()
+    _places = threading.BoundedSemaphore(_COUNT)
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 class _Worker:
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -57,24 +67,32 @@ class _Worker:
         self.stdout.close()
 
 
-def equal(gold: str, answer: str, deadline: float) -> bool:
+class Budget:
+    """Time left for the formulas of one answer."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
+def equal(gold: str, answer: str, budget: Budget) -> bool:
     """Whether two LaTeX expressions are equal; False where math-verify can read only one of them.
 
     Args:
         gold: The right answer.
         answer: The answer to judge.
-        deadline: When to give up, on the monotonic clock. The start of a child process does not count.
+        budget: What this takes is taken from it. Waiting for a free child process, or for the start of one, costs
+            nothing: an answer does not pay for its neighbours.
 
     Raises:
-        TimeoutError: The deadline is over.
+        TimeoutError: Nothing of the budget is left.
     """
     with _places:
         try:
             worker = _idle.pop()
         except IndexError:
-            started = time.monotonic()
             worker = _Worker()
-            deadline += time.monotonic() - started
+        started = time.monotonic()
+        deadline = started + budget.seconds
         try:
             worker.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
             worker.stdin.flush()
@@ -82,6 +100,7 @@ def equal(gold: str, answer: str, deadline: float) -> bool:
         except BaseException:
             worker.kill()
             raise
+        budget.seconds -= time.monotonic() - started
         if line is None:
             late = time.monotonic() >= deadline
             worker.kill()
