@@ -12,6 +12,8 @@ Writes one parquet file a split. Several tasks are mixed: their first splits, wi
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
 from pathlib import Path
 
@@ -54,8 +56,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options.shares = options.shares or [1 / count] * count
     if len(options.source) != count or len(options.shares) != count:
         parser.error(f"{count} tasks need {count} sources and {count} shares")
-    if min(options.shares) <= 0:
-        parser.error("shares must be positive")
+    if not all(0 < share < math.inf for share in options.shares):
+        parser.error("shares must be positive numbers")
+    if options.split and Path(options.split).name != options.split:  # it becomes the name of a file
+        parser.error(f"{options.split!r} is no name of a split")
     if options.limit is not None and options.limit < 1:
         parser.error("--limit must be at least 1")
     if options.levels == ["all"]:
@@ -67,6 +71,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     else:
         parser.error("--levels takes numbers from 1 to 5, or `all`")
     options.output = options.output or Path("data") / options.name
+    existing = next(each for each in (options.output, *options.output.absolute().parents) if each.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        parser.error(f"cannot write to {options.output}: {existing} is not a folder to write to")
     return options
 
 
@@ -105,7 +112,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("prepare_data: no rows left, nothing is written", file=sys.stderr)
         return 1
     for split in kept:
-        print(f"wrote {write_rows(split.rows, options.output / f'{split.name}.parquet')}")
+        try:
+            print(f"wrote {write_rows(split.rows, options.output / f'{split.name}.parquet')}")
+        except OSError as error:
+            print(f"prepare_data: cannot write to {options.output}: {error}", file=sys.stderr)
+            return 1
     return 0
 
 

@@ -65,6 +65,59 @@ def test_unreadable_rows_are_counted_and_named(script, tmp_path, capsys):
     assert "longest prompt" in out
 
 
+def test_unicode_that_no_file_holds_costs_a_row(script, tmp_path):
+    source = tmp_path / "x.jsonl"
+    rows = [json.dumps(GSM8K[0]), '{"question": "\\ud800", "answer": "#### 5"}', "[" * 100_000, json.dumps(GSM8K[1])]
+    source.write_bytes(b"\xef\xbb\xbf" + "\n".join(rows).encode() + b'\n{"question": "\xff", "answer": "#### 5"}')
+    (split,) = prepare("gsm8k", source=str(source))
+    assert [row["extra_info"]["index"] for row in split.rows] == [0, 3]
+    assert len(split.unreadable) == 3
+    assert script(["gsm8k", "--source", str(source), "--output", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ("gsm8k", {"question": "q", "answer": "#### "}),
+        ("math", {"problem": "p", "solution": r"\boxed{}", "level": 5}),
+        ("math500", {"problem": "p", "answer": float("nan")}),
+        ("math500", {"problem": "p", "answer": {"a": 1}}),
+        ("math500", {"problem": "p", "answer": True}),
+        ("code", {"problem": None, "tests": {"inputs": ["1"], "outputs": ["1"]}}),
+        ("code", {"problem": "p", "tests": {"inputs": "1", "outputs": "1"}}),
+        ("code", {"problem": "p", "tests": {"inputs": ["no json"], "outputs": ["1"], "fn_name": "f"}}),
+        ("humaneval", {"prompt": "def f(): ...", "test": None, "entry_point": "f"}),
+        ("humaneval", {"prompt": "def f(): ...", "test": "def check(", "entry_point": "f"}),
+        ("mbpp", {"text": "t", "test_list": "assert f()"}),
+        ("mbpp", {"text": "t", "test_list": ["assert ("]}),
+    ],
+)
+def test_rows_that_could_never_be_judged_are_unreadable(tmp_path, task, row):
+    (split,) = prepare(task, source=_jsonl(tmp_path / "x.jsonl", [row]))
+    assert not split.rows
+    assert len(split.unreadable) == 1
+
+
+def test_a_name_that_no_reward_knows_does_not_reach_the_training(tmp_path):
+    truth = '{"inputs": ["1"], "outputs": ["1"]}'
+    row = {"prompt": [{"role": "user", "content": "p"}], "reward_model": {"ground_truth": truth}, "data_source": "new"}
+    (split,) = prepare("code", source=_jsonl(tmp_path / "x.jsonl", [row, row | {"data_source": "apps"}]))
+    assert [row["data_source"] for row in split.rows] == ["taco", "apps"]
+
+
+def test_places_that_cannot_be_written_are_refused_first(script, tmp_path, capsys):
+    source = _jsonl(tmp_path / "x.jsonl", GSM8K)
+    for bad in (["--output", source], ["--output", f"{source}/below"], ["--split", "../elsewhere"]):
+        with pytest.raises(SystemExit):
+            script(["gsm8k", "--source", source, *bad])
+    with pytest.raises(SystemExit):
+        script(["gsm8k", "deepmath", "--source", source, source, "--shares", "nan", "1"])
+    (tmp_path / "out" / "train.parquet").mkdir(parents=True)
+    assert script(["gsm8k", "--source", source, "--output", str(tmp_path / "out")]) == 1
+    assert "cannot write" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["train.parquet"]
+
+
 def test_levels(tmp_path):
     source = _jsonl(tmp_path / "math.jsonl", [*MATH, {"problem": "p", "answer": "1", "level": "Level ?"}])
     (kept,) = prepare("math", source=source)

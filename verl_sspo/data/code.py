@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from typing import Any
 
+from verl_sspo.data.mathematics import problem_of
 from verl_sspo.data.prepare import Dropped, Example
+from verl_sspo.rewards import CODE
+from verl_sspo.rewards.code import arguments_of
 
 TEMPLATES = {
     "code": [
@@ -14,6 +18,16 @@ TEMPLATES = {
     ]
 }
 STANDARD = "Write a Python program that reads from standard input and writes to standard output."
+
+
+def _check_python(*sources: Any) -> None:
+    for source in sources:
+        if not isinstance(source, str) or not source.strip():
+            raise ValueError(f"tests are not Python: {source!r}"[:200])
+        try:
+            ast.parse(source)
+        except SyntaxError as error:
+            raise ValueError(f"tests are not Python: {error}") from error
 
 
 def _tests(tests: Any) -> dict[str, Any]:
@@ -33,13 +47,18 @@ def _tests(tests: Any) -> dict[str, Any]:
     if {"test", "entry_point"} <= tests.keys() or "asserts" in tests:
         return tests
     inputs, outputs = tests["inputs"], tests["outputs"]
+    if not (isinstance(inputs, list) and isinstance(outputs, list)):
+        raise ValueError("inputs and outputs are not lists")
     if not inputs:
         raise Dropped("no tests")
     if len(inputs) != len(outputs):
         raise ValueError(f"{len(inputs)} inputs and {len(outputs)} outputs")
     # Other languages spell a missing function name as null or "".
     name = {"fn_name": tests["fn_name"]} if tests.get("fn_name") else {}
-    return {"inputs": list(inputs), "outputs": list(outputs), **name}
+    if name:
+        for each in inputs:
+            arguments_of(each)
+    return {"inputs": inputs, "outputs": outputs, **name}
 
 
 def read_code(row: dict[str, Any]) -> Example:
@@ -47,13 +66,17 @@ def read_code(row: dict[str, Any]) -> Example:
     if "reward_model" in row:
         if row.get("ability", "code") != "code":
             raise Dropped(f"ability {row['ability']}")
-        problem = next(each["content"] for each in row["prompt"] if each["role"] == "user")
+        question = next(each for each in row["prompt"] if each["role"] == "user")
         tests = _tests(row["reward_model"]["ground_truth"])
-        return Example(problem.strip(), json.dumps(tests), data_source=row["data_source"])
+        # A name that the reward does not know would stop the training: such rows take the task's.
+        known = row.get("data_source") in CODE
+        return Example(
+            problem_of(question, "content"), json.dumps(tests), data_source=row["data_source"] if known else None
+        )
     if "test_list" in row:
         return read_mbpp(row)
     tests = _tests(row["tests"] if "tests" in row else row["input_output"])
-    problem = str(row.get("problem") or row["question"]).strip()
+    problem = problem_of(row, "problem", "question")
     if tests.get("fn_name"):
         problem += f"\n\nWrite the function `{tests['fn_name']}`."
         if starter := (row.get("starter_code") or "").strip():
@@ -65,6 +88,7 @@ def read_code(row: dict[str, Any]) -> Example:
 
 def read_humaneval(row: dict[str, Any]) -> Example:
     """A function to complete, and a `check` that calls it."""
+    _check_python(row["test"], row["entry_point"])
     problem = f"Complete this function:\n```python\n{row['prompt'].rstrip()}\n```"
     tests = {"prompt": row["prompt"], "test": row["test"], "entry_point": row["entry_point"]}
     return Example(problem, json.dumps(tests))
@@ -72,9 +96,12 @@ def read_humaneval(row: dict[str, Any]) -> Example:
 
 def read_mbpp(row: dict[str, Any]) -> Example:
     """A task in words with asserts, in the full and in the sanitized version."""
-    asserts = list(row["test_list"])
+    asserts = row["test_list"]
+    if not isinstance(asserts, list):
+        raise ValueError("`test_list` is not a list")
     if not asserts:
         raise Dropped("no tests")
+    _check_python(*asserts)
     setup = [*(row.get("test_imports") or []), row.get("test_setup_code") or ""]
     if re.search(r"^\w+\s*=", setup[-1], re.MULTILINE):
         # `root = Node(1)`: a class of the program's own cannot cross into the checker.

@@ -28,18 +28,24 @@ TEMPLATES = {
 def _answer(row: dict[str, Any], *fields: str) -> str:
     """The first of the fields that is there; of a solution, its final answer."""
     for field in fields:
-        if row.get(field) is not None:
-            text = str(row[field]).strip()
+        value = row.get(field)
+        if isinstance(value, list) and len(value) == 1:  # several answers cannot be told from one set of them
+            (value,) = value
+        if value is not None:
+            if type(value) not in (str, int, float) or value != value:
+                raise ValueError(f"`{field}` is no answer: {value!r}"[:200])
+            text = str(value).strip()
             answer = extract_answer(text)
             if answer is None and field == "solution":
                 raise ValueError(f"no final answer in `{field}`")
-            if not (answer or text):
+            if not (text if answer is None else answer):
                 raise ValueError(f"`{field}` is empty")
-            return answer or text
+            return text if answer is None else answer
     raise ValueError(f"has none of the fields {', '.join(fields)}")
 
 
-def _problem(row: dict[str, Any], *fields: str) -> str:
+def problem_of(row: dict[str, Any], *fields: str) -> str:
+    """The first of the fields that holds a text."""
     for field in fields:
         if isinstance(row.get(field), str) and row[field].strip():
             return row[field].strip()
@@ -52,13 +58,16 @@ def read_gsm8k(row: dict[str, Any]) -> Example:
     if "####" not in answer:
         raise ValueError("no `####` in `answer`")
     # The digits alone: some answers have thousands separators.
-    return Example(_problem(row, "question"), answer.rpartition("####")[2].strip().replace(",", ""))
+    number = answer.rpartition("####")[2].strip().replace(",", "")
+    if not number:
+        raise ValueError("nothing behind `####` in `answer`")
+    return Example(problem_of(row, "question"), number)
 
 
 def read_mathematics(row: dict[str, Any]) -> Example:
     """`problem` or `question`; `answer`, `final_answer`, or the box in `solution`."""
     return Example(
-        _problem(row, "problem", "question"), _answer(row, "answer", "final_answer", "expected_answer", "solution")
+        problem_of(row, "problem", "question"), _answer(row, "answer", "final_answer", "expected_answer", "solution")
     )
 
 

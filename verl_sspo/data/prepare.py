@@ -118,11 +118,11 @@ def open_source(source: str, *, config: str | None, splits: tuple[str, ...], fil
 
 def _read_json(path: Path) -> Iterator[Any]:
     # Line by line, not through `datasets`, which gives up a whole file for one bad line.
-    text = path.read_bytes().decode("utf-8", errors="surrogateescape")
+    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     if text.lstrip().startswith("["):
         try:
             yield from json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SourceError(f"{path} is not JSON: {error}") from error
         return
     for line in text.split("\n"):
@@ -130,7 +130,7 @@ def _read_json(path: Path) -> Iterator[Any]:
             try:
                 line.encode()
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield error
 
 
@@ -161,6 +161,7 @@ def make_split(
             if not isinstance(row, dict):
                 raise ValueError(f"is {type(row).__name__}, not an object")
             example = read(row)
+            (example.problem + example.ground_truth).encode()  # lone surrogates: no file can hold them
             split.rows.append(
                 make_row(
                     data_source=example.data_source or data_source,
@@ -176,7 +177,7 @@ def make_split(
             )
         except Dropped as reason:
             split.dropped[str(reason)] += 1
-        except (KeyError, ValueError, TypeError, AttributeError, StopIteration) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, StopIteration, RecursionError) as error:
             what = f"no field {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
             split.unreadable.append(f"row {index} of {data_source} {name}: {what}")
     return split
