@@ -265,12 +265,13 @@ os._exit(0)
 def test_memory_limit_covers_files_and_shared_memory_too():
     program = """
 import ctypes, mmap, os
-for attempt in (lambda: mmap.mmap(-1, 1 << 30), lambda: os.memfd_create('x'), lambda: bytearray(1 << 30)):
+for attempt in (lambda: mmap.mmap(-1, 1 << 30), lambda: os.memfd_create('x'), lambda: bytearray(1 << 30),
+                lambda: os.setxattr('/tmp', 'user.x', bytes(1000))):
     try: attempt(); print('got it')
     except (OSError, MemoryError): print('refused')
 print(ctypes.CDLL(None).shmget(0, 1 << 30, 0o1600))
 """
-    assert _outputs(program).splitlines() == ["refused"] * 3 + ["-1"]
+    assert _outputs(program).splitlines() == ["refused"] * 4 + ["-1"]
 
 
 @needs_bubblewrap

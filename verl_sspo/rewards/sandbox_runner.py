@@ -221,6 +221,11 @@ FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     "setns": (308, 268),
     "mount": (165, 40),
     "open_by_handle_at": (304, 265),
+    # Attributes of files in memory are memory that no limit counts.
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
 }
 # machine: (AUDIT_ARCH_*, column of FORBIDDEN, number of clone; clone3 is 435 on both)
 ARCHITECTURES = {"x86_64": (0xC000003E, 0, 56), "aarch64": (0xC00000B7, 1, 220)}
