@@ -72,8 +72,9 @@ def test_recipe_is_sound(task, algorithm, hardware, model):
     engine = "McoreActorConfig" if hardware in MEGATRON else "FSDPActorConfig"
     assert type(actor).__name__ == engine
     assert config.trainer.experiment_name == algorithm
-    # Off-policy, as the papers train.
-    assert config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size == 4
+    # Off-policy, as the papers train: updates per rollout.
+    updates = config.data.train_batch_size // actor.ppo_mini_batch_size * actor.ppo_epochs
+    assert updates == (2 if task == "gsm8k_deepmath" else 4)
 
 
 @pytest.mark.parametrize("task", TASKS)
