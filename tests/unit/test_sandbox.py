@@ -187,11 +187,12 @@ def test_nothing_of_the_host_is_visible(tmp_path, monkeypatch):
     secret = tmp_path / "secret.txt"
     secret.write_text("treasure")
     monkeypatch.setenv("SECRET_TOKEN", "treasure")
+    home = os.path.expanduser("~/.bashrc")
     program = f"""
 import os
 print(dict(os.environ))
-for path in ({str(secret)!r}, '/proc/1/environ', '/proc/self/maps', '/etc/passwd', {os.path.expanduser("~/.bashrc")!r}, {os.getcwd()!r},
-             {__file__!r}, '/sys', '/var', '/run', '/tmp/ray', '/dev/shm', '/dev/kmsg'):
+for path in ({str(secret)!r}, '/proc/1/environ', '/proc/self/maps', '/etc/passwd',
+             {home!r}, {os.getcwd()!r}, {__file__!r}, '/sys', '/var', '/run', '/tmp/ray', '/dev/shm', '/dev/kmsg'):
     print(path, os.path.exists(path))
 print(sorted(os.listdir('/tmp')), os.getuid(), os.getpid() < 10)
 """
