@@ -92,18 +92,28 @@ def sspo_loss(
     )
     if rollout_is_weights is not None:
         coefficients = coefficients * rollout_sequence_weights(rollout_is_weights.detach().to(dtype), mask, lengths)
-    loss, weights, *token_sums = _SSPOLoss.apply(
-        log_prob,
-        old_log_prob.detach(),
-        advantages.detach(),
-        mask,
-        lengths,
-        coefficients,
-        gate,
-        dtype,
-        use_torch_compile,
-    )
-    return loss, Statistics(TokenSums(*token_sums), weights, lengths)
+    old_log_prob, advantages = old_log_prob.detach(), advantages.detach()
+
+    inputs = {"log_prob": log_prob.detach(), "old_log_prob": old_log_prob, "advantages": advantages}
+    if rollout_is_weights is not None:
+        inputs["rollout_is_weights"] = rollout_is_weights
+
+    def apply(
+        mask: torch.Tensor, lengths: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor, TokenSums]:
+        loss, weights, *sums = _SSPOLoss.apply(
+            log_prob, old_log_prob, advantages, mask, lengths, coefficients.to(dtype), gate, dtype, use_torch_compile
+        )
+        return loss, weights, TokenSums(*sums)
+
+    @torch.no_grad()
+    def sums_of_finite_tokens() -> TokenSums:
+        finite = mask & (log_prob - old_log_prob).isfinite() & advantages.isfinite()
+        # float64: sums of finite numbers stay finite.
+        return apply(finite, finite.sum(dim=-1), torch.float64)[2]
+
+    loss, weights, sums = apply(mask, lengths, dtype)
+    return loss, Statistics(loss.detach(), sums, weights, lengths, inputs, mask, sums_of_finite_tokens)
 
 
 def sequence_coefficients(
@@ -190,23 +200,14 @@ class _SSPOLoss(torch.autograd.Function):
         weights = torch.empty(batch_size, dtype=dtype, device=log_prob.device)
         loss = torch.zeros((), dtype=dtype, device=log_prob.device)
         sums = TokenSums.zeros(dtype, log_prob.device)
-        # On a CPU, blocks of rows keep the intermediates in the cache: each tensor crosses the memory bus once.
         device = log_prob.device.type
         loss_of_rows = _compiled_loss_of_rows() if use_torch_compile and device == "cuda" else _loss_of_rows
+        # On a CPU, blocks of rows keep the intermediates in the cache: each tensor crosses the memory bus once.
         rows = max(1, _CPU_BLOCK_TOKENS // max(1, response_length)) if device == "cpu" else max(1, batch_size)
+        per_row = (log_prob.detach(), old_log_prob, advantages, mask, lengths, coefficients, gradient, weights)
         for start in range(0, batch_size, rows):
-            block = slice(start, start + rows)
-            block_loss, block_sums = loss_of_rows(
-                log_prob[block].detach().to(dtype),
-                old_log_prob[block].to(dtype),
-                advantages[block].to(dtype),
-                mask[block],
-                lengths[block],
-                coefficients[block],
-                gate,
-                gradient[block],
-                weights[block],
-            )
+            block = per_row if rows >= batch_size else tuple(tensor[start : start + rows] for tensor in per_row)
+            block_loss, block_sums = loss_of_rows(*block, gate=gate)
             loss += block_loss
             sums += block_sums
         ctx.save_for_backward(gradient)
@@ -239,41 +240,58 @@ def _loss_of_rows(
     mask: torch.Tensor,
     lengths: torch.Tensor,
     coefficients: torch.Tensor,
-    gate: Gate,
     gradient_out: torch.Tensor,
     weights_out: torch.Tensor,
+    gate: Gate,
 ) -> tuple[torch.Tensor, TokenSums]:
-    """Loss of whole rows; writes their gradient (rows, T) and sequence weights relative to on-policy (rows,)."""
-    integer = torch.int64 if log_prob.dtype == torch.float64 else torch.int32
-    keep = mask.to(integer)
-    valid = keep.to(log_prob.dtype)
-    keep.neg_()  # every bit set at valid tokens, none elsewhere
+    """Loss of whole rows; writes their gradient (rows, T) and sequence weights relative to on-policy (rows,).
 
-    def masked(x: torch.Tensor) -> torch.Tensor:
-        """x at valid tokens and 0 elsewhere, whatever stands there; many times faster on a CPU than torch.where."""
-        return (x.view(integer) & keep).view(x.dtype)
-
-    log_ratio = masked(log_prob - old_log_prob)
-    advantages = masked(advantages)
+    Everything is computed in the dtype of `gradient_out`. Tensors are overwritten as soon as they have served: six of
+    (rows, T) are alive at a time, and on a CPU a new one costs as much as the arithmetic on it.
+    """
+    dtype = gradient_out.dtype
+    keep = _valid_bits(mask, dtype)
+    log_ratio = log_prob.to(dtype) - old_log_prob.to(dtype)
+    log_ratio.view(keep.dtype).bitwise_and_(keep)
+    advantages = (advantages.to(dtype).view(keep.dtype) & keep).view(dtype)
+    del keep
     tau = torch.gt(advantages, 0.0, out=torch.empty_like(advantages))
     tau.mul_(gate.tau_pos - gate.tau_neg).add_(gate.tau_neg)
     log_f, slope = gate.log_value_and_slope(log_ratio, tau)
     if gate.side == "forward":
         moved_forward = torch.sign(advantages).mul_(log_ratio)
-        slope = slope.sub_(1.0).mul_(torch.gt(moved_forward, 0.0, out=moved_forward)).add_(1.0)
+        slope.sub_(1.0).mul_(torch.gt(moved_forward, 0.0, out=moved_forward)).add_(1.0)
+        del moved_forward
 
     counts = lengths.clamp(min=1)
-    if gate.is_sapo:  # f(1) = 2 / tau: masked tokens are not neutral, and the reported weight is S / f(1)
-        log_on_policy = masked(gate.on_policy_value(tau).log()).sum(dim=-1) / counts
-        log_f = masked(log_f)
-    else:
-        log_on_policy = torch.zeros_like(coefficients)
     # Tiny temperatures allow weights beyond the dtype's range: keep them, and their product with A, finite.
-    log_weights = (log_f.sum(dim=-1) / counts).clamp(max=0.45 * math.log(torch.finfo(log_f.dtype).max))
-    torch.exp(log_weights - log_on_policy, out=weights_out)
+    largest = 0.45 * math.log(torch.finfo(dtype).max)
+    if gate.is_sapo:  # f(1) = 2 / tau: masked tokens are not neutral, and the reported weight is S / f(1)
+        keep = _valid_bits(mask, dtype)
+        log_f.view(keep.dtype).bitwise_and_(keep)
+        log_on_policy = gate.on_policy_value(tau).log_()
+        log_on_policy.view(keep.dtype).bitwise_and_(keep)
+        log_weights = (log_f.sum(dim=-1) / counts).clamp(max=largest)
+        torch.exp(log_weights - log_on_policy.sum(dim=-1) / counts, out=weights_out)
+        del keep, log_on_policy
+    else:
+        log_weights = (log_f.sum(dim=-1) / counts).clamp(max=largest)
+        torch.exp(log_weights, out=weights_out)
+    del log_f
 
     scale = -coefficients * torch.exp(log_weights)
     loss = torch.dot(scale, advantages.sum(dim=-1))
     torch.mul(advantages, scale.unsqueeze(-1), out=gradient_out).mul_(slope)
-    relative_slope = slope / gate.on_policy_slope(tau) if gate.is_sapo else slope
-    return loss, TokenSums.of(log_ratio, relative_slope, advantages, valid)
+    if gate.is_sapo:
+        slope.div_(gate.on_policy_slope(tau))
+    del tau
+    return loss, TokenSums.of(log_ratio, slope, advantages, lengths)
+
+
+def _valid_bits(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Integers of the width of `dtype` with every bit set at valid tokens and none elsewhere.
+
+    `x & bits` is x at valid tokens and 0 elsewhere, whatever stands there, and on a CPU many times faster than
+    torch.where.
+    """
+    return mask.to(torch.int64 if dtype == torch.float64 else torch.int32).neg_()

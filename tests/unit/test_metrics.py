@@ -55,7 +55,10 @@ def test_by_hand():
         "sspo/abs_log_ratio_max": 3.0,
         "sspo/tokens": 5,
         "sspo/sequences": 2,
-        "sspo/nonfinite_log_ratios": 0,
+        "sspo/nonfinite_log_prob": 0,
+        "sspo/nonfinite_old_log_prob": 0,
+        "sspo/nonfinite_advantages": 0,
+        "sspo/nonfinite_rollout_is_weights": 0,
     }
     assert got == pytest.approx(expected)
 
@@ -77,10 +80,26 @@ def test_sapos_gate_is_reported_relative_to_on_policy():
 def test_nonfinite_log_ratios_are_counted_and_left_out():
     got = metrics([[0.5, math.nan], [0.5, math.inf], [-math.inf, 0.5]], [1.0, 1.0, 1.0])
     assert all(map(math.isfinite, got.values()))
-    assert got["sspo/nonfinite_log_ratios"] == 3
+    assert got["sspo/nonfinite_log_prob"] == 3
+    assert got["sspo/nonfinite_old_log_prob"] == got["sspo/nonfinite_advantages"] == 0
     assert got["sspo/tokens"] == 6
     assert got["sspo/slope"] == pytest.approx(0.5)
     assert got["sspo/abs_log_ratio_max"] == 0.5
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", verl_sspo.metrics.INPUTS)
+def test_each_input_that_is_not_finite_is_counted_where_it_is_valid(name, bad):
+    inputs = {key: torch.full((2, 3), 0.5) for key in verl_sspo.metrics.INPUTS}
+    inputs[name][0, 1] = inputs[name][1, 2] = bad
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    loss, statistics = sspo_loss(response_mask=mask, gate=TAU, **inputs)
+    got = statistics.as_metrics()
+    assert all(map(math.isfinite, got.values()))
+    counts = {key: got[f"sspo/nonfinite_{key}"] for key in verl_sspo.metrics.INPUTS}
+    assert counts == {key: float(key == name) for key in verl_sspo.metrics.INPUTS}
+    # An infinite log-ratio saturates its gate; nothing else is trained on.
+    assert loss.isfinite() == (name.endswith("log_prob") and not math.isnan(bad))
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (3, 4)])
