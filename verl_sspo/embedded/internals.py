@@ -85,3 +85,25 @@ def initialize_process_groups_with_gloo() -> None:
         original(timeout_second=timeout_second, backend=backend or "cpu:gloo")
 
     distributed.initialize_global_process_group_ray = initialize_global_process_group_ray
+
+
+def save_copies_of_weights() -> None:
+    """Makes the weights that `separate_async` keeps of the start of a cycle a copy.
+
+    verl brings them to the CPU by `tensor.cpu()`, which for a tensor on the CPU is the tensor itself: the old policy
+    that is restored later would be the present one.
+    """
+    from verl.utils import fsdp_utils
+
+    original: Any = getattr(fsdp_utils, "fsdp2_sharded_save_to_cpu", None)
+    _expect(
+        callable(original) and list(inspect.signature(original).parameters) == ["model"],
+        "verl.utils.fsdp_utils.fsdp2_sharded_save_to_cpu(model) was expected",
+    )
+
+    @functools.wraps(original)
+    def fsdp2_sharded_save_to_cpu(model: Any) -> Any:
+        saved, global_spec = original(model)
+        return {name: (tensor.clone(), spec) for name, (tensor, spec) in saved.items()}, global_spec
+
+    fsdp_utils.fsdp2_sharded_save_to_cpu = fsdp2_sharded_save_to_cpu

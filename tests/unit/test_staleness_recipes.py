@@ -1,0 +1,52 @@
+"""The asynchronous modes and what is done about staleness: recipes that compose, and what verl makes of them."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import verl  # noqa: F401  loads the plugin
+from omegaconf import OmegaConf
+
+from verl_sspo.doctor.compose import compose_config
+from verl_sspo.doctor.configuration import configuration_findings
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+MODES = ("colocate_async", "separate_async")
+
+
+@pytest.mark.parametrize(("mode", "staleness"), itertools.product(MODES, ("bypass", "decoupled")))
+def test_recipe_is_sound(mode, staleness):
+    config = compose_config("quickstart", [f"+mode={mode}", f"+staleness={staleness}"], RECIPES)
+    # That the gates see the difference between rollout and actor is what bypass is for; the doctor says it to all.
+    expected = {"bypass_mode"} if staleness == "bypass" else set()
+    assert {finding.check for finding in configuration_findings(config)} == expected
+
+    v1, data, actor = config.trainer.v1, config.data, config.actor_rollout_ref.actor
+    assert v1.trainer_mode == mode
+    # Whatever the mode, the recipe trains on as much a step, and separate_async refuses anything else.
+    assert data.train_batch_size == v1.separate_async.parameter_sync_step * actor.ppo_mini_batch_size
+    # Both need the rollout's log-probs, and neither touches the algorithm.
+    assert config.actor_rollout_ref.rollout.calculate_log_probs
+    assert actor.policy_loss.loss_mode == "sspo"
+    # Without the forward pass that logs the entropy, the update does.
+    assert actor.calculate_entropy == (staleness == "bypass")
+
+
+def test_the_two_ways_set_the_same_switch():
+    bypass, decoupled = (OmegaConf.load(RECIPES / "staleness" / f"{name}.yaml") for name in ("bypass", "decoupled"))
+    assert bypass.algorithm.rollout_correction.bypass_mode is True
+    assert decoupled.algorithm.rollout_correction.bypass_mode is False
+    # A weight as well as a gate would correct the same lag twice.
+    assert bypass.algorithm.rollout_correction.rollout_is is None
+    assert decoupled.algorithm.rollout_correction.rollout_is == "token"
+
+
+def test_the_engine_of_separate_async_is_what_verl_finds():
+    from verl.checkpoint_engine import CheckpointEngineRegistry
+    from verl.utils.import_utils import import_external_libs
+
+    config = compose_config("quickstart", ["+mode=separate_async", "+staleness=bypass"], RECIPES)
+    engine = config.actor_rollout_ref.rollout.checkpoint_engine
+    # As verl's workers do it.
+    import_external_libs(engine.custom_backend_module)
+    assert CheckpointEngineRegistry.get(engine.backend).__name__ == "GlooCheckpointEngine"

@@ -1,0 +1,108 @@
+"""The checkpoint engine `gloo`: what the first trainer rank sends is what every rollout gets."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+SENT = {
+    "matrix": torch.arange(6.0).view(2, 3).t(),  # not contiguous
+    "half": torch.tensor([1.5, -2.25], dtype=torch.bfloat16),
+    "scalar": torch.tensor(7),
+    "nothing": torch.empty(0, 4),
+}
+
+
+@pytest.mark.parametrize(("trainers", "rollouts"), [(1, 1), (2, 3)])
+def test_every_rollout_gets_the_first_ranks_weights(trainers, rollouts):
+    from verl_sspo.embedded.weights import GlooCheckpointEngine
+
+    engines = [GlooCheckpointEngine(bucket_size=1, is_master=rank == 0) for rank in range(trainers + rollouts)]
+    walked = []
+
+    async def send(engine):
+        def gather():
+            for name, weight in SENT.items():
+                walked.append(name)
+                yield name, weight
+
+        await engine.send_weights(gather(), global_steps=1)
+
+    async def receive(engine):
+        return {name: weight async for name, weight in engine.receive_weights(global_steps=1)}
+
+    # Twice: nothing of a transfer may be in the way of the next.
+    for _ in range(2):
+        walked.clear()
+        topology = GlooCheckpointEngine.build_topology(trainers, rollouts, [engine.prepare() for engine in engines])
+        arguments = [
+            {name: values[i] for name, values in side.items()}
+            for side, count in zip(topology, (trainers, rollouts), strict=True)
+            for i in range(count)
+        ]
+        with ThreadPoolExecutor(len(engines)) as pool:
+            list(pool.map(lambda engine, kwargs: engine.init_process_group(**kwargs), engines, arguments))
+            sent = [pool.submit(asyncio.run, send(engine)) for engine in engines[:trainers]]
+            got = [pool.submit(asyncio.run, receive(engine)) for engine in engines[trainers:]]
+            for future in sent:
+                future.result(timeout=60)
+            for future in got:
+                weights = future.result(timeout=60)
+                assert list(weights) == list(SENT)
+                for name, weight in weights.items():
+                    assert weight.dtype == SENT[name].dtype
+                    assert torch.equal(weight, SENT[name])
+        # FSDP gathers a weight when all ranks ask for it.
+        assert sorted(walked) == sorted([*SENT] * trainers)
+        for engine in engines:
+            engine.finalize()
+
+
+KEEPS_A_COPY = """
+from types import SimpleNamespace
+import torch
+from torch.distributed.fsdp import fully_shard
+torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+import verl
+import verl_sspo.embedded.weights
+from verl.experimental.separation.engine_workers import DetachActorWorker
+
+model = fully_shard(torch.nn.Linear(2, 1), mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+worker = SimpleNamespace(_strategy_handlers=None, config=SimpleNamespace(actor=SimpleNamespace(strategy="fsdp2")))
+save, restore = DetachActorWorker._get_strategy_handlers(worker)
+before = model.weight.full_tensor().clone()
+saved = save(model)
+with torch.no_grad():
+    model.weight.add_(1.0)
+assert not torch.equal(model.weight.full_tensor(), before)
+restore(model, *saved)
+assert torch.equal(model.weight.full_tensor(), before)
+"""
+
+
+def test_the_old_policy_that_verl_keeps_is_a_copy():
+    """Without one, separate_async would restore the present policy, and every ratio would be 1."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VERL_")}
+    result = subprocess.run(
+        [sys.executable, "-c", KEEPS_A_COPY],
+        env={**environment, "VERL_PLATFORM": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_another_verl_is_refused(monkeypatch):
+    from verl.utils import fsdp_utils
+
+    from verl_sspo.embedded import internals
+
+    monkeypatch.setattr(fsdp_utils, "fsdp2_sharded_save_to_cpu", lambda model, device: None)
+    with pytest.raises(internals.IncompatibleVerlError, match="fsdp2_sharded_save_to_cpu"):
+        internals.save_copies_of_weights()
