@@ -198,16 +198,14 @@ class _SSPOLoss(torch.autograd.Function):
         batch_size, response_length = log_prob.shape
         gradient = torch.empty(log_prob.shape, dtype=dtype, device=log_prob.device)
         weights = torch.empty(batch_size, dtype=dtype, device=log_prob.device)
-        loss = torch.zeros((), dtype=dtype, device=log_prob.device)
-        sums = TokenSums.zeros(dtype, log_prob.device)
         device = log_prob.device.type
         loss_of_rows = _compiled_loss_of_rows() if use_torch_compile and device == "cuda" else _loss_of_rows
         # On a CPU, blocks of rows keep the intermediates in the cache: each tensor crosses the memory bus once.
         rows = max(1, _CPU_BLOCK_TOKENS // max(1, response_length)) if device == "cpu" else max(1, batch_size)
         per_row = (log_prob.detach(), old_log_prob, advantages, mask, lengths, coefficients, gradient, weights)
-        for start in range(0, batch_size, rows):
-            block = per_row if rows >= batch_size else tuple(tensor[start : start + rows] for tensor in per_row)
-            block_loss, block_sums = loss_of_rows(*block, gate=gate)
+        loss, sums = loss_of_rows(*(tensor[:rows] for tensor in per_row), gate=gate)
+        for start in range(rows, batch_size, rows):
+            block_loss, block_sums = loss_of_rows(*(tensor[start : start + rows] for tensor in per_row), gate=gate)
             loss += block_loss
             sums += block_sums
         ctx.save_for_backward(gradient)

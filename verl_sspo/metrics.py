@@ -63,11 +63,6 @@ class TokenSums:
     largest: torch.Tensor
 
     @classmethod
-    def zeros(cls, dtype: torch.dtype, device: torch.device) -> "TokenSums":
-        sums = torch.zeros(len(_SUMS), dtype=dtype, device=device)
-        return cls(sums, sums.new_zeros(()))
-
-    @classmethod
     def of(
         cls, log_ratio: torch.Tensor, slope: torch.Tensor, advantages: torch.Tensor, lengths: torch.Tensor
     ) -> "TokenSums":
