@@ -1,8 +1,10 @@
 """Quickstart: a tiny model learns to carry, with SSPO, in verl's own main_ppo, without a GPU.
 
-    python scripts/quickstart.py [--run-dir runs/quickstart] [Hydra overrides of recipes/quickstart.yaml ...]
+    python scripts/quickstart.py [--run-dir runs/quickstart] [--resume] [Hydra overrides of recipes/quickstart.yaml ...]
 
-Prepares the task (once), trains, and ends with a table, `summary.json` and `curves.png` in the run folder.
+Prepares the task (once), trains, and ends with a table, `summary.json` and `curves.png` in the run folder. An earlier
+run there is renamed; with --resume, and the same overrides, it goes on from its last checkpoint instead, which it has
+if it ran with, say, trainer.save_freq=8.
 """
 
 import argparse
@@ -18,10 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from verl_sspo import launch
+from verl_sspo import checkpoints, launch
 from verl_sspo.data import arithmetic
 from verl_sspo.doctor.compose import compose_config
 from verl_sspo.doctor.configuration import configuration_findings
+from verl_sspo.doctor.environment import data_findings
+from verl_sspo.family import running_in
 from verl_sspo.report.curves import draw
 from verl_sspo.report.summary import Metrics, summarize, table
 from verl_sspo.tiny_model import prepare_arithmetic
@@ -56,6 +60,7 @@ def main() -> int:
     started = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run-dir", type=Path, default=Path("runs/quickstart"), help="default: %(default)s")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the run folder")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. algo=gspo task.seed=1")
     arguments = parser.parse_intermixed_args()
     # Where the recipe's relative paths start.
@@ -73,6 +78,7 @@ def main() -> int:
         f"data.max_response_length={arithmetic.response_length(digits)}",
         f"trainer.default_local_dir={arguments.run_dir.resolve() / 'checkpoints'}",
         *arguments.overrides,
+        *(["trainer.resume_mode=auto"] if arguments.resume else []),
     ]
     config = compose_config("quickstart", overrides, RECIPES)
     if errors := [finding for finding in configuration_findings(config) if finding.severity == "error"]:
@@ -81,20 +87,32 @@ def main() -> int:
         prepare_arithmetic(Path(config.task.folder).parent, digits=digits, seed=config.task.seed, console=console)
     except ValueError as error:
         parser.error(str(error))
+    if errors := [finding for finding in data_findings(config) if finding.severity == "error"]:
+        parser.error("\n".join(map(str, errors)))
+    if (pid := running_in(arguments.run_dir)) is not None:
+        parser.error(f"process {pid} still trains in {arguments.run_dir}: end it first, or choose another --run-dir")
 
-    if aside := launch.move_aside(arguments.run_dir):
-        console.print(f"earlier run moved to {aside}", highlight=False)
+    saved = Path(config.trainer.default_local_dir)
+    step = checkpoints.settle(saved) if arguments.resume else None
+    if step is not None:
+        launch.keep_attempt(arguments.run_dir)
+        console.print(f"going on from the checkpoint of step {step}", highlight=False)
+    elif aside := launch.move_aside(arguments.run_dir):
+        reason = f"; starting anew: there is no complete checkpoint in {saved}" if arguments.resume else ""
+        console.print(f"earlier run moved to {aside}{reason}", highlight=False)
     console.print(f"training; everything verl prints goes to {arguments.run_dir / launch.LOG}", highlight=False)
     try:
-        file = launch.train(overrides, arguments.run_dir, config_dir=RECIPES, config_name="quickstart", console=console)
-    except launch.TrainingFailedError as error:
-        launch.report_failure(error, console)
-        return 1
-    except KeyboardInterrupt:
-        console.print(f"interrupted; what there is stands in {arguments.run_dir}", highlight=False)
-        return 130
+        launch.train(overrides, arguments.run_dir, config_dir=RECIPES, config_name="quickstart", console=console)
+    except (launch.TrainingFailedError, KeyboardInterrupt) as error:
+        if isinstance(error, launch.TrainingFailedError):
+            launch.report_failure(error, console)
+        else:
+            console.print(f"interrupted; what there is stands in {arguments.run_dir}", highlight=False)
+        if (step := checkpoints.last(saved)) is not None:
+            console.print(f"the same command with --resume goes on from the checkpoint of step {step}", highlight=False)
+        return 1 if isinstance(error, launch.TrainingFailedError) else 130
 
-    metrics = Metrics.read(file)
+    metrics = Metrics.read_attempts([*launch.attempts(arguments.run_dir), arguments.run_dir])
     summary = summarize(metrics, seconds=time.monotonic() - started)
     (arguments.run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     name = config.actor_rollout_ref.actor.policy_loss.loss_mode.upper()

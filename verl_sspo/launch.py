@@ -5,10 +5,12 @@ train.log      everything that verl, Ray and the workers print
 metrics.jsonl  verl's metrics, one JSON object {"step": ..., "data": {...}} a line
 hydra/         the configuration as it ran
 ray/           the logs of Ray's processes, kept when a run fails
+attempt-1/     all of this from an earlier start, where a later one resumed; attempt-2/ and so on
 """
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -23,19 +25,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from verl_sspo.family import RUN_ID, Family, guarded
+
 LOG = "train.log"
 METRICS = "metrics.jsonl"
 
-# Every process of a run inherits this variable; it tells them from those of other runs and other Ray clusters.
-RUN_ID = "VERL_SSPO_RUN_ID"
+# Seconds that verl gets to fail by itself once one of its processes has died.
+PATIENCE = 60
 
-# Seconds that Ray gets to end its processes by itself.
-GRACE = 10
+# What Ray prints of a process that it did not end itself.
+DEATH = re.compile(r"Worker PID: (\d+) Worker exit type: SYSTEM_ERROR")
 
 # What verl and Ray print as they come up, in the order in which they do.
 PHASES = (
@@ -44,6 +47,7 @@ PHASES = (
     ("Total training steps", "loading the model"),
     ("Creating file logger", "first validation"),
 )
+ATTEMPT = re.compile(r"attempt-(\d+)")
 TOTAL_STEPS = re.compile(r"Total training steps: (\d+)")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 ACTOR_PREFIX = re.compile(r"^\(.*?pid=\d+.*?\) ?")
@@ -56,10 +60,16 @@ class TrainingFailedError(RuntimeError):
         returncode: exit status of main_ppo; negative for the signal that ended it.
         log: the log file.
         excerpt: the part of it that says why.
+        died: the worker that was killed or crashed first, if one was.
     """
 
-    def __init__(self, returncode: int, log: Path, excerpt: str) -> None:
-        super().__init__(f"verl's main_ppo failed with exit code {returncode}; the whole log is {log}")
+    def __init__(self, returncode: int, log: Path, excerpt: str, died: str | None = None) -> None:
+        if returncode < 0:
+            how = f"was ended by {signal.Signals(-returncode).name}"
+        else:
+            how = f"failed with exit code {returncode}" if returncode else "ended as if nothing had happened"
+        cause = f"{died} was killed or crashed: " if died else ""
+        super().__init__(f"{cause}verl's main_ppo {how}; the whole log is {log}")
         self.returncode = returncode
         self.log = log
         self.excerpt = excerpt
@@ -81,6 +91,21 @@ def move_aside(run_dir: Path) -> Path | None:
     return aside
 
 
+def attempts(run_dir: Path) -> list[Path]:
+    """The folders `attempt-<n>` of a run, oldest first: each resumed what the one before had left."""
+    found = [(int(match[1]), path) for path in run_dir.glob("attempt-*") if (match := ATTEMPT.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def keep_attempt(run_dir: Path) -> None:
+    """Moves what the last start wrote to `attempt-<n>`, so that another one can go on in this run folder."""
+    attempt = run_dir / f"attempt-{len(attempts(run_dir)) + 1}"
+    attempt.mkdir()
+    for name in (LOG, METRICS, "hydra", "ray"):
+        if (run_dir / name).exists():
+            (run_dir / name).rename(attempt / name)
+
+
 def train(
     overrides: Sequence[str],
     run_dir: Path,
@@ -92,7 +117,8 @@ def train(
     """Runs `python -m verl.trainer.main_ppo --config-dir ... --config-name ... *overrides` to its end.
 
     The run has a Ray cluster of its own, whatever other clusters there are on the machine. When the function is left,
-    by whatever way, no process of the run is alive.
+    by whatever way, no process of the run is alive; if this process is killed, they are ended within seconds
+    (`verl_sspo.family`). A worker or server that dies ends the run: verl itself waits for some of them for ever.
 
     Args:
         overrides: Hydra overrides, as on main_ppo's command line.
@@ -106,7 +132,7 @@ def train(
 
     Raises:
         FileExistsError: `run_dir` holds a run.
-        TrainingFailedError: main_ppo failed.
+        TrainingFailedError: main_ppo failed, or one of its workers died.
         KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP arrived.
     """
     console = console or Console(stderr=True)
@@ -129,9 +155,9 @@ def train(
         "RAY_ADDRESS": "local",
         "PYTHONUNBUFFERED": "1",
     }
-    finished = False
+    family, finished = Family(run_id), False
     try:
-        with _signals_interrupt(), log.open("xb") as log_file:
+        with _signals_interrupt(), log.open("xb") as log_file, guarded(run_id, ray_dir, log_file):
             child = subprocess.Popen(
                 command,
                 env=environment,
@@ -141,14 +167,17 @@ def train(
                 # Ctrl-C in the terminal then reaches this process alone, which ends the others in order.
                 start_new_session=True,
             )
-            family = _Family(child.pid, run_id)
+            family.add(child.pid)
             try:
                 with _Display(console) as display:
-                    _follow(child, family, log, metrics, display)
+                    died = _follow(child, family, log, metrics, display)
             finally:
-                family.end(console)
-        if child.returncode != 0:
-            raise TrainingFailedError(child.returncode, log, _excerpt(log))
+                if child.poll() is None:
+                    console.print("ending the run: Ray and its workers are shut down")
+                family.end(child)
+        returncode = child.wait()
+        if returncode != 0 or died:
+            raise TrainingFailedError(returncode, log, _excerpt(log), died)
         finished = True
         return metrics
     finally:
@@ -173,57 +202,6 @@ def _signals_interrupt() -> Iterator[None]:
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-
-
-class _Family:
-    """All processes of a run: main_ppo, and those that Ray starts in sessions of their own.
-
-    A process belongs to the run if it descends from main_ppo, or if it inherited the run's id: once a parent has ended,
-    its children can no longer be told by descent.
-    """
-
-    def __init__(self, pid: int, run_id: str) -> None:
-        self.root = psutil.Process(pid)
-        self.run_id = run_id
-        self.known: set[psutil.Process] = {self.root}
-
-    def look(self) -> None:
-        """Takes note of the descendants there are now."""
-        for process in list(self.known):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self.known.update(process.children(recursive=True))
-
-    def alive(self) -> list[psutil.Process]:
-        self.look()
-        for process in psutil.process_iter():
-            # Other users' processes do not show their environment.
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(RUN_ID) == self.run_id:
-                    self.known.add(process)
-        return [process for process in self.known if _is_alive(process)]
-
-    def end(self, console: Console) -> None:
-        """Asks main_ppo to shut its cluster down, waits for `GRACE`, and kills what is left."""
-        try:
-            if _is_alive(self.root):
-                console.print("ending the run: Ray and its workers are shut down")
-                self.root.terminate()
-            deadline = time.monotonic() + GRACE
-            while self.alive() and time.monotonic() < deadline:
-                time.sleep(0.1)
-        finally:
-            # A process may start another while it is being killed.
-            while alive := self.alive():
-                for process in alive:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        process.kill()
-                psutil.wait_procs(alive, timeout=5)
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 class _Display:
@@ -270,13 +248,18 @@ class _Display:
         self.show(", ".join(parts), step)
 
 
-def _follow(child: subprocess.Popen, family: _Family, log: Path, metrics: Path, display: _Display) -> None:
-    """Shows what the log and the metrics say until main_ppo ends."""
+def _follow(child: subprocess.Popen, family: Family, log: Path, metrics: Path, display: _Display) -> str | None:
+    """Shows what the log and the metrics say until main_ppo ends, or has not `PATIENCE` after a worker's death.
+
+    Returns:
+        The worker that died first.
+    """
     phases = list(PHASES)
     log_lines, metric_lines = _new_lines(log), _new_lines(metrics)
+    died, deadline = None, math.inf
     ended = False
     while not ended:
-        ended = child.poll() is not None
+        ended = child.poll() is not None or time.monotonic() > deadline
         family.look()
         for line in next(log_lines):
             if match := TOTAL_STEPS.search(line):
@@ -286,11 +269,15 @@ def _follow(child: subprocess.Popen, family: _Family, log: Path, metrics: Path, 
                     display.show(phase)
                     del phases[: i + 1]
                     break
+            if died is None and (match := DEATH.search(line)):
+                died, deadline = family.name(int(match[1])), time.monotonic() + PATIENCE
+                display.show(f"{died} was killed or crashed: verl is given {PATIENCE} s to end the run")
         for line in next(metric_lines):
             entry = json.loads(line)
             display.metrics(entry["step"], entry["data"])
         if not ended:
             time.sleep(0.2)
+    return died
 
 
 def _new_lines(path: Path) -> Iterator[list[str]]:

@@ -11,7 +11,7 @@ from verl_sspo import launch
 
 # Does what `behaviour` in the configuration tells it to.
 FAKE_TRAINER = """
-import json, pathlib, sys, time
+import json, pathlib, sys, time, zipfile
 folder, checkpoints, behaviour = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
 tracker = checkpoints / "latest_checkpointed_iteration.txt"
 first = int(tracker.read_text()) + 1 if tracker.exists() else 1
@@ -21,6 +21,8 @@ with (folder / "metrics.jsonl").open("w") as file:
         print(json.dumps({"step": step, "data": {"critic/score/mean": step / 10}}), file=file, flush=True)
         if behaviour.startswith("checkpoint") and step == 2:
             (checkpoints / "global_step_2" / "actor").mkdir(parents=True)
+            for name in ("actor/model_world_size_1_rank_0.pt", "data.pt"):
+                zipfile.ZipFile(checkpoints / "global_step_2" / name, "w").close()
             tracker.write_text("2")
         if behaviour in ("fail", "checkpoint-fail") and step == 3 and first == 1:
             sys.exit("the worker died")

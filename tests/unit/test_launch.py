@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from verl_sspo import launch
+from verl_sspo.family import running_in
 
 
 @pytest.fixture
@@ -143,6 +144,78 @@ except KeyboardInterrupt:
     finally:
         other.kill()
         other.wait()
+
+
+def test_killed_launcher_leaves_no_process(tmp_path, verl):
+    marker = f"marker-{tmp_path.name}-{os.getpid()}"
+    verl(CLUSTER.replace("MARKER", repr(marker)) + "\ntime.sleep(600)\n")
+    script = f"""
+from pathlib import Path
+from verl_sspo import launch
+launch.train([], Path({str(tmp_path / "run")!r}), config_dir=Path("recipes"), config_name="some")
+"""
+    launcher = subprocess.Popen([sys.executable, "-c", script])
+    wait_for(lambda: len(processes_with(marker)) == 2)
+    assert running_in(tmp_path / "run") is not None
+    assert running_in(tmp_path) is not None
+    assert running_in(tmp_path / "ru") is None
+    (ray_dir,) = re.findall(r"_temp_dir=(\S+)", " ".join(psutil.Process(running_in(tmp_path)).cmdline()))
+    launcher.kill()
+    launcher.wait()
+    wait_for(lambda: not processes_with(marker) and not Path(ray_dir).exists())
+    assert running_in(tmp_path) is None
+    assert f"the launcher, process {launcher.pid}, is gone" in (tmp_path / "run" / "train.log").read_text()
+
+
+# Starts a process with the name that Ray gives an actor, kills it, and prints what Ray prints.
+DEATH = """
+import subprocess, sys, time
+worker = subprocess.Popen(["ray::HFServer.generate", "-c", "import time; time.sleep(600)"], executable=sys.executable)
+time.sleep(2)
+worker.kill()
+print(f"Worker port: 1 Worker PID: {worker.pid} Worker exit type: SYSTEM_ERROR Worker exit detail: unexpected")
+print(worker.pid, file=open(sys.argv[-1], "w"), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [
+        # verl notices, verl waits for ever, verl goes on as if nothing had happened.
+        ("sys.exit(1)", "failed with exit code 1"),
+        ("sys.stdout.flush(); time.sleep(600)", "was ended by SIGTERM"),
+        ("", "ended as if nothing had happened"),
+    ],
+)
+def test_death_of_a_worker_ends_the_run(tmp_path, verl, monkeypatch, then, said):
+    monkeypatch.setattr(launch, "PATIENCE", 1)
+    verl(DEATH + then)
+    with pytest.raises(launch.TrainingFailedError) as failure:
+        train(tmp_path, [str(tmp_path / "pid")])
+    pid = (tmp_path / "pid").read_text().strip()
+    message = f"HFServer.generate (process {pid}) was killed or crashed: verl's main_ppo {said}"
+    assert str(failure.value).startswith(message)
+    assert f"HFServer.generate (process {pid}) was killed or crashed" in (tmp_path / "shown").read_text()
+
+
+def test_killed_main_ppo_is_told(tmp_path, verl):
+    verl("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(launch.TrainingFailedError, match="verl's main_ppo was ended by SIGKILL") as failure:
+        train(tmp_path)
+    assert failure.value.returncode == -9
+
+
+def test_a_start_that_resumes_keeps_what_the_one_before_wrote(tmp_path, verl):
+    verl("")
+    run_dir = tmp_path / "run"
+    for number in range(1, 4):
+        train(tmp_path)
+        (run_dir / "metrics.jsonl").write_text(str(number))
+        (run_dir / "checkpoints").mkdir(exist_ok=True)
+        launch.keep_attempt(run_dir)
+        assert [path.name for path in run_dir.iterdir() if path.is_file()] == []
+    assert [(path / "metrics.jsonl").read_text() for path in launch.attempts(run_dir)] == ["1", "2", "3"]
+    assert (run_dir / "checkpoints").is_dir()
 
 
 def test_run_folder_is_not_written_over(tmp_path, verl):

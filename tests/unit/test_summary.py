@@ -46,6 +46,28 @@ def test_summary_by_hand(run):
     }
 
 
+def test_starts_that_resume_are_one_run(tmp_path):
+    def start(name, entries):
+        (tmp_path / name).mkdir()
+        if entries is not None:
+            write(tmp_path / name / "metrics.jsonl", entries)
+        return tmp_path / name
+
+    folders = [
+        start("a", [(0, {ACCURACY: 0.25}), *((i, {"critic/score/mean": i / 10}) for i in (1, 2, 3, 4))]),
+        # Killed as it came up.
+        start("b", None),
+        start("c", []),
+        # Resumed from step 2, with a validation first; step 4 of the first start is not part of the run any more.
+        start("d", [(2, {ACCURACY: 0.5}), (3, {"critic/score/mean": 0.9})]),
+        start("e", [(4, {"critic/score/mean": 0.7})]),
+    ]
+    metrics = Metrics.read_attempts(folders)
+    assert metrics.series("critic/score/mean") == ([1, 2, 3, 4], [0.1, 0.2, 0.9, 0.7])
+    assert metrics.series(ACCURACY) == ([0, 2], [0.25, 0.5])
+    assert 4 not in Metrics.read_attempts(folders[:4]).steps
+
+
 def test_other_losses_have_no_effective_update_ratio(tmp_path):
     entries = [(0, {ACCURACY: 0.25}), (1, step(0.3, 0.2, None, 1.0, **{ACCURACY: 0.25}))]
     metrics = Metrics.read(write(tmp_path / "m.jsonl", entries))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from verl_sspo import evaluation, launch
+from verl_sspo import evaluation
 from verl_sspo.report.summary import Metrics
 from verl_sspo.suites import cell as cells
 from verl_sspo.suites.definition import Measure, Suite, load_suite
@@ -71,17 +71,8 @@ def read_runs(root: Path) -> list[Run]:
 
 
 def read_metrics(folder: Path) -> Metrics:
-    """What the attempts of a cell have logged, as one run: from where an attempt resumes, its steps replace those of
-    the one before. An evaluation's metrics stand at the last step."""
-    steps: dict[int, dict[str, float]] = {}
-    for attempt in cells.attempts(folder):
-        file = attempt / launch.METRICS
-        try:
-            resumed = Metrics.read(file).steps
-        except (FileNotFoundError, ValueError):
-            # It has not come to its first step, or its process died while it wrote.
-            continue
-        steps = {step: data for step, data in steps.items() if step < min(resumed)} | resumed
+    """What the attempts of a cell have logged, as one run. An evaluation's metrics stand at the last step."""
+    steps = Metrics.read_attempts(cells.attempts(folder)).steps
     evaluated = folder / cells.EVALUATION / evaluation.METRICS
     if evaluated.exists():
         steps.setdefault(max(steps, default=0), {}).update(json.loads(evaluated.read_text()))

@@ -3,11 +3,14 @@
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
+
+from verl_sspo.launch import METRICS
 
 # The mean slope of the gate, see `verl_sspo.metrics`. Other losses do not have it.
 EFFECTIVE_UPDATE_RATIO = "actor/sspo/slope"
@@ -43,6 +46,25 @@ class Metrics:
         if not steps:
             raise ValueError(f"{path} holds no metrics: the run ended before its first step")
         return cls(dict(sorted(steps.items())))
+
+    @classmethod
+    def read_attempts(cls, folders: Sequence[Path]) -> "Metrics":
+        """What several starts of a run have logged, oldest first, as one run.
+
+        From where a start resumes, its steps replace those of the ones before; the validation with which it begins
+        joins the step that it resumed from. Starts that have not come to their first step count for nothing.
+        """
+        steps: dict[int, dict[str, float]] = {}
+        for folder in folders:
+            try:
+                resumed = cls.read(folder / METRICS).steps
+            except (FileNotFoundError, ValueError):
+                # Killed before, or while, it wrote its first line.
+                continue
+            first = min(resumed)
+            begin = steps.get(first, {}) | resumed[first]
+            steps = {step: data for step, data in steps.items() if step < first} | resumed | {first: begin}
+        return cls(steps)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps at which `name` was logged with a finite value, and these values; verl writes NaN as null."""

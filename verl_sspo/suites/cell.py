@@ -16,7 +16,6 @@ reproduce.log    progress
 import json
 import os
 import platform
-import re
 import subprocess
 import time
 from dataclasses import asdict
@@ -24,14 +23,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from verl_sspo import launch
+from verl_sspo import checkpoints, launch
 from verl_sspo.doctor.compose import compose_config
 from verl_sspo.evaluation import Trainer, evaluate, prepare_task
+from verl_sspo.family import running_in
+from verl_sspo.launch import attempts
 from verl_sspo.suites.definition import Cell
 
 PLAN = "cell.json"
@@ -44,17 +44,9 @@ LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 EVALUATION = "evaluation"
 
-_ATTEMPT = re.compile(r"attempt-(\d+)")
-
 
 class CellRunningError(RuntimeError):
     """Another process runs this cell."""
-
-
-def attempts(folder: Path) -> list[Path]:
-    """The attempts that belong together, oldest first: each resumes what the one before left."""
-    found = [(int(match[1]), path) for path in folder.glob("attempt-*") if (match := _ATTEMPT.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
 
 
 def state(folder: Path) -> str:
@@ -115,19 +107,13 @@ def run_cell(cell: Cell, folder: Path, recipes: Path, train: Trainer = launch.tr
         with FileLock(folder / LOCK, timeout=2):
             if (folder / RESULT).exists():
                 return
-            _refuse_orphans(folder)
+            # Without the lock: main_ppo, whose launcher and guard were both killed, goes on writing.
+            if (pid := running_in(folder)) is not None:
+                raise CellRunningError(f"process {pid} still trains in {folder}: end it first")
             with (folder / LOG).open("a", encoding="utf-8") as log:
                 _run_locked(cell, folder, recipes, train, Console(file=log, width=120))
     except Timeout as error:
         raise CellRunningError(f"{folder} is being run by another process") from error
-
-
-def _refuse_orphans(folder: Path) -> None:
-    """A main_ppo whose launcher was killed goes on writing; a second one must not join it."""
-    mark = f"hydra.run.dir={folder}/"
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        if any(argument.startswith(mark) for argument in process.info["cmdline"] or ()):
-            raise CellRunningError(f"process {process.info['pid']} still trains in {folder}: end it first")
 
 
 def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console: Console) -> None:
@@ -146,6 +132,7 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
 
     # An evaluation that failed does not repeat the training.
     if not (folder / TRAINED).exists():
+        checkpoints.settle(folder / CHECKPOINTS)
         train(
             [*cell.overrides, f"trainer.default_local_dir={folder / CHECKPOINTS}", "trainer.resume_mode=auto"],
             _next_attempt(folder),

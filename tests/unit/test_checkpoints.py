@@ -1,0 +1,120 @@
+"""Which checkpoint a restart goes on from, after every place at which verl can be killed while it saves."""
+
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from verl_sspo import checkpoints
+from verl_sspo.checkpoints import RECORD, last, settle
+
+
+def save(root, step, ranks=1, record=True):
+    """A checkpoint as verl's FSDP engine writes it; torch.save writes zip archives."""
+    actor = root / f"global_step_{step}" / "actor"
+    (actor / "huggingface").mkdir(parents=True)
+    for part in ("model", "optim", "extra_state"):
+        for rank in range(ranks):
+            write(actor / f"{part}_world_size_{ranks}_rank_{rank}.pt")
+    write(root / f"global_step_{step}" / "data.pt")
+    if record:
+        (root / RECORD).write_text(str(step))
+    return actor.parent
+
+
+def write(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data.pkl", "0" * 100)
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_nothing_there(tmp_path):
+    assert last(tmp_path / "checkpoints") is None
+    assert settle(tmp_path / "checkpoints") is None
+    (tmp_path / RECORD).write_text("")
+    assert settle(tmp_path) is None
+    # verl reads a number from the file, if there is one.
+    assert not (tmp_path / RECORD).exists()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_recorded_one_is_taken(tmp_path, ranks):
+    save(tmp_path, 8, ranks)
+    save(tmp_path, 16, ranks)
+    # Complete, but killed before it was recorded: of verl's asynchronous trainers, a part may still be missing.
+    save(tmp_path, 24, ranks, record=False)
+    assert last(tmp_path) == 16
+    assert settle(tmp_path) == 16
+    assert (tmp_path / RECORD).read_text() == "16"
+
+
+def test_half_a_checkpoint_is_not_taken(tmp_path):
+    save(tmp_path, 8)
+    for step, damage in {
+        16: lambda folder: halve(folder / "actor" / "model_world_size_1_rank_0.pt"),
+        17: lambda folder: halve(folder / "data.pt"),
+        18: lambda folder: (folder / "data.pt").unlink(),
+        19: lambda folder: (folder / "actor" / "model_world_size_1_rank_0.pt").unlink(),
+        20: lambda folder: (folder / "data.pt").write_text(""),
+    }.items():
+        damage(save(tmp_path, step, record=False))
+    (tmp_path / "global_step_21").mkdir()
+    assert last(tmp_path) == 8
+    # Not even where it is the one that is recorded.
+    for step in range(16, 23):
+        (tmp_path / RECORD).write_text(str(step))
+        assert last(tmp_path) == 8
+
+
+def test_a_rank_without_its_part_is_missed(tmp_path):
+    save(tmp_path, 8, ranks=2)
+    folder = save(tmp_path, 16, ranks=2)
+    (folder / "actor" / "optim_world_size_2_rank_1.pt").unlink()
+    assert last(tmp_path) == 8
+
+
+@pytest.mark.parametrize("record", ["", "\n", "nonsense", None])
+def test_a_damaged_record_is_mended_with_the_newest_complete_one(tmp_path, record):
+    save(tmp_path, 9)
+    save(tmp_path, 10)
+    halve(save(tmp_path, 11) / "data.pt")
+    if record is None:
+        (tmp_path / RECORD).unlink()
+    else:
+        (tmp_path / RECORD).write_text(record)
+    assert settle(tmp_path) == 10
+    assert (tmp_path / RECORD).read_text() == "10"
+    assert {path.name for path in tmp_path.iterdir()} == {RECORD, "global_step_9", "global_step_10", "global_step_11"}
+
+
+def test_megatrons_checkpoints_are_left_to_its_record(tmp_path):
+    (tmp_path / "global_step_4" / "actor" / "model" / "dist_ckpt").mkdir(parents=True)
+    (tmp_path / RECORD).write_text("4")
+    assert settle(tmp_path) == 4
+    assert (tmp_path / RECORD).read_text() == "4"
+
+
+def test_what_torch_saves_is_recognised(tmp_path):
+    torch = pytest.importorskip("torch")
+    folder = save(tmp_path, 8)
+    for path in folder.rglob("*.pt"):
+        torch.save({"weights": torch.arange(1000.0)}, path)
+    assert checkpoints.is_complete(folder)
+    halve(folder / "data.pt")
+    assert not checkpoints.is_complete(folder)
+
+
+def test_command_line(tmp_path):
+    def shown():
+        command = [sys.executable, "-m", "verl_sspo.checkpoints", str(tmp_path)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    assert shown() == "No complete checkpoint: starting anew\n"
+    save(tmp_path, 8)
+    (tmp_path / RECORD).write_text("")
+    assert shown() == "Going on from the checkpoint of step 8\n"
+    assert (tmp_path / RECORD).read_text() == "8"

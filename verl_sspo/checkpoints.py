@@ -1,0 +1,70 @@
+"""Which checkpoint a restart goes on from, whatever verl was doing when it was killed.
+
+    python -m verl_sspo.checkpoints FOLDER        what scripts/train.sh runs before verl
+
+verl writes `global_step_<n>/actor`, then `global_step_<n>/data.pt`, and last its record of `n`,
+`latest_checkpointed_iteration.txt`. Killed or out of space on the way it leaves a folder that is not recorded, which it
+never uses. But it empties the record before it writes it, and with max_actor_ckpt_to_keep=1 it removes the recorded
+weights before it records the new ones: no restart succeeds from there, unless the record is mended first.
+"""
+
+import re
+import sys
+import zipfile
+from pathlib import Path
+
+RECORD = "latest_checkpointed_iteration.txt"
+
+_FOLDER = re.compile(r"global_step_(\d+)")
+_SHARD = re.compile(r"(\w+)_world_size_(\d+)_rank_\d+\.pt")
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether verl, with FSDP, has finished writing this `global_step_<n>` and not begun to remove it.
+
+    Everything that torch saves is a zip archive, whose directory is at its end.
+    """
+    files = list(folder.rglob("*.pt"))
+    # Shards of each part of the state (model, optim, extra_state), of which there is one a rank.
+    shards = [match for file in files if (match := _SHARD.fullmatch(file.name))]
+    parts = {match[1] for match in shards}
+    ranks = [int(match[2]) for match in shards]
+    return (
+        (folder / "data.pt").is_file()
+        and "model" in parts
+        and all(sum(match[1] == part for match in shards) % ranks[0] == 0 for part in parts)
+        and all(zipfile.is_zipfile(file) for file in files)
+    )
+
+
+def last(root: Path) -> int | None:
+    """The step to go on from, or None if there is no complete checkpoint below `root`, trainer.default_local_dir.
+
+    It is the recorded one, if that is intact, and the newest complete one otherwise.
+    """
+    record = root / RECORD
+    recorded = record.read_text().strip() if record.exists() else ""
+    folder = root / f"global_step_{recorded}"
+    # Megatron's shards are not torch's files: there the record alone says what is complete.
+    if recorded and (is_complete(folder) or any(folder.rglob("dist_ckpt"))):
+        return int(recorded)
+    steps = [int(match[1]) for path in root.glob("global_step_*") if (match := _FOLDER.fullmatch(path.name))]
+    return max((step for step in steps if is_complete(root / f"global_step_{step}")), default=None)
+
+
+def settle(root: Path) -> int | None:
+    """Mends verl's record, so that resume_mode=auto goes on from `last`, which is returned; no run may be writing."""
+    step, record = last(root), root / RECORD
+    if step is None:
+        record.unlink(missing_ok=True)
+    else:
+        # The record is complete or not there.
+        part = record.with_name(f".{RECORD}.part")
+        part.write_text(str(step))
+        part.rename(record)
+    return step
+
+
+if __name__ == "__main__":
+    found = settle(Path(sys.argv[1]))
+    print("No complete checkpoint: starting anew" if found is None else f"Going on from the checkpoint of step {found}")
