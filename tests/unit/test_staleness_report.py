@@ -21,7 +21,7 @@ def a_run(folder, algorithm, every, newest, oldest, **metrics):
             "training/off_policy/trajectory_staleness/mean": new,
             "training/off_policy/trajectory_staleness_worst/mean": old,
             "critic/score/mean": 0.25 * step,
-            "actor/entropy": 0.5,
+            "actor/entropy_loss": 0.5,
             "actor/ppo_kl": 0.01,
             **{f"actor/{name}": value * step for name, value in metrics.items()},
         }

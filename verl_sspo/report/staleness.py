@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from verl_sspo.report import style
 from verl_sspo.report.runs import Run, read_runs, read_suite
-from verl_sspo.report.summary import EFFECTIVE_UPDATE_RATIO, ENTROPY, REWARD
+from verl_sspo.report.summary import EFFECTIVE_UPDATE_RATIO, REWARD
 from verl_sspo.suites import cell
 from verl_sspo.suites.definition import Suite
 
@@ -23,7 +23,7 @@ LAG = "lag"
 #: Columns that are the mean over a run's steps: name -> metric of verl. Only SSPO logs `actor/sspo/*`.
 MEANS = {
     "training_reward": REWARD,
-    "entropy": ENTROPY,
+    "entropy": "actor/entropy_loss",
     "kl": "actor/ppo_kl",
     "abs_log_ratio": "actor/sspo/abs_log_ratio",
     "slope": EFFECTIVE_UPDATE_RATIO,
