@@ -1,5 +1,7 @@
 """SSPO as verl calls it: thin adapters from verl's conventions to `loss` and `advantage`, registered at import."""
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from omegaconf import DictConfig
 from verl.trainer.ppo.core_algos import register_adv_est, register_policy_loss
 from verl.workers.config import ActorConfig
 
+from verl_sspo import nonfinite
 from verl_sspo.advantage import group_relative_advantages
 from verl_sspo.config import SSPOAdvantageConfig
 from verl_sspo.doctor.actor import describe
@@ -16,6 +19,9 @@ from verl_sspo.gates import Gate
 from verl_sspo.loss import sspo_loss
 
 _announced = False
+# Calls of the loss and of the estimator in this process: verl tells neither of them the step.
+_loss_calls = itertools.count(1)
+_estimator_calls = itertools.count(1)
 
 
 def _announce(config: ActorConfig) -> None:
@@ -52,6 +58,7 @@ def compute_policy_loss_sspo(
 
     Raises:
         ValueError: without an ActorConfig, or on shapes or a mode that `sspo_loss` excludes.
+        FloatingPointError: an input is not finite at a valid token, and `policy_loss.stop_on_nonfinite` is set.
     """
     if not isinstance(config, ActorConfig):
         raise ValueError(f"the loss `sspo` needs verl's ActorConfig as `config`, got {type(config).__name__}")
@@ -67,7 +74,18 @@ def compute_policy_loss_sspo(
         use_torch_compile=config.use_torch_compile,
         **config.global_batch_info,
     )
-    return loss, statistics.as_metrics()
+    metrics = statistics.as_metrics()
+    call = next(_loss_calls)
+    if bad := {name: tensor for name, tensor in statistics.inputs.items() if metrics[f"sspo/nonfinite_{name}"]}:
+        nonfinite.report(
+            bad,
+            statistics.mask,
+            call,
+            "A NaN makes the loss NaN, and verl's FSDP actor then skips the update; an infinite log-ratio saturates "
+            "its gate. The metrics actor/sspo/nonfinite_* count them at each step.",
+            stop=config.policy_loss.get("stop_on_nonfinite", False),
+        )
+    return loss, metrics
 
 
 @register_adv_est("sspo")
@@ -92,14 +110,26 @@ def compute_sspo_outcome_advantage(
 
     Raises:
         ValueError: where `index` does not name a prompt for every response, or on bad options.
+        FloatingPointError: a reward is not finite, and `algorithm.sspo.stop_on_nonfinite` is set.
     """
     if len(index) != len(token_level_rewards):
         raise ValueError(f"index names {len(index)} prompts for {len(token_level_rewards)} responses")
     options = SSPOAdvantageConfig.from_algorithm(config)
     codes, _ = pd.factorize(np.asarray(index), use_na_sentinel=False)
     with torch.no_grad():
+        rewards = token_level_rewards.sum(dim=-1)
+        call = next(_estimator_calls)
+        # One number to the host: a sum is finite only if all are.
+        if not math.isfinite(rewards.sum()) and not rewards.isfinite().all():
+            nonfinite.report(
+                {"rewards": rewards},
+                torch.ones_like(rewards, dtype=torch.bool),
+                call,
+                "The advantages of their groups are NaN, and updates with them are skipped: see the reward function.",
+                stop=options.stop_on_nonfinite,
+            )
         advantages = group_relative_advantages(
-            token_level_rewards.sum(dim=-1),
+            rewards,
             torch.from_numpy(codes.astype(np.int64)).to(token_level_rewards.device),
             normalize_by_std=True if config is None else config.get("norm_adv_by_std_in_grpo", True),
             baseline=options.baseline,

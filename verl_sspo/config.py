@@ -5,39 +5,12 @@
 `SSPOAdvantageConfig` is read from `algorithm.sspo`.
 """
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from verl.workers.config import PolicyLossConfig
-
 from verl_sspo.gates import Gate
-
-
-@dataclass
-class SSPOPolicyLossConfig(PolicyLossConfig):
-    """verl's policy-loss configuration with the gate of SSPO. The defaults are the preset `v3`.
-
-    Args:
-        gate: shape of the gate: arctan, sigmoid, erf or softsign.
-        gate_domain: "log" gates the log-ratio, "ratio" gates the ratio.
-        tau_pos: temperature of tokens with a positive advantage, finite and > 0.
-        tau_neg: temperature of all other tokens, finite and > 0.
-        gate_side: "both" (the papers' gate) or "forward" (our extension).
-
-    Raises:
-        ValueError: on a value or a combination that `verl_sspo.gates.Gate` excludes, naming what is allowed.
-    """
-
-    gate: str = "arctan"
-    gate_domain: str = "log"
-    tau_pos: float = 10.0
-    tau_neg: float = 12.0
-    gate_side: str = "both"
-
-    def __post_init__(self) -> None:
-        Gate(self.gate, self.gate_domain, self.tau_pos, self.tau_neg, self.gate_side)
 
 
 @dataclass(frozen=True)
@@ -55,20 +28,63 @@ class SSPOAdvantageConfig:
 
     baseline: str = "mean"
     std_floor: float = 0.0
+    stop_on_nonfinite: bool = False
 
     def __post_init__(self) -> None:
+        _check_switch("algorithm.sspo.stop_on_nonfinite", self.stop_on_nonfinite)
         if self.baseline not in ("mean", "leave_one_out"):
             raise ValueError(f"algorithm.sspo.baseline={self.baseline!r} is unknown: use mean or leave_one_out")
         number = isinstance(self.std_floor, int | float) and not isinstance(self.std_floor, bool)
-        if not number or not math.isfinite(self.std_floor) or self.std_floor < 0:
+        if not number or not 0 <= self.std_floor <= sys.float_info.max:
             raise ValueError(f"algorithm.sspo.std_floor={self.std_floor!r} must be a finite number >= 0")
 
     @classmethod
     def from_algorithm(cls, algorithm: Mapping[str, Any] | None) -> "SSPOAdvantageConfig":
         """Reads `algorithm.sspo`, a mapping or absent."""
-        options = (algorithm.get("sspo") if algorithm is not None else None) or {}
+        options = None if algorithm is None else algorithm.get("sspo")
+        if options is None:
+            return cls()
         allowed = [field.name for field in fields(cls)]
-        unknown = sorted(set(options) - set(allowed))
-        if unknown:
+        if not isinstance(options, Mapping):
+            raise ValueError(f"algorithm.sspo={options!r} must be a section with keys of {allowed}")
+        if unknown := sorted(str(key) for key in options if key not in allowed):
             raise ValueError(f"algorithm.sspo has unknown keys {unknown}: use {allowed}")
         return cls(**options)
+
+
+# Whoever imports verl first loads this package as its plugin, which needs what stands above.
+from verl.workers.config import PolicyLossConfig  # noqa: E402
+
+
+def _check_switch(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be true or false")
+
+
+@dataclass
+class SSPOPolicyLossConfig(PolicyLossConfig):
+    """verl's policy-loss configuration with the gate of SSPO. The defaults are the preset `v3`.
+
+    Args:
+        gate: shape of the gate: arctan, sigmoid, erf or softsign.
+        gate_domain: "log" gates the log-ratio, "ratio" gates the ratio.
+        tau_pos: temperature of tokens with a positive advantage, finite and > 0.
+        tau_neg: temperature of all other tokens, finite and > 0.
+        gate_side: "both" (the papers' gate) or "forward" (our extension).
+        stop_on_nonfinite: end the run at the first NaN or infinity in what the loss is computed from, instead of
+            warning once and counting.
+
+    Raises:
+        ValueError: on a value or a combination that `verl_sspo.gates.Gate` excludes, naming what is allowed.
+    """
+
+    gate: str = "arctan"
+    gate_domain: str = "log"
+    tau_pos: float = 10.0
+    tau_neg: float = 12.0
+    gate_side: str = "both"
+    stop_on_nonfinite: bool = False
+
+    def __post_init__(self) -> None:
+        _check_switch("policy_loss.stop_on_nonfinite", self.stop_on_nonfinite)
+        Gate(self.gate, self.gate_domain, self.tau_pos, self.tau_neg, self.gate_side)
