@@ -40,6 +40,9 @@ PATIENCE = 60
 # What Ray prints of a process that it did not end itself.
 DEATH = re.compile(r"Worker PID: (\d+) Worker exit type: SYSTEM_ERROR")
 
+# What Python says where there is no space, and what torch.save does.
+UNWRITTEN = re.compile(r"No space left on device|Disk quota exceeded|inline_container\.cc.* unexpected pos")
+
 # What verl and Ray print as they come up, in the order in which they do.
 PHASES = (
     ("ray init kwargs", "starting Ray"),
@@ -60,16 +63,15 @@ class TrainingFailedError(RuntimeError):
         returncode: exit status of main_ppo; negative for the signal that ended it.
         log: the log file.
         excerpt: the part of it that says why.
-        died: the worker that was killed or crashed first, if one was.
+        cause: what was behind it, where more is known than that.
     """
 
-    def __init__(self, returncode: int, log: Path, excerpt: str, died: str | None = None) -> None:
+    def __init__(self, returncode: int, log: Path, excerpt: str, cause: str | None = None) -> None:
         if returncode < 0:
             how = f"was ended by {signal.Signals(-returncode).name}"
         else:
             how = f"failed with exit code {returncode}" if returncode else "ended as if nothing had happened"
-        cause = f"{died} was killed or crashed: " if died else ""
-        super().__init__(f"{cause}verl's main_ppo {how}; the whole log is {log}")
+        super().__init__(f"{cause + ': ' if cause else ''}verl's main_ppo {how}; the whole log is {log}")
         self.returncode = returncode
         self.log = log
         self.excerpt = excerpt
@@ -177,7 +179,9 @@ def train(
                 family.end(child)
         returncode = child.wait()
         if returncode != 0 or died:
-            raise TrainingFailedError(returncode, log, _excerpt(log), died)
+            excerpt = _excerpt(log)
+            unwritten = "a file could not be written (is the disk full?)" if UNWRITTEN.search(excerpt) else None
+            raise TrainingFailedError(returncode, log, excerpt, died or unwritten)
         finished = True
         return metrics
     finally:
@@ -252,7 +256,7 @@ def _follow(child: subprocess.Popen, family: Family, log: Path, metrics: Path, d
     """Shows what the log and the metrics say until main_ppo ends, or has not `PATIENCE` after a worker's death.
 
     Returns:
-        The worker that died first.
+        Which worker died first, if one did.
     """
     phases = list(PHASES)
     log_lines, metric_lines = _new_lines(log), _new_lines(metrics)
@@ -270,8 +274,8 @@ def _follow(child: subprocess.Popen, family: Family, log: Path, metrics: Path, d
                     del phases[: i + 1]
                     break
             if died is None and (match := DEATH.search(line)):
-                died, deadline = family.name(int(match[1])), time.monotonic() + PATIENCE
-                display.show(f"{died} was killed or crashed: verl is given {PATIENCE} s to end the run")
+                died, deadline = f"{family.name(int(match[1]))} was killed or crashed", time.monotonic() + PATIENCE
+                display.show(f"{died}: verl is given {PATIENCE} s to end the run")
         for line in next(metric_lines):
             entry = json.loads(line)
             display.metrics(entry["step"], entry["data"])

@@ -198,6 +198,17 @@ def test_death_of_a_worker_ends_the_run(tmp_path, verl, monkeypatch, then, said)
     assert f"HFServer.generate (process {pid}) was killed or crashed" in (tmp_path / "shown").read_text()
 
 
+@pytest.mark.parametrize("said", ["OSError: [Errno 28] No space left on device", "TORCH"])
+def test_full_disk_is_told(tmp_path, verl, said):
+    # What torch 2.13 says where a file system is full.
+    said = said.replace("TORCH", "RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+    verl(f"print('Traceback (most recent call last):'); print({said!r}, flush=True); raise SystemExit(1)")
+    with pytest.raises(
+        launch.TrainingFailedError, match=r"^a file could not be written .is the disk full.*exit code 1"
+    ):
+        train(tmp_path)
+
+
 def test_killed_main_ppo_is_told(tmp_path, verl):
     verl("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(launch.TrainingFailedError, match="verl's main_ppo was ended by SIGKILL") as failure:
