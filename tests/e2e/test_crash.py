@@ -1,0 +1,281 @@
+"""kill -9 of a run's processes: the launcher says so, nothing is left, a restart goes on from the checkpoint."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from verl_sspo import checkpoints
+from verl_sspo.family import RUN_ID
+from verl_sspo.tiny_model import prepare_arithmetic
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+
+# Who is killed, and what the user then reads. The driver is main_ppo and, in it, the actor TaskRunner.
+DIED = r"{victim}[\w.]* \(process \d+\) was killed or crashed: verl's main_ppo failed with exit code 1"
+VICTIMS = {
+    "launcher": "",
+    "main_ppo": "verl's main_ppo was ended by SIGKILL",
+    **{victim: DIED.format(victim=victim) for victim in ("TaskRunner", "WorkerDict", "HFServer")},
+}
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """The quickstart's task with a model that was taught for a tenth of the time: nothing here is about learning."""
+    folder = prepare_arithmetic(tmp_path_factory.mktemp("arithmetic"), digits=2, warm_up_steps=60)
+    record = folder / "made_with.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"warm_up_steps": 600}))
+    return folder
+
+
+@dataclass
+class Start:
+    """A start of the quickstart in a run folder, and the processes that it has."""
+
+    run: Path
+    process: subprocess.Popen
+
+    def main(self):
+        """main_ppo, or None."""
+        children = psutil.Process(self.process.pid).children()
+        return next((p for p in children if "verl.trainer.main_ppo" in title(p)), None)
+
+    def find(self, victim):
+        """The process to kill, or None if it has not started."""
+        main = self.main()
+        if victim == "launcher" or main is None:
+            return main and psutil.Process(self.process.pid)
+        if victim == "main_ppo":
+            return main
+        return next((p for p in main.children(recursive=True) if title(p).startswith(f"ray::{victim}")), None)
+
+    def steps(self):
+        """Steps that it has trained."""
+        metrics = self.run / "metrics.jsonl"
+        lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
+        return [json.loads(line)["step"] for line in lines]
+
+
+def title(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def start(run, task, steps, *more):
+    overrides = [
+        f"task.folder={task}",
+        "task.digits=2",
+        f"trainer.total_training_steps={steps}",
+        "trainer.save_freq=1",
+        "trainer.test_freq=100",
+        "trainer.val_before_train=false",
+        "data.train_batch_size=8",
+        "data.val_max_samples=8",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+        "actor_rollout_ref.rollout.n=4",
+        *more,
+    ]
+    command = [sys.executable, "scripts/quickstart.py", "--resume", f"--run-dir={run}", *overrides]
+    shown = run.with_suffix(".shown").open("w")
+    return Start(run, subprocess.Popen(command, cwd=ROOT, stdout=shown, stderr=subprocess.STDOUT, text=True))
+
+
+def wait_for(condition, started, seconds):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert started.process.poll() is None, started.run.with_suffix(".shown").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return found
+
+
+def of_run(run_id):
+    """Processes of a run, by the variable that they inherit."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(RUN_ID) == run_id and process.status() != psutil.STATUS_ZOMBIE:
+                found.add(process)
+        except psutil.Error:
+            pass
+    return found
+
+
+def kill(started, victim, patience):
+    """Kills it, waits for the end of all of it, and returns what happened.
+
+    Args:
+        patience: seconds that the launcher may take to notice.
+    """
+    process = wait_for(lambda: started.find(victim), started, patience)
+    run_id = started.main().environ()[RUN_ID]
+    family = of_run(run_id) | set(started.main().children(recursive=True))
+    logged, saved = started.steps(), checkpoints.last(started.run / "checkpoints")
+    process.kill()
+    killed = time.monotonic()
+    code = started.process.wait(timeout=patience)
+    # The guard of a killed launcher takes a moment.
+    while (left := of_run(run_id) | {p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE}) and (
+        time.monotonic() < killed + patience
+    ):
+        time.sleep(0.2)
+    return {
+        "victim": victim,
+        "processes": len(family),
+        "logged": max(logged, default=None),
+        "checkpoint_when_killed": saved,
+        "exit": code,
+        "seconds": round(time.monotonic() - killed, 1),
+        "orphans": sorted(str(p) for p in left),
+        "shown": started.run.with_suffix(".shown").read_text(),
+    }
+
+
+def check(outcome):
+    victim = outcome["victim"]
+    assert outcome["orphans"] == []
+    assert outcome["exit"] == (-signal.SIGKILL if victim == "launcher" else 1)
+    assert re.search(VICTIMS[victim], " ".join(outcome["shown"].split()))
+    step = outcome["checkpoint_when_killed"]
+    if step is not None and victim != "launcher":
+        assert "the same command with --resume goes on from the checkpoint of step" in outcome["shown"]
+
+
+def check_resumed(run, step, shown):
+    """The last start in `run` went on from the checkpoint of `step`."""
+    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["step"]
+    if step is None:
+        assert "going on" not in shown
+        assert first == 1
+    else:
+        assert f"going on from the checkpoint of step {step}\n" in shown
+        assert first == step + 1
+
+
+def end(started, steps, patience):
+    """Waits for the end of the run and looks at it."""
+    assert started.process.wait(timeout=patience) == 0, started.run.with_suffix(".shown").read_text()
+    assert checkpoints.last(started.run / "checkpoints") == steps
+    assert json.loads((started.run / "summary.json").read_text())["steps"] == steps
+
+
+@pytest.mark.timeout(900)
+def test_killed_server_then_killed_launcher_then_the_end(tmp_path, task):
+    run = tmp_path / "run"
+    first = start(run, task, steps=4)
+    wait_for(lambda: 1 in first.steps(), first, 600)
+    check(kill(first, "HFServer", patience=200))
+    # What a kill between emptying and writing verl's record leaves, and half of a newer checkpoint.
+    saved = checkpoints.last(run / "checkpoints")
+    (run / "checkpoints" / checkpoints.RECORD).write_text("")
+    half = run / "checkpoints" / f"global_step_{saved + 1}"
+    half.mkdir(exist_ok=True)
+    (half / "data.pt").write_bytes(b"PK")
+
+    second = start(run, task, steps=4)
+    wait_for(lambda: second.steps(), second, 600)
+    check_resumed(run, saved, run.with_suffix(".shown").read_text())
+    check(kill(second, "launcher", patience=60))
+    saved = checkpoints.last(run / "checkpoints")
+
+    last = start(run, task, steps=4)
+    end(last, 4, patience=600)
+    check_resumed(run, saved, run.with_suffix(".shown").read_text())
+
+
+@pytest.mark.timeout(300)
+def test_an_unreadable_data_file_is_told_and_nothing_is_touched(tmp_path, task):
+    run, rows = tmp_path / "run", tmp_path / "train.parquet"
+    rows.write_bytes((task / "train.parquet").read_bytes()[:1000])
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / checkpoints.RECORD).write_text("3")
+    started = start(run, task, 4, f"data.train_files={rows}")
+    assert started.process.wait(timeout=200) == 2
+    shown = run.with_suffix(".shown").read_text()
+    assert f"{rows} is no readable parquet" in shown
+    assert "Traceback" not in shown
+    assert (run / "checkpoints" / checkpoints.RECORD).read_text() == "3"
+
+
+def start_until_there(victim, run, task, steps):
+    """A start that has come so far that the victim is there. An overloaded machine fails Ray's 30 s: then another."""
+    while True:
+        started = start(run, task, steps)
+        while started.process.poll() is None:
+            if started.find(victim):
+                return started
+            time.sleep(0.2)
+        shown = run.with_suffix(".shown").read_text()
+        assert "node timed out during startup" in shown, shown
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.parametrize("seed", range(2))
+def test_ten_kills_at_random_points(tmp_path, task, seed):
+    """A run that is killed ten times, each victim twice, anywhere from the start of the victim on."""
+    chance = random.Random(seed)
+    run, steps, saved, outcomes = tmp_path / "run", 24, None, []
+    victims = [*VICTIMS] * 2
+    chance.shuffle(victims)
+    for number, victim in enumerate(victims):
+        started = start_until_there(victim, run, task, steps)
+        # In a third of the cases while the run comes up, else in the first steps.
+        target = chance.randrange(3)
+        wait_for(lambda started=started, target=target: len(started.steps()) >= target, started, 1800)
+        time.sleep(chance.uniform(0, 40 if target == 0 else 8))
+        shown = run.with_suffix(".shown").read_text()
+        if started.steps():
+            check_resumed(run, saved, shown)
+        elif saved is not None:
+            assert f"going on from the checkpoint of step {saved}\n" in shown
+        outcome = kill(started, victim, patience=600)
+        saved = checkpoints.last(run / "checkpoints")
+        record = {"number": number, "target": target, "checkpoint": saved, **outcome}
+        with (tmp_path / "kills.jsonl").open("a") as file:
+            print(json.dumps(record), file=file)
+        outcomes.append(outcome)
+    last = start(run, task, steps)
+    end(last, steps, patience=1800)
+    check_resumed(run, saved, run.with_suffix(".shown").read_text())
+    for outcome in outcomes:
+        check(outcome)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_full_disk_is_told_and_the_last_checkpoint_stays(tmp_path, task):
+    """Checkpoints of 1.7 MB on a file system of 4 MB: the third does not fit."""
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"needs to mount a file system: {mount.stderr}")
+    try:
+        started = start(run, task, 4, f"trainer.default_local_dir={disk}")
+        assert started.process.wait(timeout=1200) == 1
+        shown = " ".join(run.with_suffix(".shown").read_text().split())
+        assert "a file could not be written (is the disk full?): verl's main_ppo failed with exit code 1" in shown
+        assert "the same command with --resume goes on from the checkpoint of step 2" in shown
+        assert checkpoints.last(disk) == 2
+
+        subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
+        last = start(run, task, 4, f"trainer.default_local_dir={disk}")
+        assert last.process.wait(timeout=1200) == 0
+        check_resumed(run, 2, run.with_suffix(".shown").read_text())
+        assert checkpoints.last(disk) == 4
+    finally:
+        subprocess.run(["umount", disk], check=True)
