@@ -2,11 +2,10 @@
 
     python -m verl_sspo.report.staleness runs/staleness --output docs/trust
 
-writes staleness.png and staleness.csv, a row a run.
+writes staleness.png and staleness.csv, a row a step.
 """
 
 import argparse
-import statistics
 from pathlib import Path
 
 import pandas as pd
@@ -19,76 +18,77 @@ from verl_sspo.report.summary import EFFECTIVE_UPDATE_RATIO, REWARD
 from verl_sspo.suites import cell
 from verl_sspo.suites.definition import Suite
 
-LAG = "lag"
-#: Columns that are the mean over a run's steps: name -> metric of verl. Only SSPO logs `actor/sspo/*`.
-MEANS = {
-    "training_reward": REWARD,
+#: Columns of the data: name -> metric of verl, the mean over the updates of a step. Only SSPO logs `actor/sspo/*`.
+METRICS = {
+    "reward": REWARD,
     "entropy": "actor/entropy_loss",
     "kl": "actor/ppo_kl",
+    "clipped": "actor/pg_clipfrac",
     "abs_log_ratio": "actor/sspo/abs_log_ratio",
     "slope": EFFECTIVE_UPDATE_RATIO,
-    "clipped": "actor/pg_clipfrac",
-    "sequence_weight": "actor/sspo/sequence_weight",
-    "sequence_weight_std": "actor/sspo/sequence_weight_std",
+    "weight": "actor/sspo/sequence_weight",
+    "weight_std": "actor/sspo/sequence_weight_std",
+    "weight_min": "actor/sspo/sequence_weight_min",
+    "weight_max": "actor/sspo/sequence_weight_max",
 }
-#: Names of the lag in verl's metrics, in transfers of weights: of the newest and of the oldest token of a response.
-_STALENESS = tuple(f"training/off_policy/trajectory_{name}/mean" for name in ("staleness", "staleness_worst"))
 
 
-def lag(run: Run, updates_per_transfer: int) -> float:
-    """Updates between the weights that generated a response and those that learn from it, mean over the run.
+def lag(data: dict[str, float], updates_per_transfer: int) -> float:
+    """Updates between the weights that generated a response and those that learn from it, mean over a step.
 
-    verl counts transfers before the present step; of the step's own updates, half lie before an average one.
+    verl counts transfers before the present step, for the newest and for the oldest token of a response; of the
+    step's own updates, half lie before an average one.
     """
-    transfers = statistics.fmean(value for name in _STALENESS for value in run.metrics.series(name)[1])
-    return updates_per_transfer * transfers + (updates_per_transfer - 1) / 2
+    newest, oldest = (data[f"training/off_policy/trajectory_{name}/mean"] for name in ("staleness", "staleness_worst"))
+    return updates_per_transfer * (newest + oldest) / 2 + (updates_per_transfer - 1) / 2
 
 
 def table(suite: Suite, runs: list[Run]) -> pd.DataFrame:
-    """A row for each finished run; NaN where an algorithm does not log a metric."""
-    accuracy = next(measure for measure in suite.measures.values() if measure.metrics[0].startswith("val-"))
+    """A row for each step of the finished runs; NaN where a metric is not logged."""
+    (accuracy,) = {name for each in suite.measures.values() for name in each.metrics if name.startswith("val-")}
     rows = []
     for run in runs:
         if run.state != "finished":
             continue
-        config = OmegaConf.load(run.folder / cell.CONFIG)
-        every = config.trainer.v1.separate_async.parameter_sync_step
-        series = {column: run.metrics.series(metric)[1] for column, metric in MEANS.items()}
-        means = {column: statistics.fmean(values) if values else None for column, values in series.items()}
-        weights = {
-            f"sequence_weight_{end.__name__}": end(run.metrics.series(f"actor/sspo/sequence_weight_{end.__name__}")[1])
-            for end in (min, max)
-            if means["sequence_weight"] is not None
-        }
-        place = {"algorithm": run.algorithm, "seed": run.seed, "updates_per_transfer": every, LAG: lag(run, every)}
-        rows.append(place | {"accuracy": run.value(accuracy)} | means | weights)
-    return pd.DataFrame(rows).sort_values(["algorithm", "updates_per_transfer", "seed"], ignore_index=True)
+        every = OmegaConf.load(run.folder / cell.CONFIG).trainer.v1.separate_async.parameter_sync_step
+        place = {"algorithm": run.algorithm, "updates_per_transfer": every, "seed": run.seed}
+        rows += [
+            place
+            | {"step": step, "lag": lag(data, every), "accuracy": data.get(accuracy)}
+            | {column: data.get(metric) for column, metric in METRICS.items()}
+            for step, data in run.metrics.steps.items()
+        ]
+    data = pd.DataFrame(rows).astype({"accuracy": float})
+    return data.sort_values(["algorithm", "updates_per_transfer", "seed", "step"], ignore_index=True)
 
 
 def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
-    """Four panels over the lag, the mean over seeds of every algorithm."""
+    """Four panels over the lag: dots are steps, lines go through the means over all steps at one frequency."""
     figure, (drift, ratio, weight, accuracy) = style.new_figure(2, 2, 4.2, 2.8)
     for index, (key, arm) in enumerate(suite.algorithms.items()):
-        own = data[data.algorithm == key].groupby("updates_per_transfer").mean(numeric_only=True)
+        steps = data[data.algorithm == key].assign(open=lambda own: own.slope.fillna(1 - own.clipped))
+        means = steps.groupby("updates_per_transfer").mean(numeric_only=True)
         look = style.line(index) | {"marker": style.MARKERS[index], "markersize": 5}
-        drift.plot(own[LAG], own["kl"], label=arm.title, **look)
-        if own["slope"].notna().any():
-            ratio.plot(own[LAG], own["slope"], **look)
-            weight.fill_between(
-                own[LAG], own["sequence_weight_min"], own["sequence_weight_max"], color="#E4E4E4", label="extremes"
-            )
-            low, high = (own["sequence_weight"] + sign * own["sequence_weight_std"] for sign in (-1, 1))
-            weight.fill_between(own[LAG], low, high, color="#B0B0B0", label="± standard deviation")
-            weight.plot(own[LAG], own["sequence_weight"], **look)
+        shown = [(drift, "kl"), (ratio, "open")]
+        if steps.weight.notna().any():
+            for name, colour, low, high in (
+                ("smallest and largest", "#E4E4E4", means.weight_min, means.weight_max),
+                ("± standard deviation", "#B0B0B0", means.weight - means.weight_std, means.weight + means.weight_std),
+            ):
+                weight.fill_between(means.lag, low, high, color=colour, label=name)
+            weight.plot(means.lag, means.weight, **look)
             weight.legend(frameon=False, fontsize=8)
-        elif own["clipped"].any():
-            ratio.plot(own[LAG], 1 - own["clipped"], **look)
-        accuracy.plot(own[LAG], 100 * own["accuracy"], **look)
-        accuracy.plot(own[LAG], 100 * own["training_reward"], **look, alpha=0.35)
-    _name(drift, "drift: KL(rollout's policy, present one), nats a token")
+        elif not steps.clipped.any():
+            # verl's SAPO logs 0 for what it does not have.
+            shown.remove((ratio, "open"))
+        for panel, column in shown:
+            panel.plot(steps.lag, steps[column], ".", color=look["color"], alpha=0.3, markersize=3)
+            panel.plot(means.lag, means[column], label=arm.title, **look)
+        accuracy.plot(means.lag, 100 * means.accuracy, **look)
+    _name(drift, "KL(rollout's policy, present one), nats a token")
     _name(ratio, "effective update ratio (GSPO: share not clipped)")
     _name(weight, "sequence weights of SSPO")
-    _name(accuracy, "accuracy at the end, %  (faint: mean reward of training)")
+    _name(accuracy, "validation accuracy at the end, %")
     style.legend_below(figure, drift, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -97,7 +97,7 @@ def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
 
 def _name(panel: Axes, title: str) -> None:
     panel.set_title(title, loc="left", fontsize=9)
-    panel.set_xlabel("mean lag of the rollout, updates")
+    panel.set_xlabel("lag of the rollout, updates")
 
 
 def main() -> None:
