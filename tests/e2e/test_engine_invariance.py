@@ -1,0 +1,304 @@
+"""verl's own actor learns the same from a batch, however the batch is split: one update, gradient by gradient.
+
+`ActorRolloutRefWorker.update_actor` on FSDP2 and gloo, the path of main_ppo without its Ray cluster, with torch's SGD
+at rate 1 and no clipping: the change of the parameters is the gradient itself, and no error of scale can hide, as it
+does behind Adam or a clipped norm. Every split is compared with the formula in float64, computed row by row.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Qwen2ForCausalLM
+
+from verl_sspo.gates import PRESETS, Gate
+from verl_sspo.reference import sspo_loss_matrix
+from verl_sspo.tiny_model import create_model, create_tokenizer
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+
+# Of the largest gradient. Log-probabilities of about -6 come out of the forward pass with an error of 1e-6, and a gate
+# of temperature 12 turns it into up to 12 times that in its slope. Measured: 4e-6, with v1's temperature of 1 4e-7.
+# The smallest fault that a wrong split could make, one row of twelve counted wrongly, would be 8e-2.
+TOLERANCE = 2e-5
+
+# AdamW's learning rate, about a hundredth of a weight.
+ADAM_RATE = 1e-3
+
+# (prompt, response, advantage): ragged, one response of a single token.
+ROWS = [(5, 1, 1.3), (9, 24, -0.7), (3, 7, 0.4), (12, 16, -1.1), (7, 11, 0.9), (4, 3, -0.2)]
+# Row 3 calls a tool: these tokens of its response are the tool's.
+TOOL_ROW, TOOL_TOKENS = 3, slice(5, 10)
+# verl fills a batch up with rows of 128 tokens, none of them valid.
+PADDING_TOKENS = 128
+GATES = {"sspo": PRESETS["v3"], "sspo_v1": PRESETS["v1"], "sspo_forward": Gate(side="forward")}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the batch is split.
+
+    Args:
+        ranks: FSDP2 ranks, each with an equal part of the rows.
+        micro: rows of a micro-batch, or None for use_dynamic_bsz, as many as fit in a number of tokens.
+        packed: use_remove_padding.
+        padding: verl's padding rows, after the real ones.
+        counted: rows that verl is told to take the mean over.
+        reverse: the order of the rows.
+        algorithm: recipe of `recipes/algo`.
+        optimizer: torch's: SGD at rate 1 without clipping, or AdamW as recipes have it.
+    """
+
+    ranks: int = 1
+    micro: int | None = None
+    packed: bool = False
+    padding: int = 2
+    counted: int = 8
+    reverse: bool = False
+    algorithm: str = "sspo"
+    optimizer: str = "SGD"
+
+    def as_json(self) -> dict:
+        """What `engine_updates` reads."""
+        actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+        overrides = [
+            f"actor_rollout_ref.model.use_remove_padding={self.packed}",
+            f"{actor}.use_dynamic_bsz={self.micro is None}",
+            # Two padding rows do not fit in one micro-batch.
+            f"{actor}.ppo_max_token_len_per_gpu={PADDING_TOKENS + 2}",
+            f"{actor}.ppo_micro_batch_size_per_gpu={self.micro}",
+            f"{rollout}.log_prob_micro_batch_size_per_gpu=1",
+            f"{actor}.optim.optimizer={self.optimizer}",
+        ]
+        if self.optimizer == "SGD":
+            overrides += [f"{actor}.optim.lr=1", f"{actor}.optim.weight_decay=0", f"{actor}.optim.clip_grad=1e9"]
+        else:
+            overrides += [f"{actor}.optim.lr={ADAM_RATE}"]
+        order = list(range(len(ROWS) + self.padding))
+        return {
+            "algorithm": self.algorithm,
+            "overrides": overrides,
+            "padding_rows": self.padding,
+            "order": order[::-1] if self.reverse else order,
+            "global_batch_size": self.counted,
+        }
+
+
+SAME = {
+    "whole": Setting(micro=8),
+    "micro_1": Setting(micro=1),
+    "micro_2": Setting(micro=2),
+    "micro_4": Setting(micro=4),
+    "dynamic": Setting(),
+    "packed": Setting(micro=8, packed=True),
+    "packed_micro_2": Setting(micro=2, packed=True),
+    "packed_dynamic": Setting(packed=True),
+    "padding": Setting(micro=4, padding=6),
+    "reverse": Setting(micro=2, reverse=True),
+    "ranks_whole": Setting(ranks=2, micro=4),
+    "ranks_micro_1": Setting(ranks=2, micro=1),
+    "ranks_micro_2": Setting(ranks=2, micro=2),
+    "ranks_dynamic": Setting(ranks=2),
+    "ranks_packed": Setting(ranks=2, micro=4, packed=True),
+    "ranks_packed_dynamic": Setting(ranks=2, packed=True),
+    # The second rank has padding rows only.
+    "ranks_padding": Setting(ranks=2, micro=2, padding=6),
+    "v1": Setting(micro=2, algorithm="sspo_v1"),
+    "ranks_v1": Setting(ranks=2, packed=True, algorithm="sspo_v1"),
+    "forward": Setting(micro=2, algorithm="sspo_forward"),
+    "ranks_forward": Setting(ranks=2, packed=True, algorithm="sspo_forward"),
+}
+OTHER = {
+    "counted_padding": Setting(micro=4, padding=6, counted=12),
+    "ranks_counted_padding": Setting(ranks=2, micro=2, padding=6, counted=12),
+    "geo_mean_whole": Setting(micro=8, algorithm="gmpo"),
+    "geo_mean_micro_1": Setting(micro=1, algorithm="gmpo"),
+    "adam_whole": Setting(micro=8, optimizer="AdamW"),
+    "ranks_adam": Setting(ranks=2, packed=True, optimizer="AdamW"),
+}
+SETTINGS = SAME | OTHER
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """All updates, see `engine_updates`."""
+    folder = tmp_path_factory.mktemp("updates")
+    tokenizer = create_tokenizer()
+    model = create_model(tokenizer, seed=0)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "rows.json").write_text(json.dumps(_rows(model)))
+    (folder / "settings.json").write_text(json.dumps({name: s.as_json() for name, s in SETTINGS.items()}))
+    for ranks in (1, 2):
+        _run(folder, ranks, [name for name, setting in SETTINGS.items() if setting.ranks == ranks])
+    return folder
+
+
+def _rows(model):
+    """Random tokens, and log-ratios with a deviation of 0.15: at 0.1 and 0.083 the gates halve a token's gradient."""
+    random = torch.Generator().manual_seed(0)
+    rows = []
+    for prompt_length, response_length, advantage in ROWS:
+        tokens = torch.randint(256, (prompt_length + response_length,), generator=random).tolist()
+        row = {"prompt": tokens[:prompt_length], "response": tokens[prompt_length:], "advantage": advantage}
+        with torch.no_grad():
+            log_probs = _log_probs(model, row)
+        row["old_log_probs"] = (log_probs + 0.15 * torch.randn(response_length, generator=random)).tolist()
+        row["mask"] = [1] * response_length
+        rows.append(row)
+    rows[TOOL_ROW]["mask"][TOOL_TOKENS] = [0] * 5
+    return rows
+
+
+def _log_probs(model, row):
+    """Of the response's tokens, (response_length,)."""
+    logits = model(torch.tensor([row["prompt"] + row["response"]])).logits[0, len(row["prompt"]) - 1 : -1]
+    return logits.log_softmax(-1).gather(-1, torch.tensor(row["response"]).unsqueeze(-1)).squeeze(-1)
+
+
+def _run(folder, ranks, names):
+    command = [sys.executable, str(Path(__file__).with_name("engine_updates.py")), str(folder), *names]
+    environment = os.environ | {
+        "VERL_PLATFORM": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(ranks),
+        # The ranks meet in a file; verl's Worker wants the address to be there, and nobody uses it.
+        "DIST_INIT_METHOD": f"file://{folder}/rendezvous{ranks}",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    }
+    logs = [folder / f"{rank}of{ranks}.log" for rank in range(ranks)]
+    processes = []
+    try:
+        for rank, log in enumerate(logs):
+            with log.open("w") as output:
+                processes.append(
+                    subprocess.Popen(
+                        command, env=environment | {"RANK": str(rank)}, stdout=output, stderr=subprocess.STDOUT
+                    )
+                )
+        for process, log in zip(processes, logs, strict=True):
+            assert process.wait(timeout=1000) == 0, log.read_text()[-4000:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def before(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def exact(folder):
+    """(loss, gradient) of the formula in float64, by algorithm."""
+    rows = json.loads((folder / "rows.json").read_text())
+    found = {}
+    for algorithm, gate in GATES.items():
+        model = Qwen2ForCausalLM.from_pretrained(folder / "model", dtype=torch.float64, attn_implementation="eager")
+        loss = torch.zeros((), dtype=torch.float64)
+        for row in rows:
+            old_log_probs, mask = torch.tensor(row["old_log_probs"]).double(), torch.tensor(row["mask"])
+            advantages = torch.full_like(old_log_probs, row["advantage"])
+            arguments = (x.unsqueeze(0) for x in (_log_probs(model, row), old_log_probs, advantages, mask))
+            loss = loss + sspo_loss_matrix(*arguments, gate).sum() / mask.sum() / 8
+        loss.backward()
+        found[algorithm] = loss.item(), {name: p.grad for name, p in model.named_parameters()}
+    return found
+
+
+def _logged(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def _gradient(folder, before, name):
+    """SGD at rate 1 moved the parameters by minus the gradient."""
+    after = load_file(folder / f"{name}.safetensors")
+    # verl adds the output layer, which is the embedding.
+    assert torch.equal(after.pop("lm_head.weight"), after["model.embed_tokens.weight"])
+    assert after.keys() == before.keys()
+    return {key: before[key].double() - after[key].double() for key in before}
+
+
+def _largest(gradient):
+    return max(values.abs().max().item() for values in gradient.values())
+
+
+def _difference(gradient, other):
+    """Largest difference of two elements, as a share of the largest gradient of `other`."""
+    return _largest({key: gradient[key] - other[key] for key in other}) / _largest(other)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_gradient_is_the_formula_s_however_the_batch_is_split(folder, before, exact, name):
+    loss, gradient = exact[SETTINGS[name].algorithm]
+    assert _difference(_gradient(folder, before, name), gradient) < TOLERANCE
+    metrics = _logged(folder, name)["metrics"]
+    norm = torch.cat([values.flatten() for values in gradient.values()]).norm().item()
+    assert metrics["grad_norm"] == [pytest.approx(norm, rel=TOLERANCE)]
+    assert metrics["loss"] == [pytest.approx(loss, rel=TOLERANCE)]
+
+
+def test_update_is_not_trivial(folder, before, exact):
+    _, gradient = exact["sspo"]
+    # Every parameter moves, and the three gates move them differently.
+    assert all(values.abs().max() > 1e-3 * _largest(gradient) for values in gradient.values())
+    for name in ("sspo_v1", "sspo_forward"):
+        assert _difference(exact[name][1], gradient) > 0.1
+    # Off policy: about half of the gradient does not pass the gates.
+    assert 0.2 < _logged(folder, "whole")["metrics"]["sspo/slope"][0] < 0.8
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_batch_was_split_as_the_setting_says(folder, name):
+    setting, shapes = SETTINGS[name], _logged(folder, name)["shapes"]
+    rows = (len(ROWS) + setting.padding) // setting.ranks
+    if setting.packed:
+        assert all(shape[0] == 1 for shape in shapes)
+    else:
+        assert sum(shape[0] for shape in shapes) == rows
+    if setting.packed and setting.ranks == 1:
+        tokens = sum(prompt + response for prompt, response, _ in ROWS)
+        assert sum(shape[1] for shape in shapes) == tokens + setting.padding * PADDING_TOKENS
+    if setting.micro is None:
+        # A padding row fills a micro-batch, and both ranks have as many as the one that holds these rows.
+        assert len(shapes) == 3
+    else:
+        assert len(shapes) == rows // setting.micro
+
+
+@pytest.mark.parametrize("name", ["counted_padding", "ranks_counted_padding"])
+def test_verl_counts_padding_rows_in_the_mean(folder, before, exact, name):
+    """Its trainer divides by the mini-batch with its padding: four more rows of twelve shrink the gradient by 8/12."""
+    _, gradient = exact["sspo"]
+    counted = _gradient(folder, before, name)
+    assert _difference(counted, {key: values * 8 / 12 for key, values in gradient.items()}) < TOLERANCE
+
+
+def test_a_loss_that_depends_on_the_split_is_seen(folder, before):
+    """verl's geo_mean divides by the rows of the micro-batch: eight micro-batches, eight times the gradient."""
+    whole, split = (_gradient(folder, before, f"geo_mean_{name}") for name in ("whole", "micro_1"))
+    assert _difference(split, whole) == pytest.approx(7, rel=1e-3)
+    assert _difference(split, {key: 8 * values for key, values in whole.items()}) < TOLERANCE
+
+
+def test_adam_moves_the_parameters_alike(folder, before, exact):
+    """The recipes' optimizer, with clipping. Its first step is the rate times the sign of the gradient.
+
+    That is the same wherever the gradient is more than noise, but for Adam's epsilon of 1e-8 and the weight decay.
+    """
+    whole, split = (load_file(folder / f"{name}.safetensors") for name in ("adam_whole", "ranks_adam"))
+    _, gradient = exact["sspo"]
+    for key, values in gradient.items():
+        clear = values.abs() > TOLERANCE * _largest(gradient)
+        assert clear.float().mean() > 0.9
+        assert (whole[key] - split[key]).abs()[clear].max() < 1e-3 * ADAM_RATE
+        moved = (before[key] - whole[key])[clear] / ADAM_RATE
+        torch.testing.assert_close(moved, values[clear].sign().float(), atol=0.03, rtol=0)
