@@ -33,20 +33,20 @@ class GlooCheckpointEngine(CheckpointEngine):
 
     def __init__(self, bucket_size: int, is_master: bool = False) -> None:
         self.is_master = is_master
-        self._store: TCPStore | None = None
-        self._group: ProcessGroupGloo | None = None
+        self._store: Any = None
+        self._group: Any = None
 
-    def prepare(self) -> tuple[str, int] | None:
-        """Host and port at which the first trainer rank expects the others, None for all but that one."""
+    def prepare(self) -> dict[str, Any]:
+        """Where the first trainer rank expects the others; nothing for the others."""
         if not self.is_master:
-            return None
+            return {}
         host = ray.util.get_node_ip_address().strip("[]")
         self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
-        return host, self._store.port
+        return {"host_name": host, "port": self._store.port}
 
     @classmethod
     def build_topology(
-        cls, actor_wg_world_size: int, rollout_world_size: int, metadata: list[Any]
+        cls, actor_wg_world_size: int, rollout_world_size: int, metadata: list[dict]
     ) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
         """The first trainer rank and all rollouts make the group; the other trainer ranks get -1."""
 
@@ -61,11 +61,11 @@ class GlooCheckpointEngine(CheckpointEngine):
         trainers = [0] + [-1] * (actor_wg_world_size - 1)
         return arguments(trainers), arguments(range(1, 1 + rollout_world_size))
 
-    def init_process_group(self, rank: int, world_size: int, address: tuple[str, int]) -> None:
+    def init_process_group(self, rank: int, world_size: int, address: dict[str, Any]) -> None:  # type: ignore[override]
         if rank < 0:
             return
         if rank > 0:
-            self._store = TCPStore(*address, is_master=False, timeout=TIMEOUT)
+            self._store = TCPStore(**address, is_master=False, timeout=TIMEOUT)
         self._group = ProcessGroupGloo(self._store, rank, world_size, TIMEOUT)
 
     def finalize(self) -> None:
@@ -81,23 +81,20 @@ class GlooCheckpointEngine(CheckpointEngine):
         if self.is_master:
             self._broadcast(b"")
 
-    async def receive_weights(self, global_steps: int | None = None) -> AsyncGenerator[tuple[str, torch.Tensor], None]:
+    async def receive_weights(  # type: ignore[override]  # verl's declaration lacks the `yield`
+        self, global_steps: int | None = None
+    ) -> AsyncGenerator[tuple[str, torch.Tensor], None]:
         while message := self._broadcast():
             for name, weight in load(message).items():
                 yield name, weight
 
     def _broadcast(self, message: bytes = b"") -> bytes:
         """What the first rank sends, in every process of the group; nothing ends the transfer."""
-        assert self._group is not None
         length = torch.tensor([len(message)])
         self._group.broadcast(length, 0).wait()
         if not length:
             return b""
-        content = (
-            torch.frombuffer(bytearray(message), dtype=torch.uint8)
-            if message
-            else torch.empty(length, dtype=torch.uint8)
-        )
+        content = torch.frombuffer(bytearray(message or int(length)), dtype=torch.uint8)
         self._group.broadcast(content, 0).wait()
         return content.numpy().tobytes()
 

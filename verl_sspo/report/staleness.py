@@ -98,6 +98,7 @@ def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
 def _name(panel: Axes, title: str) -> None:
     panel.set_title(title, loc="left", fontsize=9)
     panel.set_xlabel("lag of the rollout, updates")
+    panel.set_xlim(left=0)
 
 
 def main() -> None:
