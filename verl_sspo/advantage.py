@@ -52,4 +52,6 @@ def group_relative_advantages(
         std = torch.sqrt(zeros.index_add(0, groups, deviation * deviation) / others)
         std = torch.where(single, 1.0, std.clamp(min=std_floor))
         advantages = advantages / (std + epsilon)[groups]
-    return advantages.to(rewards.dtype)
+    # 0 where every reward of the group is finite, NaN elsewhere.
+    spoiled = zeros.index_add(0, groups, exact - exact)
+    return (advantages + spoiled[groups]).to(rewards.dtype)

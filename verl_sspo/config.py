@@ -13,6 +13,11 @@ from typing import Any
 from verl_sspo.gates import Gate
 
 
+def _check_switch(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be true or false")
+
+
 @dataclass(frozen=True)
 class SSPOAdvantageConfig:
     """Options of the advantage estimator `sspo`, read from `algorithm.sspo`.
@@ -54,11 +59,6 @@ class SSPOAdvantageConfig:
 
 # Whoever imports verl first loads this package as its plugin, which needs what stands above.
 from verl.workers.config import PolicyLossConfig  # noqa: E402
-
-
-def _check_switch(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}={value!r} must be true or false")
 
 
 @dataclass

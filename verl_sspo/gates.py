@@ -16,6 +16,7 @@ the other families, arXiv:2602.19345v2. `side="forward"` is our own extension.
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,7 @@ class Gate:
                 raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(allowed)}")
         for name, tau in (("tau_pos", self.tau_pos), ("tau_neg", self.tau_neg)):
             number = isinstance(tau, int | float) and not isinstance(tau, bool)
-            if not number or not math.isfinite(tau) or tau <= 0:
+            if not number or not 0 < tau <= sys.float_info.max:
                 raise ValueError(f"{name}={tau!r} must be a finite number > 0 (the papers use 1 to 12)")
         if self.side == "forward" and self.is_sapo:
             raise ValueError(

@@ -91,6 +91,14 @@ def test_a_nonfinite_reward_stays_in_its_group():
     assert advantages[2:].isfinite().all()
 
 
+@pytest.mark.parametrize("rewards", [[float("inf")], [float("inf"), 0.0, 1.0], [0.0, float("-inf")]])
+def test_an_infinite_reward_never_gives_a_number(rewards):
+    groups = torch.zeros(len(rewards), dtype=torch.int64)
+    for normalize_by_std in (True, False):
+        advantages = group_relative_advantages(torch.tensor(rewards), groups, normalize_by_std=normalize_by_std)
+        assert advantages.isnan().all()
+
+
 def test_an_index_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="2 prompts for 3 responses"):
         sspo_advantages([1.0, 0.0, 1.0], ["a", "a"])

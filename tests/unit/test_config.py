@@ -40,3 +40,9 @@ def test_advantage_options_are_read_and_checked():
         SSPOAdvantageConfig(std_floor=-0.1)
     with pytest.raises(ValueError, match=r"std_flor.*baseline"):
         SSPOAdvantageConfig.from_algorithm({"sspo": {"std_flor": 0.1}})
+
+
+@pytest.mark.parametrize("sspo", [True, False, 3, "mean", ["baseline"], {3: 1, "x": 2}, {"std_floor": 10**400}])
+def test_advantage_options_of_any_kind_are_refused_by_name(sspo):
+    with pytest.raises(ValueError, match=r"algorithm\.sspo"):
+        SSPOAdvantageConfig.from_algorithm({"sspo": sspo})

@@ -126,6 +126,7 @@ def test_ratio_gates_are_positive_at_ratio_zero(shape, tau):
         ({"tau_pos": math.inf}, "tau_pos"),
         ({"tau_neg": math.nan}, "tau_neg"),
         ({"tau_pos": "10"}, "tau_pos"),
+        ({"tau_pos": 10**400}, "tau_pos"),
         ({"tau_pos": True}, "tau_pos"),
         ({"shape": "sigmoid", "domain": "ratio", "side": "forward"}, "f\\(1\\) = 1"),
     ],

@@ -57,6 +57,12 @@ import verl
     assert "doctor" in done.stderr
 
 
+def test_the_configuration_may_be_imported_before_verl(tmp_path):
+    done = python("import verl_sspo.config\n" + FIND, tmp_path)
+    assert done.stdout.split() == ["verl_sspo.algorithm", "verl_sspo.algorithm"], done.stderr
+    assert "could not be loaded" not in done.stderr
+
+
 def test_loading_twice_is_harmless(tmp_path):
     done = python("import verl_sspo.plugin, verl\n" + FIND, tmp_path, VERL_USE_EXTERNAL_MODULES="verl_sspo.plugin")
     assert done.stdout.split() == ["verl_sspo.algorithm", "verl_sspo.algorithm"], done.stderr
