@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 
 from hydra.errors import HydraException
@@ -32,11 +33,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def _findings(arguments: argparse.Namespace, config: DictConfig | None) -> Iterator[Finding]:
-    if config is not None:
-        yield from configuration_findings(config)
-    if arguments.config_only:
-        return
+def _machine_findings(arguments: argparse.Namespace, config: DictConfig | None) -> Iterator[Finding]:
     yield from environment.package_findings(config)
     yield from environment.registration_findings(arguments.address, config)
     if config is not None:
@@ -54,19 +51,25 @@ def _findings(arguments: argparse.Namespace, config: DictConfig | None) -> Itera
 def main(argv: list[str] | None = None) -> int:
     """Prints the findings and returns the exit status: 1 if one of them is an error."""
     arguments = _arguments(argv)
-    config = None
+    config, of_config = None, []
     if arguments.config_name or arguments.overrides:
         try:
             config = compose_config(arguments.config_name or "ppo_trainer", arguments.overrides, arguments.config_dir)
         except (HydraException, OmegaConfBaseException, FileNotFoundError) as error:
             return _report([Finding("error", "compose", str(error), "correct the command line")], arguments.json)
-    status = _report(_findings(arguments, config), arguments.json)
-    if config is not None and not arguments.json and config.actor_rollout_ref.actor.policy_loss.loss_mode == "sspo":
+        of_config = configuration_findings(config)
+    # What the machine has to say is computed from values that may be wrong.
+    unusable = any(finding.check in ("value", "interpolation") for finding in of_config)
+    of_machine = [] if arguments.config_only or unusable else _machine_findings(arguments, config)
+    status = _report(itertools.chain(of_config, of_machine), arguments.json)
+    if config is None or arguments.json or any(finding.severity == "error" for finding in of_config):
+        return status
+    if config.actor_rollout_ref.actor.policy_loss.loss_mode == "sspo":
         print(f"\n{describe(config.actor_rollout_ref.actor)}")
     return status
 
 
-def _report(findings: Iterator[Finding] | list[Finding], as_json: bool) -> int:
+def _report(findings: Iterable[Finding], as_json: bool) -> int:
     seen = []
     for finding in findings:
         seen.append(finding)

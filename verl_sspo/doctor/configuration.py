@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_sspo.doctor.actor import actor_findings
 from verl_sspo.doctor.compose import reference_config
 from verl_sspo.doctor.finding import Finding
+from verl_sspo.doctor.values import value_findings
 
 GROUP_ESTIMATORS = ("sspo", "grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "opo", "grpo_passk")
 #: Sections that verl hands on without a schema, or that this package reads.
@@ -35,8 +36,9 @@ def configuration_findings(config: DictConfig) -> list[Finding]:
     Args:
         config: as `verl_sspo.doctor.compose.compose_config` returns it, or as main_ppo receives it.
     """
+    if wrong := value_findings(config):
+        return wrong
     checks = (
-        _interpolations,
         _legacy_keys,
         _ignored_keys,
         _conversion,
@@ -51,13 +53,6 @@ def configuration_findings(config: DictConfig) -> list[Finding]:
     )
     findings = [finding for check in checks for finding in check(config)]
     return [*findings, *actor_findings(config.actor_rollout_ref.actor)]
-
-
-def _interpolations(config: DictConfig) -> Iterator[Finding]:
-    try:
-        OmegaConf.to_container(config, resolve=True)
-    except Exception as error:  # verl resolves all of it inside a Ray actor, where this would be hard to read
-        yield Finding("error", "interpolation", str(error).splitlines()[0], "correct the reference it names")
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -151,7 +146,7 @@ def _registered(config: DictConfig) -> Iterator[Finding]:
         ("policy loss", loss_mode, POLICY_LOSS_REGISTRY),
         ("advantage estimator", config.algorithm.adv_estimator, ADV_ESTIMATOR_REGISTRY),
     ):
-        if name not in registry:
+        if str(name) not in registry:
             remedy = f"known: {', '.join(sorted(str(getattr(key, 'value', key)) for key in registry))}"
             yield Finding("error", "registered", f"verl knows no {kind} {name!r}", remedy)
 
@@ -190,8 +185,7 @@ def _off_policy(config: DictConfig) -> Iterator[Finding]:
 def _data_parallel_size(config: DictConfig) -> int:
     world = config.trainer.nnodes * config.trainer.n_gpus_per_node
     actor = config.actor_rollout_ref.actor
-    if actor.strategy == "megatron":
-        megatron = actor.megatron
+    if actor.strategy == "megatron" and (megatron := actor.get("megatron")):
         return world // (
             megatron.tensor_model_parallel_size * megatron.pipeline_model_parallel_size * megatron.context_parallel_size
         )
@@ -235,7 +229,7 @@ def _batch_sizes(config: DictConfig) -> Iterator[Finding]:
                 data.train_batch_size * rollout.n,
             ),
         ):
-            if micro is None or (size // ranks) % micro:
+            if not micro or micro < 1 or (size // ranks) % micro:
                 yield Finding(
                     "error",
                     "batch_size",
@@ -289,8 +283,7 @@ def _parallelism(config: DictConfig) -> Iterator[Finding]:
     world = config.trainer.nnodes * config.trainer.n_gpus_per_node
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     splits = {"rollout (tensor x data parallel)": rollout.tensor_model_parallel_size * rollout.data_parallel_size}
-    if actor.strategy == "megatron":
-        megatron = actor.megatron
+    if actor.strategy == "megatron" and (megatron := actor.get("megatron")):
         pipeline = megatron.pipeline_model_parallel_size
         splits["Megatron (tensor x pipeline x context parallel)"] = (
             megatron.tensor_model_parallel_size * pipeline * megatron.context_parallel_size
@@ -352,8 +345,8 @@ def _rewards_and_seeds(config: DictConfig) -> Iterator[Finding]:
 
 
 def _workers(config: DictConfig) -> Iterator[Finding]:
-    executable = config.ray_kwargs.ray_init.get("runtime_env", {}).get("py_executable")
-    if executable and "uv run" in executable:
+    executable = (config.ray_kwargs.ray_init.get("runtime_env") or {}).get("py_executable")
+    if "uv run" in str(executable):
         yield Finding(
             "warning",
             "py_executable",
