@@ -147,6 +147,10 @@ def test_all_algorithms_of_a_seed_come_before_the_next_seed(tmp_path):
         ("  a: {", "  a/b: {", "names a folder"),
         ("overrides: {lr: 1.0}}", "override: {lr: 1.0}}", "override"),
         ("metrics: [critic/score/mean]", "metrics: [x], summary: best", "last or mean"),
+        ("{lr: 1.0}", "{'a b': 1.0}", "Hydra"),
+        (MINIMAL, "0", "no YAML file of a suite"),
+        (MINIMAL, "- title", "a suite has keys"),
+        (MINIMAL, "\x1f", "no YAML file of a suite"),
     ],
 )
 def test_a_suite_that_does_not_fit_together_is_refused(tmp_path, old, new, message):
@@ -172,12 +176,15 @@ def test_published_numbers_need_a_status_and_rows_and_columns_that_exist(tmp_pat
 
 
 def test_nested_settings_become_hydra_overrides_and_later_ones_win(tmp_path):
-    settings = [{"a": {"b": 1, "c": [1, "x y"]}, "d": None}, {"a.b": 2.5, "e": True, "f": "it's", "g": "${a.b}"}]
+    settings = [
+        {"a": {"b": 1, "c": [1, "x y"]}, "d": None},
+        {"a.b": 2.5, "e": True, "f": r"it's \d \\'\\", "g": "${a.b}"},
+    ]
     overrides = hydra_overrides(*settings)
     assert overrides[0] == "a.b=2.5"
     (tmp_path / "toy.yaml").write_text("a: {b: 0, c: []}\nd: 1\ne: false\nf: ''\ng: 0\n")
     config = compose_config("toy", overrides, tmp_path)
-    expected = {"a": {"b": 2.5, "c": [1, "x y"]}, "d": None, "e": True, "f": "it's", "g": 2.5}
+    expected = {"a": {"b": 2.5, "c": [1, "x y"]}, "d": None, "e": True, "f": r"it's \d \\'\\", "g": 2.5}
     assert OmegaConf.to_container(config, resolve=True) == expected
 
 

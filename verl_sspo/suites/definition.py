@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from verl_sspo.evaluation import Evaluation
 
@@ -136,11 +139,17 @@ def load_suite(path: Path) -> Suite:
         others = sorted(each.stem for each in path.parent.glob("*.yaml"))
         raise FileNotFoundError(f"there is no suite {path}; {path.parent} has {', '.join(others) or 'none'}")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Suite), OmegaConf.load(path))
+        given = OmegaConf.load(path)
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML file of a suite: {error}") from error
+    if not isinstance(given, DictConfig):
+        raise ValueError(f"{path} holds a list: a suite has keys")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Suite), given)
         missing = OmegaConf.missing_keys(merged)
         if missing:
             raise ValueError(f"{path}: {', '.join(sorted(missing))} must be set")
-        if "variants" in (given := OmegaConf.load(path)):
+        if "variants" in given:
             merged.variants = OmegaConf.merge(
                 {name: OmegaConf.structured(Arm) for name in given.variants}, given.variants
             )
@@ -159,6 +168,12 @@ def _check(suite: Suite, path: Path) -> None:
 
     for name in (*suite.algorithms, *suite.variants):
         require(bool(_FOLDER_NAME.fullmatch(name)), f"{name!r} names a folder: letters, digits, . _ + - only")
+    settings = [arm.overrides for arm in (*suite.variants.values(), *suite.algorithms.values())]
+    for each in (suite.overrides, *settings, dict.fromkeys(suite.seed_keys, 0)):
+        try:
+            OverridesParser.create().parse_overrides(hydra_overrides(each))
+        except HydraException as error:
+            raise ValueError(f"{path}: no overrides for Hydra: {error}") from error
     require(bool(suite.seeds) and len(set(suite.seeds)) == len(suite.seeds), "seeds must be different numbers")
     require(bool(suite.seed_keys), "seed_keys must name the keys that take the seed, or all seeds run the same")
     require(suite.baseline in suite.algorithms, f"baseline={suite.baseline!r} is no algorithm of the suite")
@@ -246,8 +261,11 @@ def _hydra_value(value: Any) -> str:
         return repr(value)
     if isinstance(value, list | tuple):
         return f"[{','.join(_hydra_value(each) for each in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_hydra_value(each)}' for key, each in value.items())}}}"
     text = str(value)
     if _PLAIN.fullmatch(text) and text.lower() not in ("null", "true", "false", "nan", "inf"):
         return text
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    # In Hydra's quotes a backslash is one, except before a quote.
+    escaped = re.sub(r"\\*('|\Z)", lambda found: found[0][:-1] * 2 + "\\'" if found[1] else found[0] * 2, text)
     return f"'{escaped}'"
