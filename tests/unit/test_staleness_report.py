@@ -62,6 +62,9 @@ def test_table_and_picture(tmp_path):
     last = data.iloc[-1]
     assert (last.slope, last.reward, last.accuracy, last.weight_min, last.weight_max) == (0.5, 0.25, 0.75, 0.5, 2.0)
     assert pd.isna(last.clipped)
+    lines = staleness.summary(SUITE, data).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| SSPO, 1", "| SSPO, 4", "| GSPO, clip 0.03, 4", "| SAPO, 4"]
+    assert lines[1] == "| SSPO, 4 | 4.5 | 0.010 |  | 0.500 |  | 0.100 | 0.500 | 2.000 |  | 25.0 | 75.0 |"
     picture = staleness.draw(SUITE, data, tmp_path / "picture" / "staleness.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
 

@@ -2,7 +2,7 @@
 
     python -m verl_sspo.report.staleness runs/staleness --output docs/trust
 
-writes staleness.png and staleness.csv, a row a step.
+writes staleness.png and staleness.csv, a row a step, and prints their means as a table.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from omegaconf import OmegaConf
 
-from verl_sspo.report import style
+from verl_sspo.report import style, tables
 from verl_sspo.report.runs import Run, read_runs, read_suite
 from verl_sspo.report.summary import EFFECTIVE_UPDATE_RATIO, REWARD
 from verl_sspo.suites import cell
@@ -58,8 +58,24 @@ def table(suite: Suite, runs: list[Run]) -> pd.DataFrame:
             | {column: data.get(metric) for column, metric in METRICS.items()}
             for step, data in run.metrics.steps.items()
         ]
-    data = pd.DataFrame(rows).astype({"accuracy": float})
+    data = pd.DataFrame(rows).astype(dict.fromkeys(("accuracy", *METRICS), float))
     return data.sort_values(["algorithm", "updates_per_transfer", "seed", "step"], ignore_index=True)
+
+
+def summary(suite: Suite, data: pd.DataFrame) -> str:
+    """Means over all steps at one frequency of transfers, as Markdown; accuracies are those at the end."""
+    columns = ("lag", "kl", "abs_log_ratio", "slope", "clipped", "weight_std", "weight_min", "weight_max", "entropy")
+    means = data.groupby(["updates_per_transfer", "algorithm"]).mean(numeric_only=True)
+    rows = [
+        [f"{suite.algorithms[algorithm].title}, {every}", f"{own.lag:.1f}"]
+        + ["" if pd.isna(own[column]) else f"{own[column]:.3f}" for column in columns[1:]]
+        + [f"{100 * own.reward:.1f}", f"{100 * own.accuracy:.1f}"]
+        for every in sorted(data.updates_per_transfer.unique())
+        for algorithm in suite.algorithms
+        if (every, algorithm) in means.index
+        for own in [means.loc[every, algorithm]]
+    ]
+    return tables.markdown(["algorithm, updates per transfer", *columns, "reward, %", "accuracy, %"], rows)
 
 
 def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
@@ -108,7 +124,8 @@ def main() -> None:
     arguments = parser.parse_args()
     suite = read_suite(arguments.runs)
     data = table(suite, read_runs(arguments.runs))
-    print(draw(suite, data, arguments.output / "staleness.png"))
+    draw(suite, data, arguments.output / "staleness.png")
+    print(summary(suite, data))
     data.round(5).to_csv(arguments.output / "staleness.csv", index=False)
 
 
