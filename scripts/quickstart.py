@@ -49,8 +49,8 @@ def caption(config: DictConfig) -> str:
         method += f", {loss.gate} gate of the {variable}, τ {loss.tau_pos:g} / {loss.tau_neg:g}, side: {loss.gate_side}"
     updates = data.train_batch_size // actor.ppo_mini_batch_size * actor.ppo_epochs
     return (
-        f"{task.digits}-digit additions with worked steps; a Qwen2 of 132,000 parameters whose teacher forgot to "
-        f"carry. {method}. A step: {data.train_batch_size} prompts × {rollout.n} responses, {updates} updates; "
+        f"{task.digits}-digit additions with worked steps; a tiny Qwen2 whose teacher forgot to carry. "
+        f"{method}. A step: {data.train_batch_size} prompts × {rollout.n} responses, {updates} updates; "
         f"learning rate {actor.optim.lr:g}, seed {task.seed}. "
         "Responses are sampled at temperature 1, for validation too."
     )
@@ -84,7 +84,13 @@ def main() -> int:
     if errors := [finding for finding in configuration_findings(config) if finding.severity == "error"]:
         parser.error("\n".join(map(str, errors)))
     try:
-        prepare_arithmetic(Path(config.task.folder).parent, digits=digits, seed=config.task.seed, console=console)
+        prepare_arithmetic(
+            Path(config.task.folder).parent,
+            digits=digits,
+            seed=config.task.seed,
+            heads=config.task.heads,
+            console=console,
+        )
     except ValueError as error:
         parser.error(str(error))
     if errors := [finding for finding in data_findings(config) if finding.severity == "error"]:

@@ -74,7 +74,8 @@ def prepare_task(config: DictConfig, console: Console | None = None, benchmarks:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Runs side by side share tasks: the first makes it, the others wait.
         with FileLock(folder.parent / f".{folder.name}.lock"):
-            prepare_arithmetic(folder.parent, digits=config.task.digits, seed=config.task.seed, console=console)
+            task = config.task
+            prepare_arithmetic(folder.parent, task.digits, task.seed, heads=task.heads, console=console)
     files = list(benchmarks)
     for named in (config.data.train_files, config.data.val_files):
         files += [named] if isinstance(named, str) else list(named)

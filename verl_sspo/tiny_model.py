@@ -26,6 +26,10 @@ CHAT_TEMPLATE = (
 )
 
 
+# Attention heads of the model.
+HEADS = 4
+
+
 def create_tokenizer() -> Qwen2Tokenizer:
     """A Qwen2 tokenizer without merges: 256 byte tokens, `<|endoftext|>` (padding) and `<|im_end|>` (end of sequence).
 
@@ -38,16 +42,20 @@ def create_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def create_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
-    """An untrained Qwen2 of 132,000 parameters in float32, its vocabulary exactly the tokenizer's."""
+def create_model(tokenizer: Qwen2Tokenizer, seed: int, heads: int = HEADS) -> Qwen2ForCausalLM:
+    """An untrained Qwen2 of 132,000 parameters in float32, its vocabulary exactly the tokenizer's.
+
+    With 2 `heads` it has 99,000 and is what vLLM takes it for: vLLM divides the width, 64, by the heads to have their
+    size, and loads a part of the weights, without a word, where that is not `head_dim`.
+    """
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
         # Heads of 32: the smallest that vLLM's attention on CPU takes.
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         head_dim=32,  # type: ignore[call-arg]  # read by the model, not declared by the config
         max_position_embeddings=4096,
         # Transformers' defaults (0.02, 10,000) suit large models and long texts: here they learn several times slower.
@@ -113,6 +121,7 @@ def prepare_arithmetic(
     val_size: int = 512,
     warm_up_steps: int = 600,
     warm_up_batch: int = 64,
+    heads: int = HEADS,
     console: Console | None = None,
 ) -> Path:
     """Careless carry, ready for verl: problems as parquet and a model that has learnt from the careless teacher.
@@ -128,6 +137,7 @@ def prepare_arithmetic(
         val_size: validation problems, disjoint from them.
         warm_up_steps: supervised updates.
         warm_up_batch: solutions in each.
+        heads: attention heads of the model, see `create_model`.
 
     Returns:
         The folder, with `train.parquet`, `val.parquet` and `model/`.
@@ -143,10 +153,12 @@ def prepare_arithmetic(
         "val_size": val_size,
         "warm_up_steps": warm_up_steps,
         "warm_up_batch": warm_up_batch,
+        "heads": heads,
     }
     directory = root / f"digits{digits}-seed{seed}"
     record = directory / "made_with.json"
-    if record.exists() and json.loads(record.read_text()) == made_with:
+    # Folders from before heads could be chosen do not tell them.
+    if record.exists() and {"heads": HEADS} | json.loads(record.read_text()) == made_with:
         return directory
 
     root.mkdir(parents=True, exist_ok=True)
@@ -156,7 +168,7 @@ def prepare_arithmetic(
         arithmetic.write_dataset(made, digits, train_size, val_size, seed)
 
         tokenizer = create_tokenizer()
-        model = create_model(tokenizer, seed)
+        model = create_model(tokenizer, seed, heads)
         problems = arithmetic.problems(digits, train_size + val_size, seed)[:train_size]
         rng = random.Random(seed)
 

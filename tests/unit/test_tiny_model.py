@@ -57,6 +57,13 @@ def test_model_is_small_seeded_and_fits_the_tokenizer():
     assert not torch.equal(model.get_input_embeddings().weight, other.get_input_embeddings().weight)
 
 
+def test_with_two_heads_their_size_is_the_width_over_the_heads():
+    model = create_model(TOKENIZER, seed=0, heads=2)
+    assert model.config.hidden_size // model.config.num_attention_heads == model.config.head_dim == 32
+    # Of each of the two layers half of q, k, v with bias and of o: 2 * (3 * (64 * 64 + 64) + 64 * 64) parameters less.
+    assert model.num_parameters() == 132_288 - 33_152
+
+
 def test_warm_up_teaches_the_responses_and_not_the_prompts():
     def loss_of(text, from_token):
         ids = TOKENIZER(text + TOKENIZER.eos_token, return_tensors="pt")["input_ids"]
