@@ -60,7 +60,7 @@ def test_combinations_use_every_file():
     shared = {"gpu", "megatron", "base"}
     for group, names in zip(("algo", "hardware", "model"), used[1:], strict=True):
         files = {path.stem for path in (RECIPES / group).glob("*.yaml")}
-        assert files - names - shared <= {"cpu", "tiny"}, group
+        assert files - names - shared <= {"cpu", "cpu_vllm", "tiny"}, group
     assert {(a, h in FSDP) for _, a, h, _ in COMBINATIONS} == set(itertools.product(ALGORITHMS, (True, False)))
 
 
@@ -77,9 +77,19 @@ def test_recipe_is_sound(task, algorithm, hardware, model):
     assert updates == (2 if task == "gsm8k_deepmath" else 4)
 
 
+@pytest.mark.parametrize("hardware", ["cpu", "cpu_vllm"])
 @pytest.mark.parametrize("task", TASKS)
-def test_recipe_is_sound_without_a_gpu(task):
-    assert configuration_findings(_compose(task, "hardware=cpu", "model=tiny")) == []
+def test_recipe_is_sound_without_a_gpu(task, hardware):
+    assert configuration_findings(_compose(task, f"hardware={hardware}", "model=tiny")) == []
+
+
+def test_cpu_vllm_is_cpu_with_another_rollout():
+    cpu, vllm = (OmegaConf.to_container(_compose("quickstart", f"hardware={name}")) for name in ("cpu", "cpu_vllm"))
+    cpu, vllm = dict(_flat(cpu)), dict(_flat(vllm))
+    differs = {key for key in cpu.keys() | vllm.keys() if cpu.get(key) != vllm.get(key)}
+    where = ("actor_rollout_ref.rollout.", "ray_kwargs.ray_init.runtime_env.env_vars.")
+    assert [key for key in differs if not key.startswith(where)] == []
+    assert vllm["actor_rollout_ref.rollout.name"] == "vllm"
 
 
 def test_quickstart_is_sound():

@@ -53,9 +53,12 @@ def _installed(name: str) -> str | None:
 
 def _needed_by(config: DictConfig) -> Iterator[Finding]:
     rollout = config.actor_rollout_ref.rollout.name
+    on_cpu = config.trainer.device == "cpu"
     needs = {}
     if rollout in ("vllm", "sglang"):
-        needs[rollout] = ("error", f"rollout.name={rollout} needs it", "pip install 'verl-sspo[gpu]'")
+        remedy = "scripts/setup_cpu_vllm.sh, then VENV=.venv-vllm" if on_cpu else "pip install 'verl-sspo[gpu]'"
+        needs[rollout] = ("error", f"rollout.name={rollout} needs it", remedy)
+    if rollout in ("vllm", "sglang") and not on_cpu:
         needs["flash-attn"] = (
             "warning",
             "verl's FSDP engine asks transformers for flash_attention_2",
@@ -77,11 +80,11 @@ def _needed_by(config: DictConfig) -> Iterator[Finding]:
 
 
 def accelerator_findings(config: DictConfig) -> Iterator[Finding]:
-    """The GPUs of this machine against `trainer.n_gpus_per_node`. The embedded engine `hf` needs none."""
+    """The GPUs of this machine against `trainer.n_gpus_per_node`. The hardware `cpu` and `cpu_vllm` need none."""
     import torch
 
-    if config.actor_rollout_ref.rollout.name == "hf":
-        yield Finding("ok", "accelerator", f"none needed: rollout.name=hf on {os.cpu_count()} CPU cores")
+    if config.trainer.device == "cpu":
+        yield Finding("ok", "accelerator", f"none needed: trainer.device=cpu on {os.cpu_count()} CPU cores")
         return
     count, wanted = torch.cuda.device_count(), config.trainer.n_gpus_per_node
     if count < wanted:
