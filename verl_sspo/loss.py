@@ -253,8 +253,10 @@ def _loss_of_rows(
     log_ratio.view(keep.dtype).bitwise_and_(keep)
     advantages = (advantages.to(dtype).view(keep.dtype) & keep).view(dtype)
     del keep
-    tau = torch.gt(advantages, 0.0, out=torch.empty_like(advantages))
-    tau.mul_(gate.tau_pos - gate.tau_neg).add_(gate.tau_neg)
+    # Added to the smaller temperature, so that it is exact and the rounding small beside the larger one.
+    takes_larger = torch.gt if gate.tau_pos > gate.tau_neg else torch.le
+    tau = takes_larger(advantages, 0.0, out=torch.empty_like(advantages))
+    tau.mul_(abs(gate.tau_pos - gate.tau_neg)).add_(min(gate.tau_pos, gate.tau_neg))
     log_f, slope = gate.log_value_and_slope(log_ratio, tau)
     if gate.side == "forward":
         moved_forward = torch.sign(advantages).mul_(log_ratio)

@@ -200,6 +200,15 @@ def test_low_precision_input_is_computed_in_float32(dtype):
     torch.testing.assert_close(gradient.double(), exact[1], rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
 
 
+@pytest.mark.parametrize(("tau_pos", "tau_neg"), [(1e-3, 1e3), (1e3, 1e-3), (1e-4, 1e8)])
+def test_temperatures_far_apart_keep_their_precision(tau_pos, tau_neg):
+    arguments, gate = batch(18, dtype=torch.float32, scale=0.3), Gate("arctan", "log", tau_pos, tau_neg)
+    loss, gradient = value_and_gradient(*arguments, gate)
+    exact = value_and_gradient(*(t.double() if t.is_floating_point() else t for t in arguments), gate)
+    torch.testing.assert_close(loss.double(), exact[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient.double(), exact[1], rtol=1e-4, atol=1e-9)
+
+
 def test_float64_stays_float64():
     loss, gradient = value_and_gradient(*batch(10), Gate())
     assert loss.dtype == gradient.dtype == torch.float64
