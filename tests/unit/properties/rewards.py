@@ -1,0 +1,140 @@
+"""Rewards: whatever a model writes gets a score, in time, and an answer is found in whatever noise."""
+
+import json
+import re
+import time
+
+from hypothesis import strategies as st
+
+from properties import Property
+from verl_sspo.rewards import COLUMNS, compute_score
+from verl_sspo.rewards.code import extract_program, same_output
+
+# What answers are made of, as models and data sets write them.
+_WORDS = r"""
+    \boxed{ \boxed \fbox{ \framebox{ <answer> </answer> <think> </think> #### ##### { } ( ) [ ] \{ \} \left( \right)
+    \frac{ \frac12 \dfrac \sqrt \sqrt[3]{ \text{ \mathrm{ \begin{pmatrix} \end{pmatrix} \begin{ \end{ & \\ \cup \pm
+    \mp \emptyset \infty \pi \in \le \mid \dots ... \% % $ $$ \$ \( \) \[ \] ^ _ ^\circ ^{10} _8 _{10} = == < > + - *
+    / , ; : . \times \cdot \overline{ \binom{ ! | ~ 0 1 2 3 10 007 1,000 0.5 .5 5. 1e5 1e999 9^9 x y a e i pi and or
+    cm inches dollars million − × ½ ² ° π € <|im_end|> ``` ```python ~~~ def return print( # ' " \x \0 \
+"""
+_SIGNS = (" ", "\n", "\t", "\r\n", "\u2028", "\x00", "\ufeff", "\ud800", "\u0660", "\u00b2")
+PIECES = st.sampled_from((*_WORDS.split(), *_SIGNS))
+TEXT = st.lists(PIECES | st.text(max_size=4), max_size=30).map("".join)
+# The same few pieces again and again: what makes a parser slow.
+LONG = st.lists(st.tuples(TEXT, st.integers(1, 2000)), min_size=1, max_size=3).map(
+    lambda parts: "".join((piece * times)[:20_000] for piece, times in parts)
+)
+GOLDS = st.sampled_from(
+    ("72", "-3", "1,000", "0.5", r"\frac{3}{4}", r"(1,2)", r"\{1,2\}", r"2\sqrt{3}", "x^2+1", "C", r"\text{Evelyn}")
+)
+NUMBERS = st.integers(-(10**9), 10**9)
+# Seconds of this thread's own work on one response; the time of child processes has a limit of its own.
+SECONDS = 3.0
+
+
+def get_a_score(response: str, gold: str, options: dict) -> None:
+    """Mathematics: any response has a score in [0, 1] in bounded time."""
+    for source in ("openai/gsm8k", "HuggingFaceH4/MATH-500"):
+        for text in (response, rf"\boxed{{{response}}}"):
+            started = time.thread_time()
+            scored = compute_score(source, text, gold, **options)
+            assert time.thread_time() - started < SECONDS
+            assert scored.keys() == COLUMNS.keys()
+            assert 0.0 <= scored["score"] <= 1.0 + options.get("format_reward", 0.0)
+            assert scored["acc"] in (0.0, 1.0)
+
+
+def find_the_answer(before: str, gold: str, after: str) -> None:
+    """Mathematics: the last answer counts, whatever stands around it."""
+    after = re.sub("box|answer|####", "", after)
+    for form in (rf"\boxed{{{gold}}}", rf"<answer>{gold}</answer>", rf"<answer>so \boxed{{{gold}}}</answer>"):
+        scored = compute_score("HuggingFaceH4/MATH-500", f"{before}\n{form}\n{after}", gold)
+        assert scored["score"] == 1.0, form
+
+
+def find_the_number(before: str, number: int, after: str) -> None:
+    """gsm8k and arithmetic: the number after the last ####, the last number."""
+    after = re.sub("box|answer|####", "", after)
+    assert compute_score("openai/gsm8k", f"{before}\n#### {number:,}\n{after}", str(number))["score"] == 1.0
+    no_digits = re.sub("[0-9]", "", after)
+    text = f"{before} {abs(number)} {no_digits}"
+    assert compute_score("arithmetic", text, str(abs(number)))["score"] == 1.0
+    assert compute_score("arithmetic", text, str(abs(number) + 1))["score"] == 0.0
+
+
+def find_the_program(before: str, program: str, after: str) -> None:
+    """Code: the Python block is found in any prose, and any prose is read in time."""
+    started = time.thread_time()
+    extract_program(before)
+    assert time.thread_time() - started < SECONDS
+    before, program, after = (re.sub("`{3,}|~{3,}", "", text) for text in (before, program, after))
+    found = extract_program(f"{before}\n```python\n{program}\n```\n{after}")
+    assert found == f"{program}\n"
+
+
+def compare_outputs(output: bytes, expected: str) -> None:
+    """Code: any output is compared in time, and what is expected is right."""
+    started = time.thread_time()
+    same_output(output, expected)
+    assert time.thread_time() - started < SECONDS
+    written = expected.encode(errors="replace")
+    assert same_output(written, written.decode())
+
+
+CASES = {
+    "mbpp": {"asserts": ["assert f(1) == 2"]},
+    "openai_humaneval": {"entry_point": "f", "test": "def check(candidate):\n    assert candidate(1) == 2"},
+    "apps": {"inputs": ["1\n"], "outputs": ["2\n"]},
+    "taco": {"fn_name": "f", "inputs": [[1]], "outputs": [2]},
+}
+# Lines of programs that say many things and no answer.
+LINES = st.sampled_from(
+    (
+        *("def f(x):", "    return 3", "    return x", "    yield x", "    f(x)", "class f:", "    pass", "exit()"),
+        *("print(0)", "import os, sys", "sys.exit(0)", "os._exit(0)", "os.close(1)", "raise BaseException"),
+        *("input()", "print('\\0' * 9)", "print(2, file=open('x', 'w'))", "while 1: pass", "f = None", "f = 'ü'", "#"),
+        *("sys.stdout.buffer.write(b'\\xff')", "open('/etc/passwd').read()", "lambda: (", "'''", "del f", "\\"),
+    )
+)  # fmt: skip
+
+
+def run_in_the_sandbox(lines: list[str], odd: str, source: str) -> None:
+    """Code: any program is judged, and one that does not know the answer does not pass."""
+    program = "\n".join([*lines, odd.replace("2", "")])
+    scored = compute_score(
+        source,
+        f"```python\n{program}\n```",
+        json.dumps(CASES[source]),
+        test_timeout=2.0,
+        program_timeout=4.0,
+        memory_mb=256,
+    )
+    assert scored.keys() == COLUMNS.keys()
+    assert scored["score"] == 0.0, scored
+
+
+PROPERTIES = {
+    "rewards.score": Property(
+        get_a_score,
+        {
+            "response": TEXT | LONG,
+            "gold": GOLDS | TEXT,
+            "options": st.sampled_from(({"math_timeout": 2.0}, {"math_timeout": 2.0, "format_reward": 0.5})),
+        },
+        examples=50,
+    ),
+    "rewards.answer": Property(find_the_answer, {"before": TEXT | LONG, "gold": GOLDS, "after": TEXT}),
+    "rewards.number": Property(find_the_number, {"before": TEXT | LONG, "number": NUMBERS, "after": TEXT}),
+    "rewards.program": Property(find_the_program, {"before": TEXT | LONG, "program": TEXT, "after": TEXT}),
+    "rewards.output": Property(
+        compare_outputs,
+        {"output": st.binary(max_size=200) | LONG.map(lambda s: s.encode(errors="replace")), "expected": TEXT | LONG},
+    ),
+    "rewards.sandbox": Property(
+        run_in_the_sandbox,
+        {"lines": st.lists(LINES, max_size=6), "odd": TEXT, "source": st.sampled_from(sorted(CASES))},
+        examples=5,
+        program="bwrap",
+    ),
+}
