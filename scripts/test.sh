@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh test
+# The real vLLM in an environment of its own. Where there is no build of it its test skips and says so.
+if [ "$(uname -sm)" = "Linux x86_64" ]; then VENV=${VERL_SSPO_VLLM_VENV:-.venv-vllm} scripts/setup_cpu_vllm.sh; fi
 
 # bubblewrap is the sandbox of model-written programs, Chromium opens a report: without them their tests skip and say so.
 missing=()
