@@ -218,6 +218,7 @@ def test_command_line(capsys):
         },
         {"actor_rollout_ref.actor.policy_loss.gate=clip": "gate='clip' is unknown"},
         {"model_engine=paper": "paper"},
+        {"data=1": "must be a string"},
     ],
 )
 def test_values_that_nothing_can_be_computed_from_are_named(named, capsys):

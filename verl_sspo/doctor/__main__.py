@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.config_name or arguments.overrides:
         try:
             config = compose_config(arguments.config_name or "ppo_trainer", arguments.overrides, arguments.config_dir)
-        except (HydraException, OmegaConfBaseException, FileNotFoundError) as error:
+        except (HydraException, OmegaConfBaseException, FileNotFoundError, ValueError) as error:
             return _report([Finding("error", "compose", str(error), "correct the command line")], arguments.json)
         of_config = configuration_findings(config)
     # What the machine has to say is computed from values that may be wrong.

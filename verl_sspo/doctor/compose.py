@@ -32,6 +32,7 @@ def compose_config(
     Raises:
         hydra.errors.HydraException: on a name or an override that does not compose.
         omegaconf.errors.OmegaConfBaseException: likewise.
+        ValueError: on a group that is set to a number, likewise.
     """
     own = Path(config_dir).resolve() if config_dir is not None else None
     if own is not None and not own.is_dir():

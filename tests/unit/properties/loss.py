@@ -172,12 +172,15 @@ _SETTINGS = {"gate": gates(), "mode": st.sampled_from(AGG_MODES), "sizes": globa
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 PROPERTIES = {
-    "loss.formula": Property(is_the_formula, {"batch": batches(), **_SETTINGS}),
+    "loss.formula": Property(is_the_formula, {"batch": batches(), **_SETTINGS}, examples=40),
     "loss.numbers": Property(
         withstands_any_number,
         {"batch": batches(_DTYPES, extremes=True), "garbage": st.sampled_from(GARBAGE), **_SETTINGS},
+        examples=40,
     ),
     "loss.order": Property(
-        knows_no_order, {"batch": batches(), "order": st.integers(0, 99), "padding": st.integers(0, 3), **_SETTINGS}
+        knows_no_order,
+        {"batch": batches(), "order": st.integers(0, 99), "padding": st.integers(0, 3), **_SETTINGS},
+        examples=40,
     ),
 }
