@@ -203,9 +203,9 @@ class _SSPOLoss(torch.autograd.Function):
         # On a CPU, blocks of rows keep the intermediates in the cache: each tensor crosses the memory bus once.
         rows = max(1, _CPU_BLOCK_TOKENS // max(1, response_length)) if device == "cpu" else max(1, batch_size)
         per_row = (log_prob.detach(), old_log_prob, advantages, mask, lengths, coefficients, gradient, weights)
-        loss, sums = loss_of_rows(*(tensor[:rows] for tensor in per_row), gate=gate)
+        loss, sums = loss_of_rows(gate, *(tensor[:rows] for tensor in per_row))
         for start in range(rows, batch_size, rows):
-            block_loss, block_sums = loss_of_rows(*(tensor[start : start + rows] for tensor in per_row), gate=gate)
+            block_loss, block_sums = loss_of_rows(gate, *(tensor[start : start + rows] for tensor in per_row))
             loss += block_loss
             sums += block_sums
         ctx.save_for_backward(gradient)
@@ -232,6 +232,7 @@ def _compiled_loss_of_rows() -> Callable[..., tuple[torch.Tensor, TokenSums]]:
 
 
 def _loss_of_rows(
+    gate: Gate,
     log_prob: torch.Tensor,
     old_log_prob: torch.Tensor,
     advantages: torch.Tensor,
@@ -240,7 +241,6 @@ def _loss_of_rows(
     coefficients: torch.Tensor,
     gradient_out: torch.Tensor,
     weights_out: torch.Tensor,
-    gate: Gate,
 ) -> tuple[torch.Tensor, TokenSums]:
     """Loss of whole rows; writes their gradient (rows, T) and sequence weights relative to on-policy (rows,).
 

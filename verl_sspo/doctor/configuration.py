@@ -167,11 +167,11 @@ def _off_policy(config: DictConfig) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "bypass_mode",
-            "rollout_correction.bypass_mode=true takes vLLM's log-probs as the old ones, so the gates also act on the "
-            "difference between vLLM and the actor"
-            + ("" if actor.calculate_entropy else "; actor/entropy is not logged"),
-            "unless that is meant, set algorithm.rollout_correction.bypass_mode=false; "
-            "for the entropy set actor_rollout_ref.actor.calculate_entropy=true",
+            "rollout_correction.bypass_mode=true takes the rollout's log-probs as the old ones, so the gates also act on "
+            "its lag and on the difference between its engine and the actor"
+            + ("" if actor.calculate_entropy else "; the entropy is not logged"),
+            "unless that is meant, set algorithm.rollout_correction.bypass_mode=false; for the entropy, as "
+            "actor/entropy_loss, set actor_rollout_ref.actor.calculate_entropy=true",
         )
     if config.algorithm.use_kl_in_reward and actor.policy_loss.loss_mode == "sspo":
         yield Finding(

@@ -56,4 +56,4 @@ async def update_weights(self: CheckpointEngineManager, *args: Any, **kwargs: An
     return outcome.result()
 
 
-CheckpointEngineManager.update_weights = update_weights
+CheckpointEngineManager.update_weights = update_weights  # type: ignore[method-assign]
