@@ -167,8 +167,8 @@ def _off_policy(config: DictConfig) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "bypass_mode",
-            "rollout_correction.bypass_mode=true takes the rollout's log-probs as the old ones, so the gates also act on "
-            "its lag and on the difference between its engine and the actor"
+            "rollout_correction.bypass_mode=true takes the rollout's log-probs as the old ones, so the gates also act "
+            "on its lag and on the difference between its engine and the actor"
             + ("" if actor.calculate_entropy else "; the entropy is not logged"),
             "unless that is meant, set algorithm.rollout_correction.bypass_mode=false; for the entropy, as "
             "actor/entropy_loss, set actor_rollout_ref.actor.calculate_entropy=true",
