@@ -148,6 +148,8 @@ def test_all_algorithms_of_a_seed_come_before_the_next_seed(tmp_path):
         ("overrides: {lr: 1.0}}", "override: {lr: 1.0}}", "override"),
         ("metrics: [critic/score/mean]", "metrics: [x], summary: best", "last or mean"),
         ("{lr: 1.0}", "{'a b': 1.0}", "Hydra"),
+        ("seeds: [0, 1]", "seeds: [0, [1]]", "seeds must be a list of int"),
+        ("metrics: [critic/score/mean]", "metrics: [[x]]", "metrics must be a list of str"),
         (MINIMAL, "0", "no YAML file of a suite"),
         (MINIMAL, "- title", "a suite has keys"),
         (MINIMAL, "\x1f", "no YAML file of a suite"),
