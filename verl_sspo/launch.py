@@ -256,7 +256,7 @@ def _follow(child: subprocess.Popen, family: Family, log: Path, metrics: Path, d
     """Shows what the log and the metrics say until main_ppo ends, or has not `PATIENCE` after a worker's death.
 
     Returns:
-        Which worker died first, if one did.
+        Which worker died first, if one did, and whether verl noticed.
     """
     phases = list(PHASES)
     log_lines, metric_lines = _new_lines(log), _new_lines(metrics)
@@ -281,6 +281,8 @@ def _follow(child: subprocess.Popen, family: Family, log: Path, metrics: Path, d
             display.metrics(entry["step"], entry["data"])
         if not ended:
             time.sleep(0.2)
+    if died and child.poll() is None:
+        died += f" and verl did not end in {PATIENCE} s"
     return died
 
 

@@ -182,9 +182,9 @@ print(worker.pid, file=open(sys.argv[-1], "w"), flush=True)
     ("then", "said"),
     [
         # verl notices, verl waits for ever, verl goes on as if nothing had happened.
-        ("sys.exit(1)", "failed with exit code 1"),
-        ("sys.stdout.flush(); time.sleep(600)", "was ended by SIGTERM"),
-        ("", "ended as if nothing had happened"),
+        ("sys.exit(1)", ": verl's main_ppo failed with exit code 1"),
+        ("time.sleep(600)", " and verl did not end in 1 s: verl's main_ppo was ended by SIGTERM"),
+        ("", ": verl's main_ppo ended as if nothing had happened"),
     ],
 )
 def test_death_of_a_worker_ends_the_run(tmp_path, verl, monkeypatch, then, said):
@@ -193,7 +193,7 @@ def test_death_of_a_worker_ends_the_run(tmp_path, verl, monkeypatch, then, said)
     with pytest.raises(launch.TrainingFailedError) as failure:
         train(tmp_path, [str(tmp_path / "pid")])
     pid = (tmp_path / "pid").read_text().strip()
-    message = f"HFServer.generate (process {pid}) was killed or crashed: verl's main_ppo {said}"
+    message = f"HFServer.generate (process {pid}) was killed or crashed{said}"
     assert str(failure.value).startswith(message)
     assert f"HFServer.generate (process {pid}) was killed or crashed" in (tmp_path / "shown").read_text()
 
