@@ -207,7 +207,7 @@ def end(started, steps, patience, resumed_from=()):
 @pytest.mark.timeout(1800)
 def test_killed_server_then_killed_launcher_then_the_end(tmp_path, task):
     run = tmp_path / "run"
-    first = start_until_there("HFServer", run, task, steps=4)
+    first = start_until_there("HFServer", run, task, steps=8)
     wait_for(lambda: 1 in first.steps(), first, 600)
     check(kill(first, "HFServer", patience=200))
     # What a kill between emptying and writing verl's record leaves, and half of a newer checkpoint.
@@ -217,14 +217,14 @@ def test_killed_server_then_killed_launcher_then_the_end(tmp_path, task):
     half.mkdir(exist_ok=True)
     (half / "data.pt").write_bytes(b"PK")
 
-    second = start_until_there("launcher", run, task, steps=4)
+    second = start_until_there("launcher", run, task, steps=8)
     wait_for(lambda: second.steps(), second, 600)
     check_resumed(run, saved, run.with_suffix(".shown").read_text())
     check(kill(second, "launcher", patience=60))
     again = checkpoints.last(run / "checkpoints")
 
-    last = start(run, task, steps=4)
-    end(last, 4, patience=600, resumed_from=[saved, again])
+    last = start(run, task, steps=8)
+    end(last, 8, patience=600, resumed_from=[saved, again])
     check_resumed(run, again, run.with_suffix(".shown").read_text())
 
 
