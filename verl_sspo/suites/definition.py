@@ -170,8 +170,8 @@ def _check(suite: Suite, path: Path) -> None:
         require(bool(_FOLDER_NAME.fullmatch(name)), f"{name!r} names a folder: letters, digits, . _ + - only")
     lists: dict[str, tuple[list[Any], type]] = {"seeds": (suite.seeds, int), "seed_keys": (suite.seed_keys, str)}
     lists |= {f"measures.{title}.metrics": (measure.metrics, str) for title, measure in suite.measures.items()}
-    for name, (values, kind) in lists.items():  # OmegaConf lets lists of lists pass
-        require(all(isinstance(each, kind) for each in values), f"{name} must be a list of {kind.__name__}: {values}")
+    for name, (elements, kind) in lists.items():  # OmegaConf lets lists of lists pass
+        require(all(isinstance(each, kind) for each in elements), f"{name} must be a list of {kind.__name__}")
     settings = [arm.overrides for arm in (*suite.variants.values(), *suite.algorithms.values())]
     for each in (suite.overrides, *settings, dict.fromkeys(suite.seed_keys, 0)):
         try:
