@@ -206,8 +206,6 @@ def test_command_line(capsys):
             "actor_rollout_ref.actor.use_dynamic_bsz=perhaps": "use_dynamic_bsz='perhaps' must be true or false",
             "algorithm.rollout_correction=null": "algorithm.rollout_correction=None must be a section",
             "~trainer.nnodes": "trainer.nnodes is missing",
-        },
-        {
             "trainer.n_gpus_per_node=0": "trainer.n_gpus_per_node=0 must be a whole number of at least 1",
             "actor_rollout_ref.rollout.n=null": "actor_rollout_ref.rollout.n=None must be a whole number",
         },

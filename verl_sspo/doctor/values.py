@@ -50,7 +50,7 @@ def value_findings(config: DictConfig) -> list[Finding]:
         engine = values.get("model_engine")
         return [_wrong("model_engine", engine, "must be one of verl's", "set model_engine=dp or model_engine=megatron")]
     known: Any = OmegaConf.to_container(reference, resolve=True)
-    return list(_kinds(values, known, "")) or list(_sizes(values, known))
+    return [*_kinds(values, known, ""), *_sizes(values, known)]
 
 
 def _wrong(path: str, value: Any, must: str, remedy: str = "correct it") -> Finding:
@@ -83,9 +83,10 @@ def _sizes(values: dict[str, Any], known: dict[str, Any]) -> Iterator[Finding]:
         value: Any = values
         example: Any = known
         for key in path.split("."):
-            if key not in example:
-                break  # of the other engine
+            if key not in example or not isinstance(value, dict) or key not in value:
+                break  # of the other engine, or said already
             value, example = value[key], example[key]
         else:
-            if not isinstance(value, int) or value < 1:
+            counts = isinstance(value, int) and value >= 1
+            if not counts and not isinstance(value, bool | str | list | dict):  # these are no numbers: said already
                 yield _wrong(path, value, "must be a whole number of at least 1")
