@@ -26,6 +26,7 @@ class SSPOAdvantageConfig:
         baseline: "mean" subtracts the mean reward of the group (GRPO); "leave_one_out" the mean of the others.
         std_floor: smallest standard deviation that a group is divided by, >= 0. Damps groups in which a single
             response stands out. 0 is GRPO.
+        stop_on_nonfinite: end the run at the first reward that is NaN or infinite, instead of warning once.
 
     Raises:
         ValueError: on an unknown key or value, naming what is allowed.
