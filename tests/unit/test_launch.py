@@ -1,5 +1,6 @@
 """The launcher against a stand-in for main_ppo; the real one is started by the end-to-end tests."""
 
+import functools
 import os
 import re
 import signal
@@ -133,7 +134,9 @@ try:
 except KeyboardInterrupt:
     raise SystemExit(130)
 """
-    launcher = subprocess.Popen([sys.executable, "-c", script])
+    # A shell's background job ignores SIGINT, and passes that on.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    launcher = subprocess.Popen([sys.executable, "-c", script], preexec_fn=heed)
     wait_for(lambda: len(processes_with(marker)) == 2)
     # A process of somebody else that looks the same is not touched.
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", marker])
