@@ -106,7 +106,7 @@ class Statistics:
         lengths: valid tokens of each response, (bs,).
         inputs: what the loss was computed from, by name, each (bs, T): where numbers that are not finite come from.
         mask: valid tokens, (bs, T).
-        of_finite_tokens: computes the sums again, over tokens with finite inputs only, and how many they are.
+        of_finite_tokens: computes the sums again, over tokens with finite inputs only.
     """
 
     loss: torch.Tensor
