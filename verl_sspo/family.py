@@ -44,10 +44,14 @@ class Family:
 
     def look(self) -> None:
         """Takes note of the descendants there are now, and of what Ray calls them."""
-        for process in list(self.known):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self.known.update(process.children(recursive=True))
-        for process in self.known:
+        # Each process is read once, whatever the number of the known: `Process.children` would read all for each.
+        parents = {process: process.info["ppid"] for process in psutil.process_iter(["ppid"])}
+        pids = {process.pid for process in self.known & parents.keys()}
+        for process in sorted(parents, key=lambda process: process.create_time()):
+            if parents[process] in pids:
+                self.known.add(process)
+                pids.add(process.pid)
+        for process in self.known & parents.keys():
             with contextlib.suppress(psutil.Error, IndexError):
                 if (title := process.cmdline()[0]).startswith("ray::"):
                     self._titles[process.pid] = title.removeprefix("ray::")

@@ -280,7 +280,7 @@ def _follow(child: subprocess.Popen, family: Family, log: Path, metrics: Path, d
             entry = json.loads(line)
             display.metrics(entry["step"], entry["data"])
         if not ended:
-            time.sleep(0.2)
+            time.sleep(0.5)
     if died and child.poll() is None:
         died += f" and verl did not end in {PATIENCE} s"
     return died
