@@ -1,8 +1,11 @@
 """Data preparation: every row is kept, left out for a stated reason, or named as unreadable."""
 
+import base64
 import importlib.util
 import json
 import os
+import pickle
+import zlib
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -129,6 +132,31 @@ def test_levels(tmp_path):
     assert len(everything.rows) == 11
 
 
+def test_benchmarks_of_mathematics(tmp_path):
+    def truths(task, *rows):
+        (split,) = prepare(task, source=_jsonl(tmp_path / "x.jsonl", rows))
+        assert not split.unreadable
+        return [(row["data_source"], row["reward_model"]["ground_truth"]) for row in split.rows], split
+
+    (found,), split = truths("amc", {"problem": "p", "answer": 142.0, "url": "u"})
+    assert split.name == "train"
+    assert compute_score(*found[:1], r"\boxed{142}", found[1])["score"] == 1.0
+    (found,), _ = truths("minerva", {"question": "q", "answer": r"1.6 \times 10^{-3}"})
+    assert compute_score(found[0], r"\boxed{1.6 \times 10^{-3}}", found[1])["score"] == 1.0
+    found, split = truths(
+        "olympiadbench",
+        {"question": "q", "final_answer": ["$2$"], "context": "Let x be 1."},
+        {"question": "q", "final_answer": ["1", "-3"], "context": None},
+        {"question": "Prove it.", "final_answer": None},
+    )
+    assert [truth for _, truth in found] == ["$2$", "1, -3"]
+    assert split.rows[0]["prompt"][0]["content"].startswith("Let x be 1.\n\nq")
+    assert split.dropped == {"asks for a proof": 1}
+    assert compute_score(found[0][0], r"\boxed{2}", found[0][1])["score"] == 1.0
+    assert compute_score(found[1][0], r"\boxed{-3, 1}", found[1][1])["score"] == 1.0
+    assert compute_score(found[1][0], r"\boxed{1}", found[1][1])["score"] == 0.0
+
+
 @pytest.mark.parametrize("kind", ["json", "lines", "parquet", "csv", "arrow", "saved", "folder"])
 def test_every_kind_of_source_gives_the_same_rows(tmp_path, kind):
     import datasets
@@ -167,6 +195,15 @@ def test_sources_that_cannot_be_read(tmp_path, script, capsys):
         open_source(str(tmp_path / "x.pdf"), config=None, splits=("train",), file_split="train")
     assert script(["gsm8k", "--source", str(tmp_path / "absent.jsonl"), "--output", str(tmp_path)]) == 1
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_data_sets_that_come_with_a_script(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "set.py").write_text("")
+    _jsonl(folder / "test.jsonl", GSM8K)
+    with pytest.raises(SourceError, match="script"):
+        open_source(str(folder), config=None, splits=("test",), file_split="test")
 
 
 def test_hub_out_of_reach(monkeypatch):
@@ -270,6 +307,50 @@ def test_code_sets(tmp_path, name):
     )
     assert scored["score"] == 1.0
     assert ("`f`" in row["prompt"][0]["content"]) is ("fn_name" in tests)
+
+
+def _hidden(what):
+    return base64.b64encode(zlib.compress(pickle.dumps(what))).decode()
+
+
+def test_livecodebench(tmp_path):
+    public = [{"input": "1\n[2]", "output": "3", "testtype": "functional"}]
+    private = [{"input": "2\n[5]", "output": "7", "testtype": "functional"}]
+    row = {
+        "question_content": "q",
+        "starter_code": "class Solution:\n    def f(self, x, y):",
+        "public_test_cases": json.dumps(public),
+        "private_test_cases": _hidden(json.dumps(private)),
+        "metadata": json.dumps({"func_name": "f"}),
+    }
+    reads = row | {"starter_code": "", "metadata": "{}", "private_test_cases": json.dumps(private)}
+    (split,) = prepare("livecodebench", source=_jsonl(tmp_path / "x.jsonl", [row, reads]))
+    assert not split.unreadable
+    called, printing = split.rows
+    assert "class Solution" in called["prompt"][0]["content"]
+    assert "standard input" in printing["prompt"][0]["content"]
+    method = "class Solution:\n    def f(self, x, y):\n        return x + y[0]\n"
+    right = {0: method, 1: "print(int(input()) + eval(input())[0])"}
+    wrong = {0: method.replace("y[0]", "2"), 1: "print(3)"}  # right on the public test alone
+    for programs, score in ((right, 1.0), (wrong, 0.0)):
+        for index, each in enumerate(split.rows):
+            response = f"```python\n{programs[index]}\n```"
+            truth = each["reward_model"]["ground_truth"]
+            assert compute_score(each["data_source"], response, truth, unsafe_without_sandbox=True)["score"] == score
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.system, ("echo run by a data set",)
+
+
+@pytest.mark.parametrize("field", [_hidden(_Evil()), _hidden(3), "AAAA", "not base64", ""])
+def test_hidden_tests_run_no_code(tmp_path, capfd, field):
+    row = {"question_content": "q", "public_test_cases": "[]", "private_test_cases": field, "metadata": "{}"}
+    (split,) = prepare("livecodebench", source=_jsonl(tmp_path / "x.jsonl", [row]))
+    assert not split.rows
+    assert len(split.unreadable) == 1
+    assert "run by a data set" not in capfd.readouterr().out
 
 
 def test_code_rows_that_are_left_out(tmp_path):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import base64
+import io
 import json
+import pickle
 import re
+import zlib
 from typing import Any
 
 from verl_sspo.data.mathematics import problem_of
@@ -76,10 +80,14 @@ def read_code(row: dict[str, Any]) -> Example:
     if "test_list" in row:
         return read_mbpp(row)
     tests = _tests(row["tests"] if "tests" in row else row["input_output"])
-    problem = problem_of(row, "problem", "question")
+    return _stated(problem_of(row, "problem", "question"), tests, row.get("starter_code"))
+
+
+def _stated(problem: str, tests: dict[str, Any], starter_code: str | None) -> Example:
+    """With what the tests expect of a program: a function, or standard input and output."""
     if tests.get("fn_name"):
         problem += f"\n\nWrite the function `{tests['fn_name']}`."
-        if starter := (row.get("starter_code") or "").strip():
+        if starter := (starter_code or "").strip():
             problem += f" Begin with:\n```python\n{starter}\n```"
     else:
         problem += f"\n\n{STANDARD}"
@@ -109,3 +117,28 @@ def read_mbpp(row: dict[str, Any]) -> Example:
     problem = f"{row.get('text') or row['prompt']}\n\nYour program must pass these tests:\n```python\n"
     problem += "\n".join(asserts) + "\n```"
     return Example(problem, json.dumps({"asserts": asserts, "setup": [each for each in setup if each]}))
+
+
+def read_livecodebench(row: dict[str, Any]) -> Example:
+    """`question_content` with `public_test_cases` and `private_test_cases`; the function's name is in `metadata`."""
+    tests = _tests(json.loads(row["public_test_cases"]) + _private_tests(row["private_test_cases"]))
+    if name := json.loads(row.get("metadata") or "{}").get("func_name"):
+        tests["fn_name"] = name
+    return _stated(problem_of(row, "question_content"), tests, row.get("starter_code"))
+
+
+class _TextOnly(pickle.Unpickler):
+    """Reads a pickled text; a pickle that asks for anything else could run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise ValueError(f"private tests ask for {module}.{name}: only a text is read")
+
+
+def _private_tests(field: str) -> list[dict[str, Any]]:
+    """JSON, or base64 of compressed pickled JSON, as LiveCodeBench hides it from search engines."""
+    if field.lstrip().startswith("["):
+        return json.loads(field)
+    try:
+        return json.loads(_TextOnly(io.BytesIO(zlib.decompress(base64.b64decode(field)))).load())
+    except (zlib.error, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"private tests cannot be decoded: {error}") from error

@@ -80,3 +80,13 @@ def read_math(row: dict[str, Any], levels: frozenset[int] | None) -> Example:
         if int(digits[0]) not in levels:
             raise Dropped(f"level {digits[0]}")
     return read_mathematics(row)
+
+
+def read_olympiadbench(row: dict[str, Any]) -> Example:
+    """`question`, behind its `context` where it has one; `final_answer`, a list with one text or several."""
+    answers = row["final_answer"]
+    if not answers:
+        raise Dropped("asks for a proof")
+    example = read_mathematics(row | {"final_answer": ", ".join(answers)})
+    context = (row.get("context") or "").strip()
+    return Example(f"{context}\n\n{example.problem}" if context else example.problem, example.ground_truth)

@@ -99,6 +99,14 @@ def open_source(source: str, *, config: str | None, splits: tuple[str, ...], fil
             loaded = datasets.load_dataset(str(path))
         else:
             loaded = datasets.load_dataset(source, config)
+    except RuntimeError as error:
+        # A data set with a loading script; every other RuntimeError is a failure of the library.
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise SourceError(
+            f"{source} is loaded by a script, which `datasets` does not run: download its data files and give one "
+            "with --source"
+        ) from error
     except (ConnectionError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
         if path.exists():
             raise SourceError(f"{path} cannot be read: {error}") from error

@@ -44,12 +44,19 @@ TASKS = {
     "math500": _mathematics("HuggingFaceH4/MATH-500", "HuggingFaceH4/MATH-500"),
     "aime24": _mathematics("math-ai/aime24", "aime24"),
     "aime25": _mathematics("math-ai/aime25", "aime25"),
+    # The 83 problems of AMC 12 of 2022 and 2023 with whole answers; their only split is called train.
+    "amc": _mathematics("AI-MO/aimo-validation-amc", "amc", splits=("train",)),
+    "minerva": _mathematics("math-ai/minervamath", "minerva"),
+    "olympiadbench": Task("math-ai/olympiadbench", "olympiadbench", mathematics.read_olympiadbench),
     # Or TACO-verified (likaixin/TACO-verified), DeepCoder (agentica-org/DeepCoder-Preview-Dataset): see --source.
     "code": _code("PRIME-RL/Eurus-2-RL-Data", "taco", code.read_code, splits=("train", "validation", "test")),
     "humaneval": _code("openai/openai_humaneval", "openai_humaneval", code.read_humaneval),
     "mbpp": _code(
         "google-research-datasets/mbpp", "mbpp", code.read_mbpp, config="full", splits=("train", "validation", "test")
     ),
+    # The hub's own loader is a script, which `datasets` does not run: download a file of it, test6.jsonl say, and give
+    # it with --source.
+    "livecodebench": _code("livecodebench/code_generation_lite", "livecodebench", code.read_livecodebench),
 }
 # name: the sets it is made of, and their shares
 MIXES = {"gsm8k_deepmath": (("gsm8k", "deepmath"), (0.5, 0.5))}
