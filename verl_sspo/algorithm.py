@@ -136,5 +136,6 @@ def compute_sspo_outcome_advantage(
             baseline=options.baseline,
             std_floor=options.std_floor,
         )
-        advantages = advantages.unsqueeze(-1) * response_mask
+        # In place: a product with an integer mask would convert a second copy of it, and fresh memory is what costs.
+        advantages = response_mask.to(advantages.dtype, copy=True).mul_(advantages.unsqueeze(-1))
     return advantages, advantages

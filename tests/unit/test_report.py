@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from verl_sspo import launch
 from verl_sspo.report import runs as runs_
-from verl_sspo.report import statistics, style, tables
+from verl_sspo.report import statistics, style, tables, training_curves
 from verl_sspo.report.suite_report import write_suite_report
 from verl_sspo.suites import cell as cells
 from verl_sspo.suites.definition import Measure, load_suite
@@ -115,8 +115,8 @@ def test_the_table_has_measured_paired_and_published_figures(root):
     )
     (root / "suite.yaml").write_text(text)
     for seed in range(5):
-        write_run(root, "grpo", seed, [0.3, 0.5 + seed / 100])
-        write_run(root, "sspo", seed, [0.3, 0.1 if seed == 4 else 0.6 + seed / 100])
+        write_run(root, "grpo", seed, [0.3, 0.4, 0.5 + seed / 100])
+        write_run(root, "sspo", seed, [0.3, 0.4, 0.1 if seed == 4 else 0.6 + seed / 100])
     write_run(root, "gspo", 0, [0.3, 0.9], finished=False)
     rows = {
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
@@ -163,6 +163,26 @@ def test_a_report_of_unfinished_runs_with_gaps(root, tmp_path):
     assert table["state"].value_counts().to_dict() == {"finished": 4, "interrupted": 1, "failed": 1, "running": 1}
     curves = pd.read_csv(output / "curves.csv.gz")
     assert curves[curves["algorithm"] == "sspo"]["actor/sspo/slope"].notna().sum() == 4
+
+
+def test_a_single_validation_is_a_dot_with_its_interval(root, tmp_path):
+    suite = load_suite(root / "suite.yaml")
+    for seed in range(3):
+        for algorithm in ("grpo", "sspo"):
+            folder = write_run(root, algorithm, seed, [0.3, 0.5, 0.6 + seed / 10])
+            lines = [json.loads(line) for line in (folder / "attempt-1" / launch.METRICS).read_text().splitlines()]
+            for each in lines[:-1]:
+                each["data"].pop(ACCURACY)
+            (folder / "attempt-1" / launch.METRICS).write_text("".join(json.dumps(each) + "\n" for each in lines))
+    _, (panel, *_) = style.new_figure(1, 2, 3, 2)
+    runs = runs_.read_runs(root)
+    for index, algorithm in enumerate(("grpo", "sspo")):
+        chosen = [run for run in runs if run.algorithm == algorithm]
+        assert training_curves._draw_curve(panel, chosen, ACCURACY, index, algorithm)
+    dots = [tuple(line.get_xydata()[0]) for line in panel.get_lines()]
+    assert dots == [(0, pytest.approx(0.7)), (1, pytest.approx(0.7))]
+    assert panel.get_xlabel().startswith("after step 2")
+    assert training_curves.draw(suite, runs, "lr1e-4", ["grpo", "sspo"], tmp_path / "x.svg").exists()
 
 
 def test_no_runs_no_report(tmp_path):

@@ -42,7 +42,8 @@ def write_suite_report(root: Path, output: Path) -> tuple[Path, Path]:
         caption = (
             f"Interquartile mean over seeds with its 95% bootstrap interval: {measured}. Δ: mean difference to "
             f"{suite.algorithms[suite.baseline].title} over common seeds, with the interval of pairs. Collapsed: runs "
-            f"that end below {tables.COLLAPSED:g} of the accuracy they began with. Finished runs only."
+            f"whose last {tables.LAST_ROLLOUTS} rollouts have a mean reward below {tables.COLLAPSED:g} of the first "
+            "rollout's. Finished runs only."
         )
         parts.append(f"*{caption}*")
         caption = (

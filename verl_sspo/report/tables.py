@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import pandas as pd
 
 from verl_sspo.report.runs import Run, by_seed
 from verl_sspo.report.statistics import interquartile_mean, paired_difference
+from verl_sspo.report.summary import REWARD
 from verl_sspo.suites.definition import UNTRAINED, Measure, Suite
 
-# A run has collapsed if its final value is below this share of the value before training. Our choice.
+# A run has collapsed if the mean reward of its last rollouts, this many, is below this share of the first one's, which
+# the untrained policy made. Our choice.
+LAST_ROLLOUTS = 4
 COLLAPSED = 0.5
 
 
@@ -41,7 +45,7 @@ def results(suite: Suite, runs: Sequence[Run], variant: str) -> str:
         paired = [""] * len(suite.measures)
         if key in suite.algorithms and key != suite.baseline:
             paired = [_paired(suite, table, found, title, variant) for title in suite.measures]
-        collapsed = _collapsed(suite, runs, variant, key) if key in suite.algorithms else ""
+        collapsed = _collapsed(runs, variant, key) if key in suite.algorithms else ""
         if counts or any(printed):
             number = str(counts) if counts and key != UNTRAINED else ""
             rows.append([name, number, *cells, *paired, collapsed, *printed])
@@ -81,15 +85,9 @@ def _printed(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
 
 
-def _collapsed(suite: Suite, runs: Sequence[Run], variant: str, algorithm: str) -> str:
-    """Runs whose first measure that has a value before training ends below `COLLAPSED` of it."""
-    measure = next((each for each in suite.measures.values() if each.summary == "last"), None)
-    if measure is None:
-        return ""
-    pairs = [
-        (run.value(measure, first=True), run.value(measure))
-        for run in runs
-        if run.state == "finished" and (run.variant, run.algorithm) == (variant, algorithm)
-    ]
-    known = [(first, last) for first, last in pairs if first is not None and last is not None]
-    return f"{sum(last < COLLAPSED * first for first, last in known)}/{len(known)}" if known else ""
+def _collapsed(runs: Sequence[Run], variant: str, algorithm: str) -> str:
+    """How many of the finished runs have collapsed, of those that logged at least two rollouts."""
+    chosen = [r for r in runs if r.state == "finished" and (r.variant, r.algorithm) == (variant, algorithm)]
+    rewards = [series for run in chosen if len(series := run.metrics.series(REWARD)[1]) > 1]
+    count = sum(fmean(series[1:][-LAST_ROLLOUTS:]) < COLLAPSED * series[0] for series in rewards)
+    return f"{count}/{len(rewards)}" if rewards else ""

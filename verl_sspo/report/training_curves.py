@@ -36,6 +36,7 @@ def draw(suite: Suite, runs: Sequence[Run], variant: str, algorithms: Sequence[s
         panel.set_title(title, loc="left", fontsize=10)
         panel.set_xlabel("step")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        panel.ticklabel_format(axis="y", useOffset=False)
         name = metric or (accuracies[0] if accuracies else None)
         drawn = [
             _draw_curve(
@@ -64,8 +65,16 @@ def _draw_curve(panel: Axes, runs: Sequence[Run], name: str | None, index: int, 
     look = style.line(index)
     # Resampling every step of every curve in full would take minutes; a mean of few values needs no more.
     estimates = [estimate for step in steps if (estimate := mean(at[step]))]
-    panel.plot(steps, [each.value for each in estimates], linewidth=1.5, label=title, **look)
     low = [each.value if each.low is None else each.low for each in estimates]
     high = [each.value if each.high is None else each.high for each in estimates]
+    if len(steps) == 1:
+        # No line to draw: a dot with its interval, beside the dots of the others.
+        (estimate,) = estimates
+        interval = [[estimate.value - low[0]], [high[0] - estimate.value]]
+        panel.errorbar([index], [estimate.value], interval, fmt="o", markersize=5, color=look["color"])
+        panel.set_xticks([])
+        panel.set_xlabel(f"after step {steps[0]}, in the order of the legend")
+        return True
+    panel.plot(steps, [each.value for each in estimates], linewidth=1.5, label=title, **look)
     panel.fill_between(steps, low, high, color=str(look["color"]), alpha=0.12, linewidth=0)
     return True
