@@ -15,8 +15,8 @@ import pytest
 from filelock import FileLock
 
 from verl_sspo import launch
+from verl_sspo.report import paired_plot, statistics, style, tables, training_curves
 from verl_sspo.report import runs as runs_
-from verl_sspo.report import statistics, style, tables, training_curves
 from verl_sspo.report.suite_report import write_suite_report
 from verl_sspo.suites import cell as cells
 from verl_sspo.suites.definition import Measure, load_suite
@@ -158,7 +158,7 @@ def test_a_report_of_unfinished_runs_with_gaps(root, tmp_path):
     html = page.read_text()
     # Self-contained: nothing is fetched.
     assert not re.findall(r'(?:src|href)="(?!data:)', html)
-    assert html.count("<img") == len(re.findall(r"!\[", text)) == 3
+    assert html.count("<img") == len(re.findall(r"!\[", text)) == 4
     table = pd.read_csv(output / "runs.csv")
     assert table["state"].value_counts().to_dict() == {"finished": 4, "interrupted": 1, "failed": 1, "running": 1}
     curves = pd.read_csv(output / "curves.csv.gz")
@@ -183,6 +183,26 @@ def test_a_single_validation_is_a_dot_with_its_interval(root, tmp_path):
     assert dots == [(0, pytest.approx(0.7)), (1, pytest.approx(0.7))]
     assert panel.get_xlabel().startswith("after step 2")
     assert training_curves.draw(suite, runs, "lr1e-4", ["grpo", "sspo"], tmp_path / "x.svg").exists()
+
+
+def test_differences_are_drawn_pair_by_pair(root, tmp_path, monkeypatch):
+    suite = load_suite(root / "suite.yaml")
+    assert paired_plot.draw(suite, [], "lr1e-4", tmp_path / "x.svg") is None
+    for seed, (grpo, sspo) in enumerate([(0.2, 0.5), (0.8, 0.7), (0.4, None)]):
+        write_run(root, "grpo", seed, [0.3, grpo])
+        if sspo is not None:
+            write_run(root, "sspo", seed, [0.3, sspo])
+    figures = []
+    monkeypatch.setattr(style, "save", lambda figure, path: figures.append(figure) or path)
+    assert paired_plot.draw(suite, runs_.read_runs(root), "lr1e-4", tmp_path / "x.svg")
+    accuracy, reward = figures[0].axes
+    assert [label.get_text() for label in accuracy.get_yticklabels()] == ["SSPO"]
+    for panel in (accuracy, reward):
+        # The line at 0, a dot for each common seed, and their mean.
+        zero, dots, mean = panel.get_lines()
+        assert list(zero.get_xdata()) == [0, 0]
+        assert sorted(dots.get_xdata()) == [pytest.approx(-10), pytest.approx(30)]
+        assert list(mean.get_xdata()) == [pytest.approx(10)]
 
 
 def test_no_runs_no_report(tmp_path):

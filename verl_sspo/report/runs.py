@@ -1,6 +1,7 @@
 """The runs of a suite as they lie in their folders, finished or not."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,3 +87,10 @@ def by_seed(runs: Sequence[Run], measure: Measure, first: bool = False) -> pd.Da
     ]
     table = pd.DataFrame(values, columns=["variant", "algorithm", "seed", "value"]).astype({"value": float})
     return table.pivot(index=["variant", "algorithm"], columns="seed", values="value")
+
+
+def of_seeds(table: pd.DataFrame, variant: str, algorithm: str | None) -> dict[int, float]:
+    """Of a table of `by_seed`: the values by seed, of one algorithm or the mean of all."""
+    rows = [key for key in table.index if key[0] == variant and algorithm in (None, key[1])]
+    means = table.loc[rows].mean()
+    return {int(seed): float(value) for seed, value in means.items() if math.isfinite(value)}

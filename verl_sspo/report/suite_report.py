@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from verl_sspo import objectives, theory
-from verl_sspo.report import gates_plot, tables, theory_plot, training_curves, trust_region
+from verl_sspo.report import gates_plot, paired_plot, tables, theory_plot, training_curves, trust_region
 from verl_sspo.report.document import picture, write
 from verl_sspo.report.runs import Run, read_runs, read_suite
 from verl_sspo.suites.definition import Suite, expand
@@ -46,6 +46,9 @@ def write_suite_report(root: Path, output: Path) -> tuple[Path, Path]:
             "rollout's. Finished runs only."
         )
         parts.append(f"*{caption}*")
+        if differences := paired_plot.draw(suite, runs, variant, pictures / f"differences-{variant}.svg"):
+            caption = paired_plot.CAPTION.format(baseline=suite.algorithms[suite.baseline].title)
+            parts.append(picture(differences, output, f"Differences, {arm.title}", caption))
         caption = (
             f"Recipe {suite.recipe}, {arm.title}: mean over seeds, band: its 95% bootstrap interval; unfinished runs "
             "up to where they are. The last four panels are logged by SSPO alone."

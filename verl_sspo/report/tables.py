@@ -1,12 +1,11 @@
 """The result tables of a suite, as Markdown."""
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import pandas as pd
 
-from verl_sspo.report.runs import Run, by_seed
+from verl_sspo.report.runs import Run, by_seed, of_seeds
 from verl_sspo.report.statistics import interquartile_mean, paired_difference
 from verl_sspo.report.summary import REWARD
 from verl_sspo.suites.definition import UNTRAINED, Measure, Suite
@@ -36,7 +35,7 @@ def results(suite: Suite, runs: Sequence[Run], variant: str) -> str:
     for key, name in names.items():
         table = before if key == UNTRAINED else values
         # Before training all algorithms of a seed are the same model.
-        found = {title: _seeds(table[title], variant, None if key == UNTRAINED else key) for title in suite.measures}
+        found = {title: of_seeds(table[title], variant, None if key == UNTRAINED else key) for title in suite.measures}
         counts = max((len(each) for each in found.values()), default=0)
         cells = [_figure(list(found[title].values()), measure) for title, measure in suite.measures.items()]
         printed = [
@@ -50,13 +49,6 @@ def results(suite: Suite, runs: Sequence[Run], variant: str) -> str:
             number = str(counts) if counts and key != UNTRAINED else ""
             rows.append([name, number, *cells, *paired, collapsed, *printed])
     return markdown(header, rows)
-
-
-def _seeds(table: pd.DataFrame, variant: str, algorithm: str | None) -> dict[int, float]:
-    """Values by seed, of one algorithm or the mean of all."""
-    rows = [key for key in table.index if key[0] == variant and algorithm in (None, key[1])]
-    means = table.loc[rows].mean()
-    return {int(seed): float(value) for seed, value in means.items() if math.isfinite(value)}
 
 
 def _figure(values: Sequence[float], measure: Measure) -> str:
@@ -75,7 +67,7 @@ def _paired(
     title: str,
     variant: str,
 ) -> str:
-    baseline = _seeds(table[title], variant, suite.baseline)
+    baseline = of_seeds(table[title], variant, suite.baseline)
     estimate = paired_difference(found[title], baseline)
     scale, digits = _scale(suite.measures[title])
     return "" if estimate is None else estimate.text(scale, digits, signed=True)
