@@ -127,7 +127,7 @@ def _start(cell: Cell, root: Path, recipes: Path, train: cells_.Trainer, threads
     # A fork of a fresh interpreter: no state of this one, its own main thread for launch's signal handlers, and the
     # imports are paid once.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["verl_sspo.suites.cell"])
+    context.set_forkserver_preload(["verl_sspo.suites.cell", "verl_sspo.tiny_model"])
     process = context.Process(target=_run_in_process, args=(cell, folder, recipes, train, threads), name=cell.name)
     process.start()
     return _Running(cell, folder, process, time.monotonic())
