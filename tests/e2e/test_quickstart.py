@@ -1,5 +1,6 @@
 """scripts/quickstart.py with the real main_ppo: what it leaves when it ends, and what is gone when it is stopped."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -94,8 +95,14 @@ def test_quickstart_then_again_and_interrupted(tmp_path, task):
     weights = task / "model" / "model.safetensors"
     written = weights.stat().st_mtime_ns
     before = processes_of_runs()
+    # A shell's background job ignores SIGINT, and passes that on.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     second = subprocess.Popen(
-        command(run, task, "trainer.total_training_steps=100"), cwd=ROOT, stderr=subprocess.PIPE, text=True
+        command(run, task, "trainer.total_training_steps=100"),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed,
     )
     try:
         deadline = time.monotonic() + 300
