@@ -56,6 +56,16 @@ def test_equals_verls_grpo(data, normalize, seed):
     assert returns is ours
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_mask_of_any_type_is_read_and_left_as_it_was(dtype):
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]], dtype=dtype)
+    before = mask.clone()
+    advantages = sspo_advantages([1.0, 0.0], ["a", "a"], mask)
+    half = 0.5**0.5
+    torch.testing.assert_close(advantages, torch.tensor([[half] * 3, [0, -half, -half]]), rtol=3e-6, atol=0)
+    assert mask.equal(before)
+
+
 @pytest.mark.parametrize("reward", [0.1, 1.0, -3.7, 1e8])
 @pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
 def test_equal_rewards_give_exactly_zero(reward, baseline):
