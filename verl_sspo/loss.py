@@ -200,12 +200,14 @@ class _SSPOLoss(torch.autograd.Function):
         weights = torch.empty(batch_size, dtype=dtype, device=log_prob.device)
         device = log_prob.device.type
         loss_of_rows = _compiled_loss_of_rows() if use_torch_compile and device == "cuda" else _loss_of_rows
-        # On a CPU, blocks of rows keep the intermediates in the cache: each tensor crosses the memory bus once.
-        rows = max(1, _CPU_BLOCK_TOKENS // max(1, response_length)) if device == "cpu" else max(1, batch_size)
         per_row = (log_prob.detach(), old_log_prob, advantages, mask, lengths, coefficients, gradient, weights)
-        loss, sums = loss_of_rows(gate, *(tensor[:rows] for tensor in per_row))
-        for start in range(rows, batch_size, rows):
-            block_loss, block_sums = loss_of_rows(gate, *(tensor[start : start + rows] for tensor in per_row))
+        # On a CPU, blocks of rows keep the intermediates in the cache: each tensor crosses the memory bus once.
+        rows = max(1, _CPU_BLOCK_TOKENS // max(1, response_length)) if device == "cpu" else batch_size
+        whole = rows >= batch_size
+        first, *others = [per_row] if whole else zip(*(tensor.split(rows) for tensor in per_row), strict=True)
+        loss, sums = loss_of_rows(gate, *first)
+        for block in others:
+            block_loss, block_sums = loss_of_rows(gate, *block)
             loss += block_loss
             sums += block_sums
         ctx.save_for_backward(gradient)

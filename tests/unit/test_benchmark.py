@@ -42,9 +42,9 @@ def test_spread_is_median_and_quartiles():
 def test_calls_take_turns_and_none_is_always_first():
     order = []
     spreads = interleave({name: lambda name=name: order.append(name) for name in "abc"}, seconds=0)
-    timed = order[3 * WARM_UP_CALLS :]
-    rounds = ["".join(timed[i : i + 3]) for i in range(0, len(timed), 3)]
-    assert rounds == ["abc", "bca", "cab", "abc", "bca"]
+    called = order[3 * WARM_UP_CALLS :]
+    rounds = ["".join(called[i : i + 6]) for i in range(0, len(called), 6)]
+    assert rounds == ["aabbcc", "bbccaa", "ccaabb", "aabbcc", "bbccaa"]
     assert {s.rounds for s in spreads.values()} == {LEAST_ROUNDS}
 
 
@@ -52,15 +52,17 @@ def test_rounds_are_limited():
     assert interleave({"nothing": lambda: None}, seconds=1)["nothing"].rounds == MOST_ROUNDS
 
 
-def test_interleave_times_the_call_it_names(monkeypatch):
-    clock = SimpleNamespace(now=0.0)
+def test_interleave_times_the_call_it_names_and_not_its_neighbour(monkeypatch):
+    clock = SimpleNamespace(now=0.0, last=None)
 
-    def spend(seconds):
-        clock.now += seconds
+    def spend(name, seconds):
+        clock.now += seconds if clock.last == name else 10 * seconds
+        clock.last = name
 
     monkeypatch.setattr("time.perf_counter", lambda: clock.now)
-    spreads = interleave({"short": lambda: spend(0.25), "long": lambda: spend(1.75)}, seconds=16)
-    assert spreads == {"short": Spread(0.25, 0.25, 0.25, 8), "long": Spread(1.75, 1.75, 1.75, 8)}
+    calls = {"short": lambda: spend("short", 0.25), "long": lambda: spend("long", 1.75)}
+    spreads = interleave(calls, seconds=240)
+    assert spreads == {"short": Spread(0.25, 0.25, 0.25, 6), "long": Spread(1.75, 1.75, 1.75, 6)}
 
 
 def test_peak_memory_is_what_was_there_at_a_time():
