@@ -15,9 +15,8 @@ import pytest
 from filelock import FileLock
 
 from verl_sspo import launch
-from verl_sspo.report import paired_plot, statistics, style, tables, training_curves
+from verl_sspo.report import paired_plot, statistics, style, suite_report, tables, training_curves
 from verl_sspo.report import runs as runs_
-from verl_sspo.report.suite_report import write_suite_report
 from verl_sspo.suites import cell as cells
 from verl_sspo.suites.definition import Measure, load_suite
 
@@ -145,7 +144,7 @@ def test_a_report_of_unfinished_runs_with_gaps(root, tmp_path):
     running = write_run(root, "gmpo", 1, [0.3, 0.2], finished=False)
     output = tmp_path / "report"
     with FileLock(running / cells.LOCK):
-        source, page = write_suite_report(root, output)
+        source, page = suite_report.write_suite_report(root, output)
     text = source.read_text()
     assert text.index("What it does not show") < 1500
     assert "7 of 90 runs started: 4 finished" in text
@@ -205,9 +204,33 @@ def test_differences_are_drawn_pair_by_pair(root, tmp_path, monkeypatch):
         assert list(mean.get_xdata()) == [pytest.approx(10)]
 
 
+def test_many_algorithms_are_shared_out_over_pictures(tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(suite, runs, variant, algorithms, path):
+        drawn.append(algorithms)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("<svg/>")
+        return path
+
+    monkeypatch.setattr(training_curves, "draw", draw)
+    monkeypatch.setattr(paired_plot, "draw", lambda *_: None)
+    monkeypatch.setattr(suite_report, "losses", lambda output: [])
+    (tmp_path / "suite.yaml").write_text((TINY.parent / "gates.yaml").read_text())
+    algorithms = list(load_suite(tmp_path / "suite.yaml").algorithms)
+    assert len(algorithms) == 20
+    for key in algorithms:
+        write_run(tmp_path, key, 0, [0.4, 0.5], variant="default")
+    report = suite_report.write_suite_report(tmp_path, tmp_path / "report")[0].read_text()
+    # 19 beside the baseline: 7, 7 and 5 rather than 8, 8 and 3.
+    baseline, *others = algorithms
+    assert drawn == [[baseline, *others[:7]], [baseline, *others[7:14]], [baseline, *others[14:]]]
+    assert ", default" not in report  # the only variant needs no name
+
+
 def test_no_runs_no_report(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no runs of a suite"):
-        write_suite_report(tmp_path, tmp_path / "report")
+        suite_report.write_suite_report(tmp_path, tmp_path / "report")
 
 
 def test_curves_are_told_apart_by_colour_and_dashes():
@@ -224,7 +247,7 @@ def test_the_page_shows_its_pictures_in_a_browser(root, tmp_path):
     for seed in range(2):
         write_run(root, "grpo", seed, [0.3, 0.5, 0.6])
         write_run(root, "sspo", seed, [0.3, 0.6, 0.7], sspo=True)
-    _, page = write_suite_report(root, tmp_path / "report")
+    _, page = suite_report.write_suite_report(root, tmp_path / "report")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     options += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,5000", "--hide-scrollbars"]

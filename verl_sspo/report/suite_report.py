@@ -1,6 +1,7 @@
 """What the reports say and in which order."""
 
 import itertools
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -33,8 +34,8 @@ def write_suite_report(root: Path, output: Path) -> tuple[Path, Path]:
     parts += [progress(suite, runs), "```\n" + command(root) + "\n```"]
     measured = ", ".join(f"{title} ({_meaning(suite, title)})" for title in suite.measures)
     for variant, arm in suite.variants.items():
-        heading = "Results" if len(suite.variants) == 1 else f"Results: {arm.title}"
-        parts.append(f"## {heading}")
+        of_variant = f", {arm.title}" if len(suite.variants) > 1 else ""
+        parts.append(f"## Results{of_variant}")
         if not any(run.variant == variant for run in runs):
             parts.append("No run has started.")
             continue
@@ -48,15 +49,15 @@ def write_suite_report(root: Path, output: Path) -> tuple[Path, Path]:
         parts.append(f"*{caption}*")
         if differences := paired_plot.draw(suite, runs, variant, pictures / f"differences-{variant}.svg"):
             caption = paired_plot.CAPTION.format(baseline=suite.algorithms[suite.baseline].title)
-            parts.append(picture(differences, output, f"Differences, {arm.title}", caption))
+            parts.append(picture(differences, output, f"Differences{of_variant}", caption))
         caption = (
-            f"Recipe {suite.recipe}, {arm.title}: mean over seeds, band: its 95% bootstrap interval; unfinished runs "
+            f"Recipe {suite.recipe}{of_variant}: mean over seeds, band: its 95% bootstrap interval; unfinished runs "
             "up to where they are. The last four panels are logged by SSPO alone."
         )
         for number, algorithms in enumerate(_groups(suite, runs, variant), 1):
             path = pictures / f"curves-{variant}-{number}.svg"
             drawn = training_curves.draw(suite, runs, variant, algorithms, path)
-            parts.append(picture(drawn, output, f"Metrics over steps, {arm.title}", caption))
+            parts.append(picture(drawn, output, f"Metrics over steps{of_variant}", caption))
     if suite.published:
         notes = "\n".join(f"{i}. {each.status}: {each.source}" for i, each in enumerate(suite.published, 1))
         parts.append(f"## Sources of published numbers\n\n{notes}")
@@ -144,11 +145,13 @@ def progress(suite: Suite, runs: list[Run]) -> str:
 
 
 def _groups(suite: Suite, runs: list[Run], variant: str) -> list[list[str]]:
-    """The algorithms that have started, in pictures of at most nine curves, the baseline in each."""
+    """The algorithms that have started, in few pictures of about as many curves, nine at most, the baseline in each."""
     started = {run.algorithm for run in runs if run.variant == variant}
     others = [key for key in suite.algorithms if key in started and key != suite.baseline]
     baseline = [suite.baseline] if suite.baseline in started else []
-    return [baseline + others[start : start + 8] for start in range(0, max(len(others), 1), 8)]
+    pictures = max(math.ceil(len(others) / 8), 1)
+    size = max(math.ceil(len(others) / pictures), 1)
+    return [baseline + others[start : start + size] for start in range(0, max(len(others), 1), size)]
 
 
 def command(root: Path) -> str:

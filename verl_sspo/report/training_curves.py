@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from verl_sspo.report import style
 from verl_sspo.report.runs import Run
@@ -14,7 +14,7 @@ from verl_sspo.report.summary import EFFECTIVE_UPDATE_RATIO, ENTROPY, REWARD
 from verl_sspo.suites.definition import Suite
 
 VALIDATION = "validation accuracy"
-#: Panels: title -> metric of verl. The last three are logged by SSPO alone.
+#: Panels: title -> metric of verl. The last four are logged by SSPO alone.
 PANELS = {
     VALIDATION: None,
     "training reward": REWARD,
@@ -48,6 +48,9 @@ def draw(suite: Suite, runs: Sequence[Run], variant: str, algorithms: Sequence[s
             panel.text(0.5, 0.5, "not logged (yet)", transform=panel.transAxes, ha="center", color="#767676")
         if title == "gradient norm" and any(drawn):
             panel.set_yscale("log")
+            panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter(NullFormatter())
     # Every algorithm that ran is in the panel of the reward.
     style.legend_below(figure, max(axes, key=lambda each: len(each.get_legend_handles_labels()[1])), 4)
     return style.save(figure, path)
