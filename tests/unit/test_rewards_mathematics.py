@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import string
 import threading
 import time
 from pathlib import Path
@@ -90,7 +91,9 @@ DIFFERENT = [
     ("12", "1 2"), ("1,000", "1"), ("0.1", "0.10000000001"), ("1234", "1,2,3,4"), ("2", "2^2"), ("5^2", "52"),
     ("1/3", "0.333333"), (r"\sqrt2", "1.414214"), (r"\pi", "3.14"), (r"\pi", "3.141592653589793"),
     ("50", r"0.5\%"), (r"\$20", r"20\%"), (r"5\text{ cm}", r"5\text{ m}"), (r"12\text{ feet}", r"12\text{ inches}"),
-    (r"\$5", r"5\text{ cents}"), ("5", "5 million"), ("5", "5x"), ("3", r"3\pi"), ("6", "6i"),
+    (r"\$5", r"5\text{ cents}"), ("5", "5 million"), ("5", "5x"), (r"5\text{ cm}", "5 m"), ("12 m", "12 cm"),
+    ("(1+2t, 3t)", "(3,3)"), ("3x+2y+5c", "3x+2y+5"),
+    ("3", r"3\pi"), ("6", "6i"),
     ("(1,2)", r"\{1,2\}"), ("(1,2)", "(2,1)"), ("(1,2)", "[1,2]"), ("[0,1)", "[0,1]"), ("(3,4)", "(3,4,5)"),
     ("1,2", "1,2,3"), ("1", "1,2"), (r"\{1\}", "2"), ("1,2", "x=1,y=2"), ("5", "5 or 6"), (r"1 \pm i", "1+i"),
     ("0", r"\emptyset"), (r"\infty", r"-\infty"), ("(0,1)", "0<x<1"),
@@ -118,6 +121,14 @@ def test_equal_answers_count_in_other_forms(gold, answer):
 def test_different_answers_never_count(gold, answer):
     assert not is_equal(gold, answer, 30)
     assert not is_equal(answer, gold, 30)
+
+
+@pytest.mark.parametrize("letter", sorted(set(string.ascii_letters) - set("eiEI")))
+def test_a_variable_is_no_unit(letter):
+    # e and i are constants, and math-verify takes E and I for them.
+    assert not is_equal("3", f"3{letter}")
+    assert not is_equal(f"x+2{letter}" if letter != "x" else "y+2x", "x+2")
+    assert is_equal(f"2{letter}+1", f"1+2{letter}")
 
 
 def test_score_of_answer_and_format():

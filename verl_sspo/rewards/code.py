@@ -93,9 +93,7 @@ def score(
     if program is None:
         return {"error": "no code block"}
     if sandbox_fusion_url:
-        verdict = _ask_sandbox_fusion(
-            sandbox_fusion_url, solution_str, program, tests, test_timeout, memory_mb, max_concurrent or 64
-        )
+        verdict = _ask_sandbox_fusion(sandbox_fusion_url, program, tests, test_timeout, memory_mb, max_concurrent or 64)
     else:
         limits = Limits(test_timeout=test_timeout, program_timeout=program_timeout, memory_bytes=memory_mb << 20)
         with sandbox.slot(max_concurrent):
@@ -278,7 +276,6 @@ def _fusion_semaphore(max_concurrent: int) -> threading.Semaphore:
 
 def _ask_sandbox_fusion(
     url: str,
-    solution_str: str,
     program: str,
     tests: dict[str, Any],
     timeout: float,

@@ -69,8 +69,6 @@ def has_tags(response: str) -> bool:
 
 # --- finding the answer ------------------------------------------------------------------------------------------
 
-_CLOSING = {"{": "}", "(": ")", "[": "]"}
-
 
 def _braced(text: str, start: int) -> int | None:
     """The index after the brace that closes the one at `start`."""

@@ -113,6 +113,7 @@ def equal(gold: str, answer: str, budget: Budget) -> bool:
 
 def main() -> None:
     """Answers pairs of expressions, one JSON line each, until the input ends."""
+    import dataclasses
     import logging
     import resource
 
@@ -121,7 +122,9 @@ def main() -> None:
 
     logging.disable()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    latex = [LatexExtractionConfig()]
+    # Units are the caller's: math-verify takes the t of 1+2t for tonnes, and drops it.
+    normalization = dataclasses.replace(LatexExtractionConfig().normalization_config, units=False)
+    latex = [LatexExtractionConfig(normalization_config=normalization)]
 
     def read(expression: str) -> list:
         return parse(f"${expression}$", latex, fallback_mode="no_fallback", parsing_timeout=None)
