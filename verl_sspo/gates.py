@@ -31,7 +31,10 @@ SIDES = ("both", "forward")
 
 @dataclass(frozen=True)
 class Gate:
-    """A gate with its temperatures. The defaults are the preset `v3`.
+    """A gate with its temperatures. The defaults are the preset v3.
+
+    Its gate, the arctan of the log-ratio, is restated by third parties. The temperatures are our choice: the best of
+    arXiv:2602.19345v2 for SAPO gates.
 
     Args:
         shape: one of `SHAPES`.
@@ -117,14 +120,6 @@ class Gate:
         f_minus_1 = torch.maximum(value.div_(tau), deviation.clamp(max=0.0))
         slope = slope.mul_(deviation.add_(1.0)).div_(f_minus_1 + 1.0)
         return f_minus_1.log1p_(), slope
-
-
-PRESETS = {
-    # Gate restated by third parties; temperatures: best of arXiv:2602.19345v2 for SAPO gates, our choice for SSPO.
-    "v3": Gate("arctan", "log", 10.0, 12.0),
-    # Gate restated by third parties; temperatures: SAPO's (arXiv:2511.20347), our choice for SSPO.
-    "v1": Gate("sigmoid", "ratio", 1.0, 1.05),
-}
 
 
 def _representable(log_ratio: torch.Tensor) -> torch.Tensor:

@@ -78,7 +78,8 @@ def sspo_loss(
     if len(shapes) != 1 or log_prob.dim() != 2:
         raise ValueError(f"the loss needs tensors of one shape (bs, response_length), got {sorted(shapes)}")
     dtype = torch.promote_types(torch.promote_types(log_prob.dtype, old_log_prob.dtype), torch.float32)
-    mask = response_mask.bool()
+    log_prob, old_log_prob, advantages = log_prob.contiguous(), old_log_prob.contiguous(), advantages.contiguous()
+    mask = response_mask.bool().contiguous()
     lengths = mask.sum(dim=-1)
     coefficients = sequence_coefficients(
         lengths,

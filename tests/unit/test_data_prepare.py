@@ -152,6 +152,11 @@ def test_benchmarks_of_mathematics(tmp_path):
     assert [truth for _, truth in found] == ["$2$", "1, -3"]
     assert split.rows[0]["prompt"][0]["content"].startswith("Let x be 1.\n\nq")
     assert split.dropped == {"asks for a proof": 1}
+    # A text would be taken letter by letter.
+    source = _jsonl(tmp_path / "text.jsonl", [{"question": "q", "final_answer": "$-12$"}])
+    (split,) = prepare("olympiadbench", source=source)
+    assert not split.rows
+    assert "must be a list of texts" in str(split.unreadable)
     assert compute_score(found[0][0], r"\boxed{2}", found[0][1])["score"] == 1.0
     assert compute_score(found[1][0], r"\boxed{-3, 1}", found[1][1])["score"] == 1.0
     assert compute_score(found[1][0], r"\boxed{1}", found[1][1])["score"] == 0.0

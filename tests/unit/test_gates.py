@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_sspo.gates import DOMAINS, PRESETS, SHAPES, Gate
+from verl_sspo.gates import DOMAINS, SHAPES, Gate
 from verl_sspo.reference import LOG_GATES
 
 GATES = [(shape, domain) for shape in SHAPES for domain in DOMAINS]
@@ -134,8 +134,3 @@ def test_ratio_gates_are_positive_at_ratio_zero(shape, tau):
 def test_bad_gates_say_what_is_allowed(options, named):
     with pytest.raises(ValueError, match=named):
         Gate(**options)
-
-
-def test_presets_are_those_of_the_papers():
-    assert PRESETS["v3"] == Gate() == Gate("arctan", "log", 10.0, 12.0, "both")
-    assert PRESETS["v1"] == Gate("sigmoid", "ratio", 1.0, 1.05, "both")

@@ -325,6 +325,25 @@ def test_an_exception_of_the_model_reaches_all_and_the_thread_goes_on(thread, mo
     assert thread.submit(make_requests(1)[0]).result(timeout=30).stop_reason == "completed"
 
 
+def test_a_cancelled_request_does_not_fail_its_neighbours(thread, model):
+    started, go_on = threading.Event(), threading.Event()
+
+    def hold(*_):
+        started.set()
+        go_on.wait(timeout=30)
+
+    hook = model.register_forward_pre_hook(hold)
+    running = [thread.submit(request) for request in make_requests(2)]
+    assert started.wait(timeout=30)
+    waiting = thread.submit(Request("waiting", [1], SamplingParams(max_tokens=3)))
+    assert waiting.cancel()
+    assert not running[0].cancel()
+    go_on.set()
+    hook.remove()
+    assert {future.result(timeout=30).stop_reason for future in running} == {"completed"}
+    assert thread.submit(Request("next", [1], SamplingParams(max_tokens=3))).result(timeout=30).error is None
+
+
 def test_requests_can_be_aborted_while_they_run(thread, model):
     started = threading.Event()
     hook = model.register_forward_pre_hook(lambda *_: started.set())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from verl.trainer.ppo.core_algos import agg_loss
 
 import verl_sspo.loss
-from verl_sspo.gates import DOMAINS, PRESETS, SHAPES, SIDES, Gate
+from verl_sspo.gates import DOMAINS, SHAPES, SIDES, Gate
 from verl_sspo.loss import sequence_coefficients, sspo_loss
 from verl_sspo.reference import LOG_GATES, sspo_loss_matrix
 
@@ -267,7 +267,16 @@ def test_blocks_of_rows_do_not_matter(monkeypatch):
     assert sspo_loss(*arguments)[1].as_metrics() == pytest.approx(statistics)
 
 
-@pytest.mark.parametrize("gate", [Gate(), Gate("softsign", "ratio", 1.3, 2.1, "forward"), PRESETS["v1"]], ids=str)
+def test_strides_do_not_matter():
+    arguments = batch(13, rows=7)
+    transposed = [tensor.T.contiguous().T for tensor in arguments]
+    assert not any(tensor.is_contiguous() for tensor in transposed)
+    torch.testing.assert_close(value_and_gradient(*transposed, Gate()), value_and_gradient(*arguments, Gate()))
+
+
+@pytest.mark.parametrize(
+    "gate", [Gate(), Gate("softsign", "ratio", 1.3, 2.1, "forward"), Gate("sigmoid", "ratio", 1.0, 1.05)], ids=str
+)
 def test_torch_compile_traces_the_loss_as_one_graph(gate, monkeypatch):
     """What CUDA runs compiled: here through every stage of the compiler that needs no kernel."""
     monkeypatch.setattr("verl_sspo.loss._CPU_BLOCK_TOKENS", 1 << 30)

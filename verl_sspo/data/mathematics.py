@@ -87,6 +87,8 @@ def read_olympiadbench(row: dict[str, Any]) -> Example:
     answers = row["final_answer"]
     if not answers:
         raise Dropped("asks for a proof")
+    if isinstance(answers, str):
+        raise ValueError(f"final_answer must be a list of texts, not the text {answers!r}")
     example = read_mathematics(row | {"final_answer": ", ".join(answers)})
     context = (row.get("context") or "").strip()
     return Example(f"{context}\n\n{example.problem}" if context else example.problem, example.ground_truth)

@@ -36,6 +36,9 @@ class GenerationThread:
         future: Future[Completion] = Future()
 
         def enter() -> None:
+            # From here on it cannot be cancelled: a result for a cancelled future would be an error for all requests.
+            if not future.set_running_or_notify_cancel():
+                return
             if request.request_id in self._futures:
                 future.set_exception(ValueError(f"a request {request.request_id} is running already"))
                 return
@@ -65,6 +68,8 @@ class GenerationThread:
         future: Future[Any] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(function())
             except Exception as error:
