@@ -15,6 +15,8 @@ import os
 import sys
 from pathlib import Path
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
@@ -77,7 +79,7 @@ def main() -> int:
     except launch.TrainingFailedError as error:
         launch.report_failure(error, console)
         return 1
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, HydraException, OmegaConfBaseException) as error:
         parser.error(str(error))
     out = Console()
     out.print(table(metrics))

@@ -26,6 +26,7 @@ from verl_sspo.doctor.compose import compose_config
 from verl_sspo.doctor.configuration import configuration_findings
 from verl_sspo.doctor.environment import data_findings
 from verl_sspo.family import running_in
+from verl_sspo.overrides import hydra_value
 from verl_sspo.report.curves import draw
 from verl_sspo.report.summary import Metrics, summarize, table
 from verl_sspo.tiny_model import prepare_arithmetic
@@ -76,7 +77,7 @@ def main() -> int:
     overrides = [
         f"data.max_prompt_length={arithmetic.prompt_length(digits)}",
         f"data.max_response_length={arithmetic.response_length(digits)}",
-        f"trainer.default_local_dir={arguments.run_dir.resolve() / 'checkpoints'}",
+        f"trainer.default_local_dir={hydra_value(arguments.run_dir.resolve() / 'checkpoints')}",
         *arguments.overrides,
         *(["trainer.resume_mode=auto"] if arguments.resume else []),
     ]
@@ -99,7 +100,10 @@ def main() -> int:
         parser.error(f"process {pid} still trains in {arguments.run_dir}: end it first, or choose another --run-dir")
 
     saved = Path(config.trainer.default_local_dir)
-    step = checkpoints.settle(saved) if arguments.resume else None
+    try:
+        step = checkpoints.settle(saved) if arguments.resume else None
+    except ValueError as error:
+        parser.error(str(error))
     if step is not None:
         launch.keep_attempt(arguments.run_dir)
         console.print(f"going on from the checkpoint of step {step}", highlight=False)

@@ -5,8 +5,8 @@
     python scripts/reproduce.py tiny --only algo=sspo,grpo variant=lr1e-4 --seeds 0 1
     python scripts/reproduce.py tiny --jobs 2                            two cells side by side
 
-The same command again skips what is finished and goes on with what is not. `python scripts/report.py runs/tiny`
-makes tables and pictures of it, also while it runs.
+The same command again skips what is finished and goes on with what is not. `python scripts/report.py runs/tiny --output
+runs/tiny/report` makes tables and pictures of it, also while it runs.
 """
 
 import argparse
@@ -73,6 +73,14 @@ def main() -> int:
     if arguments.list:
         print_states(cells, root, Console())
         return 0
+    started = [cell for cell in cells if (root / cell.name / cells_.CONFIG).exists()]
+    if started:
+        console.print(f"comparing the settings of {len(started)} cells that have run here", highlight=False)
+    try:
+        for cell in started:
+            cells_.check_settings(cell, root / cell.name, RECIPES)
+    except ValueError as error:
+        parser.error(str(error))
     root.mkdir(parents=True, exist_ok=True)
     # The report reads titles, measures and published numbers from this copy.
     (root / "suite.yaml").write_text(path.read_text())

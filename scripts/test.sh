@@ -13,7 +13,8 @@ command -v bwrap >/dev/null || missing+=(bubblewrap)
 command -v chromium >/dev/null || missing+=(chromium)
 if [ ${#missing[@]} -gt 0 ] && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
   echo "Installing ${missing[*]}"
-  (apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}") >/dev/null 2>&1
+  (apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}") >/dev/null ||
+    echo "Could not install ${missing[*]}: their tests are skipped" >&2
 fi
 
 # shellcheck disable=SC1091

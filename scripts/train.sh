@@ -14,8 +14,12 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-if [ $# -eq 0 ] || [ "$1" = -h ] || [ "$1" = --help ] || [ ! -f "recipes/$1.yaml" ]; then
+if [ $# -eq 0 ] || [ "$1" = -h ] || [ "$1" = --help ]; then
   sed -n '2,/^set -/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2
+  exit 2
+fi
+if [ ! -f "recipes/$1.yaml" ]; then
+  echo "There is no recipe $1: there are $(cd recipes && echo *.yaml | sed 's/\.yaml//g') (scripts/train.sh --help)" >&2
   exit 2
 fi
 task=$1
@@ -39,7 +43,9 @@ mkdir -p "$start"
 # Absolute: Ray's workers may have another working folder.
 run=$(cd "$run" && pwd)
 start=$(cd "$start" && pwd)
-arguments=(--config-dir "$PWD/recipes" --config-name "$task" "trainer.default_local_dir=$run/checkpoints" "$@")
+# In Hydra's quotes, whatever the folder is called.
+quoted() { printf "'%s'" "${1//\'/\\\'}"; }
+arguments=(--config-dir "$PWD/recipes" --config-name "$task" "trainer.default_local_dir=$(quoted "$run/checkpoints")" "$@")
 
 address=()
 if [ "${RAY_ADDRESS:-local}" != local ]; then address=(--address "$RAY_ADDRESS"); fi
@@ -63,4 +69,4 @@ python -m verl_sspo.checkpoints "$run/checkpoints"
 # verl writes this file anew at each start.
 export VERL_FILE_LOGGER_PATH=$start/metrics.jsonl PYTHONUNBUFFERED=1
 echo "Run folder: $run (log: $start/train.log)"
-python -m verl.trainer.main_ppo "${arguments[@]}" "hydra.run.dir=$start/hydra" 2>&1 | tee "$start/train.log"
+python -m verl.trainer.main_ppo "${arguments[@]}" "hydra.run.dir=$(quoted "$start/hydra")" 2>&1 | tee "$start/train.log"

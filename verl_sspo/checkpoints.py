@@ -1,6 +1,6 @@
 """Which checkpoint a restart goes on from, whatever verl was doing when it was killed.
 
-    python -m verl_sspo.checkpoints FOLDER        what scripts/train.sh runs before verl
+    python -m verl_sspo.checkpoints RUN/checkpoints        what scripts/train.sh runs before verl
 
 verl writes `global_step_<n>/actor`, then `global_step_<n>/data.pt`, and last its record of `n`,
 `latest_checkpointed_iteration.txt`. Killed or out of space on the way it leaves a folder that is not recorded, which it
@@ -12,6 +12,8 @@ import re
 import sys
 import zipfile
 from pathlib import Path
+
+from verl_sspo.family import running_in
 
 RECORD = "latest_checkpointed_iteration.txt"
 
@@ -53,9 +55,21 @@ def last(root: Path) -> int | None:
 
 
 def settle(root: Path) -> int | None:
-    """Mends verl's record, so that resume_mode=auto goes on from `last`, which is returned; no run may be writing."""
+    """Mends verl's record, so that resume_mode=auto goes on from `last`, which is returned; no run may be writing.
+
+    Raises:
+        ValueError: the recorded checkpoint is not complete as seen from here, and no other is. To start anew would
+            write over what there is of it.
+    """
     step, record = last(root), root / RECORD
     if step is None:
+        recorded = record.read_text().strip() if record.exists() else ""
+        if recorded and any(root.glob(f"global_step_{recorded}/**/*.pt")):
+            raise ValueError(
+                f"{root}/global_step_{recorded} is recorded but not complete, as far as this machine sees it, and no "
+                "other checkpoint is: if its other shards lie on disks of other machines, collect them in one folder "
+                f"that all machines see; to start anew, move {root} away"
+            )
         record.unlink(missing_ok=True)
     else:
         # The record is complete or not there.
@@ -65,6 +79,19 @@ def settle(root: Path) -> int | None:
     return step
 
 
+def main() -> int:
+    root = Path(sys.argv[1]).resolve()
+    if (pid := running_in(root.parent)) is not None:
+        print(f"process {pid} still trains in {root.parent}: end it first", file=sys.stderr)
+        return 1
+    try:
+        step = settle(root)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print("No complete checkpoint: starting anew" if step is None else f"Going on from the checkpoint of step {step}")
+    return 0
+
+
 if __name__ == "__main__":
-    found = settle(Path(sys.argv[1]))
-    print("No complete checkpoint: starting anew" if found is None else f"Going on from the checkpoint of step {found}")
+    sys.exit(main())

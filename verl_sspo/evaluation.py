@@ -11,6 +11,7 @@ metrics.json         {"evaluation/<benchmark>/<measure>": value}, measures: gree
 
 import json
 import math
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock
 from omegaconf import MISSING, DictConfig
 from rich.console import Console
 
 from verl_sspo import launch
 from verl_sspo.doctor.compose import compose_config
+from verl_sspo.overrides import hydra_value
 
 PROBLEMS = "problems.parquet"
 METRICS = "metrics.json"
@@ -70,12 +71,8 @@ def prepare_task(config: DictConfig, console: Console | None = None, benchmarks:
     if "task" in config:
         from verl_sspo.tiny_model import prepare_arithmetic
 
-        folder = Path(config.task.folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Runs side by side share tasks: the first makes it, the others wait.
-        with FileLock(folder.parent / f".{folder.name}.lock"):
-            task = config.task
-            prepare_arithmetic(folder.parent, task.digits, task.seed, heads=task.heads, console=console)
+        task = config.task
+        prepare_arithmetic(Path(task.folder).parent, task.digits, task.seed, heads=task.heads, console=console)
     files = list(benchmarks)
     for named in (config.data.train_files, config.data.val_files):
         files += [named] if isinstance(named, str) else list(named)
@@ -129,10 +126,9 @@ def evaluate(
     config = compose_config(recipe, overrides, recipes)
     prepare_task(config, console, evaluation.benchmarks)
     problems = read_benchmarks(evaluation.benchmarks)
-    files = ",".join(f"'{file}'" for file in evaluation.benchmarks)
     common = [
         *overrides,
-        f"data.val_files=[{files}]",
+        f"data.val_files={hydra_value(list(evaluation.benchmarks))}",
         "trainer.val_only=true",
         "trainer.val_before_train=true",
         "data.val_max_samples=-1",
@@ -142,7 +138,7 @@ def evaluate(
     for mode, settings in modes.items():
         dump = output / mode / "generations"
         train(
-            [*common, *settings, f"trainer.validation_data_dir={dump.resolve()}"],
+            [*common, *settings, f"trainer.validation_data_dir={hydra_value(dump.resolve())}"],
             output / mode,
             config_dir=recipes,
             config_name=recipe,
@@ -159,12 +155,15 @@ def evaluate(
 
 def _model_overrides(model: Path) -> list[str]:
     if not model.name.startswith("global_step_"):
-        return [f"actor_rollout_ref.model.path='{model}'", "trainer.resume_mode=disable"]
+        # A name on Hugging Face is a word, or two with a slash between them.
+        if not model.exists() and (model.is_absolute() or len(model.parts) > 2):
+            raise FileNotFoundError(f"there is no model {model}")
+        return [f"actor_rollout_ref.model.path={hydra_value(model)}", "trainer.resume_mode=disable"]
     if not (model / "actor").is_dir():
         raise FileNotFoundError(f"{model} is no checkpoint of verl: it has no folder `actor`")
     return [
         "trainer.resume_mode=resume_path",
-        f"trainer.resume_from_path={model.resolve()}",
+        f"trainer.resume_from_path={hydra_value(model.resolve())}",
         # The weights alone.
         "actor_rollout_ref.actor.checkpoint.load_contents=[model]",
     ]
@@ -198,7 +197,8 @@ def read_benchmarks(files: Sequence[str]) -> pd.DataFrame:
 def read_generations(folder: Path) -> pd.DataFrame:
     """verl's dump of a validation: group (the prompt's uid), sample, prompt, ground_truth, response, score, correct."""
     (file,) = folder.glob("*.jsonl")
-    entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    with file.open(encoding="utf-8") as lines:  # str.splitlines would also cut at U+2028 and the like
+        entries = [json.loads(line) for line in lines]
     rows = []
     for entry in entries:
         # <uid>_<session>_<output of the session>
@@ -223,22 +223,27 @@ def _text(ground_truth: Any) -> str:
     return ground_truth if isinstance(ground_truth, str) else json.dumps(ground_truth, default=str)
 
 
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip()
+
+
 def join(problems: pd.DataFrame, generations: pd.DataFrame) -> pd.DataFrame:
     """Finds the problem of every answer: verl's dump has the prompt's text, but neither data set nor row.
 
     A prompt belongs to the problem with the same ground truth whose question it contains; of several, the longest.
-    Problems with equal texts share their answers out, prompt by prompt.
+    Problems with equal texts share their answers out, prompt by prompt. Prompts have been through the tokenizer, which
+    may normalise them (NFC), and through the chat template, which may strip them.
 
     Raises:
         ValueError: a prompt contains no question of the benchmarks.
     """
     by_truth: dict[str, list[Any]] = defaultdict(list)
     for row in problems.itertuples():
-        by_truth[row.ground_truth].append(row)
+        by_truth[row.ground_truth].append(row._replace(question=_normal(row.question)))
     places: dict[str, tuple[str, int]] = {}
     taken: set[tuple[str, int]] = set()
     for group, answers in generations.groupby("group", sort=False):
-        prompt = answers["prompt"].iloc[0]
+        prompt = _normal(answers["prompt"].iloc[0])
         candidates = [row for row in by_truth[answers["ground_truth"].iloc[0]] if row.question in prompt]
         if not candidates:
             raise ValueError(f"an answer belongs to no problem of the benchmarks; its prompt begins {prompt[:200]!r}")

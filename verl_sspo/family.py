@@ -18,8 +18,13 @@ from typing import BinaryIO
 
 import psutil
 
+from verl_sspo.overrides import quoted
+
 # Every process of a run inherits this variable; it tells them from those of other runs and other Ray clusters.
 RUN_ID = "VERL_SSPO_RUN_ID"
+
+# The argument of main_ppo that tells the folder of its run, in quotes.
+WRITES_TO = "hydra.run.dir="
 
 # Seconds that Ray gets to end its processes by itself.
 GRACE = 10
@@ -96,7 +101,7 @@ def _is_alive(process: psutil.Process) -> bool:
 
 def running_in(folder: Path) -> int | None:
     """The main_ppo, if there is one, that writes to this run folder or to one below it."""
-    mark = f"hydra.run.dir={folder.resolve()}/"
+    mark = WRITES_TO + quoted(f"{folder.resolve()}/").removesuffix("'")
     for process in psutil.process_iter(["pid", "cmdline"]):
         if any(argument.startswith(mark) for argument in process.info["cmdline"] or ()):
             return process.info["pid"]

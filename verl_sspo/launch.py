@@ -29,7 +29,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from verl_sspo.family import RUN_ID, Family, guarded
+from verl_sspo.family import RUN_ID, WRITES_TO, Family, guarded
+from verl_sspo.overrides import quoted
 
 LOG = "train.log"
 METRICS = "metrics.jsonl"
@@ -149,7 +150,7 @@ def train(
     ray_dir = Path(tempfile.mkdtemp(prefix="verl-", dir="/tmp"))
     command = [sys.executable, "-m", "verl.trainer.main_ppo"]
     command += ["--config-dir", str(config_dir), "--config-name", config_name]
-    command += [f"hydra.run.dir={run_dir / 'hydra'}", f"+ray_kwargs.ray_init._temp_dir={ray_dir}", *overrides]
+    command += [f"{WRITES_TO}{quoted(f'{run_dir}/hydra')}", f"+ray_kwargs.ray_init._temp_dir={ray_dir}", *overrides]
     environment = os.environ | {
         RUN_ID: run_id,
         "VERL_FILE_LOGGER_PATH": str(metrics),
@@ -278,7 +279,9 @@ def _follow(child: subprocess.Popen, family: Family, log: Path, metrics: Path, d
                 display.show(f"{died}: verl is given {PATIENCE} s to end the run")
         for line in next(metric_lines):
             entry = json.loads(line)
-            display.metrics(entry["step"], entry["data"])
+            # NaN has no JSON: verl writes null.
+            data = {name: math.nan if value is None else value for name, value in entry["data"].items()}
+            display.metrics(entry["step"], data)
         if not ended:
             time.sleep(0.5)
     if died and child.poll() is None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from rich.console import Console
 from rich.progress import track
 from tokenizers.pre_tokenizers import ByteLevel
@@ -156,33 +157,34 @@ def prepare_arithmetic(
         "heads": heads,
     }
     directory = root / f"digits{digits}-seed{seed}"
-    record = directory / "made_with.json"
-    # Folders from before heads could be chosen do not tell them.
-    if record.exists() and {"heads": HEADS} | json.loads(record.read_text()) == made_with:
-        return directory
-
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".") as scratch:
-        made = Path(scratch) / "made"
-        made.mkdir()
-        arithmetic.write_dataset(made, digits, train_size, val_size, seed)
+    # Runs side by side share tasks: the first makes it, the others wait.
+    with FileLock(root / f".{directory.name}.lock"):
+        record = directory / "made_with.json"
+        # Folders from before heads could be chosen do not tell them.
+        if record.exists() and {"heads": HEADS} | json.loads(record.read_text()) == made_with:
+            return directory
+        with tempfile.TemporaryDirectory(dir=root, prefix=".") as scratch:
+            made = Path(scratch) / "made"
+            made.mkdir()
+            arithmetic.write_dataset(made, digits, train_size, val_size, seed)
 
-        tokenizer = create_tokenizer()
-        model = create_model(tokenizer, seed, heads)
-        problems = arithmetic.problems(digits, train_size + val_size, seed)[:train_size]
-        rng = random.Random(seed)
+            tokenizer = create_tokenizer()
+            model = create_model(tokenizer, seed, heads)
+            problems = arithmetic.problems(digits, train_size + val_size, seed)[:train_size]
+            rng = random.Random(seed)
 
-        def draw_batch() -> list[tuple[str, str]]:
-            return [
-                (arithmetic.prompt_of(a, b), arithmetic.careless_solution(a, b, digits, rng))
-                for a, b in rng.choices(problems, k=warm_up_batch)
-            ]
+            def draw_batch() -> list[tuple[str, str]]:
+                return [
+                    (arithmetic.prompt_of(a, b), arithmetic.careless_solution(a, b, digits, rng))
+                    for a, b in rng.choices(problems, k=warm_up_batch)
+                ]
 
-        warm_up(model, tokenizer, draw_batch, warm_up_steps, console=console)
-        model.save_pretrained(made / "model")
-        tokenizer.save_pretrained(made / "model")
-        (made / "made_with.json").write_text(json.dumps(made_with, indent=2) + "\n")
-        if directory.exists():
-            shutil.move(directory, Path(scratch) / "outdated")
-        made.rename(directory)
+            warm_up(model, tokenizer, draw_batch, warm_up_steps, console=console)
+            model.save_pretrained(made / "model")
+            tokenizer.save_pretrained(made / "model")
+            (made / "made_with.json").write_text(json.dumps(made_with, indent=2) + "\n")
+            if directory.exists():
+                shutil.move(directory, Path(scratch) / "outdated")
+            made.rename(directory)
     return directory

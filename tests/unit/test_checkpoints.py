@@ -98,6 +98,34 @@ def test_megatrons_checkpoints_are_left_to_its_record(tmp_path):
     assert (tmp_path / RECORD).read_text() == "4"
 
 
+def test_shards_that_lie_elsewhere_are_not_trained_over(tmp_path):
+    folder = save(tmp_path, 8, ranks=2)
+    (folder / "actor" / "model_world_size_2_rank_1.pt").unlink()
+    with pytest.raises(ValueError, match=r"recorded but not complete.*other machines"):
+        settle(tmp_path)
+    assert (tmp_path / RECORD).read_text() == "8"
+    command = [sys.executable, "-m", "verl_sspo.checkpoints", str(tmp_path)]
+    refused = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "move" in refused.stderr
+    # What was never recorded, verl had not finished: nothing is lost with it.
+    (tmp_path / RECORD).write_text("")
+    assert settle(tmp_path) is None
+
+
+def test_a_run_that_still_writes_is_not_mended(tmp_path):
+    save(tmp_path / "checkpoints", 8)
+    writer = subprocess.Popen([sys.executable, "-c", "input()", f"hydra.run.dir='{tmp_path}/start/hydra'"], stdin=-1)
+    try:
+        command = [sys.executable, "-m", "verl_sspo.checkpoints", str(tmp_path / "checkpoints")]
+        refused = subprocess.run(command, check=False, capture_output=True, text=True)
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert refused.returncode == 1
+    assert f"process {writer.pid} still trains" in refused.stderr
+
+
 def test_what_torch_saves_is_recognised(tmp_path):
     torch = pytest.importorskip("torch")
     folder = save(tmp_path, 8)

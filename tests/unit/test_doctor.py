@@ -126,6 +126,14 @@ def test_data_that_verl_cannot_read(tmp_path):
     assert "there is no" in findings[2].message
 
 
+def test_data_that_is_not_looked_into():
+    config = _with(data={"train_files": "hdfs://store/train.parquet", "val_files": ["rows.jsonl"]})
+    findings = list(environment.data_findings(config))
+    assert [finding.severity for finding in findings] == ["warning"] * 2
+    config = _with(data={"train_files": None, "val_files": "rows.json"})
+    assert _errors(environment.data_findings(config)) == ["data"]
+
+
 def test_code_needs_the_sandbox(tmp_path, monkeypatch):
     row = make_row(data_source="mbpp", prompt=[], ability="code", ground_truth="{}", split="train", index=0)
     path = str(write_rows([row] * 2, tmp_path / "code.parquet"))

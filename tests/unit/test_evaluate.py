@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import unicodedata
 from pathlib import Path
 
 import pandas as pd
@@ -29,12 +30,13 @@ def test_pass_at_k_needs_enough_answers():
 
 @pytest.fixture
 def benchmarks(tmp_path):
-    """Two benchmarks, with a problem that contains another one and two that are the same."""
+    """Two benchmarks: one problem contains another, two are the same, and one is changed by tokenizers."""
     contents = {
-        "easy": [("1+1=?", "2"), ("What is 1+1=?", "2"), ("3+4=?", "7")],
+        "easy": [("1+1=?", "2"), ("What is 1+1=?", "2"), ("3 \u212b + 4 \u212b = ? ", "7")],
         "hard": [("x^2=49, x>0", "7"), ("x^2=49, x>0", "7")],
     }
     files = []
+    (tmp_path / "model").mkdir()
     for name, problems in contents.items():
         rows = [
             make_row(
@@ -82,8 +84,9 @@ class FakeVerl:
                     right = float(sample < self.right.get((question, i), 0))
                     lines.append(
                         {
-                            "input": f"system You are helpful.\nuser {question}\nassistant ",
-                            "output": f"answer {sample}",
+                            # A chat template strips; a tokenizer normalises.
+                            "input": unicodedata.normalize("NFC", f"user {question.strip()}\nassistant "),
+                            "output": f"answer\u2028{sample}",
                             "gts": row.reward_model["ground_truth"],
                             "score": right + 0.5,
                             "acc": right,
@@ -93,7 +96,9 @@ class FakeVerl:
         dump = Path(settings["trainer.validation_data_dir"])
         dump.mkdir(parents=True)
         # verl sorts by random uid.
-        (dump / "0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in reversed(lines)))
+        (dump / "0.jsonl").write_text(
+            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in reversed(lines)), encoding="utf-8"
+        )
         return run_dir / launch.METRICS
 
 
@@ -132,7 +137,7 @@ def test_what_verl_is_asked_for(tmp_path, benchmarks, recipes):
     assert "trainer.val_only=true" in greedy
     assert "actor_rollout_ref.rollout.val_kwargs.do_sample=false" in greedy
     assert {f"actor_rollout_ref.rollout.val_kwargs.{each}" for each in ("n=2", "temperature=0.7")} <= set(samples)
-    assert f"actor_rollout_ref.model.path='{tmp_path / 'model'}'" in greedy
+    assert f"actor_rollout_ref.model.path={tmp_path / 'model'}" in greedy
 
     checkpoint = tmp_path / "checkpoints" / "global_step_10"
     (checkpoint / "actor").mkdir(parents=True)
@@ -180,3 +185,21 @@ def test_avg_at_k_is_what_verl_reports():
     problems = pd.DataFrame({"benchmark": "s", "problem": [0, 1]})
     ours = evaluation.summarize(answers, problems, {"samples": 4})
     assert ours["evaluation/s/avg@4"] == pytest.approx(verl_metrics["s"]["acc"]["mean@4"])
+
+
+def test_a_model_that_is_not_there_is_told_before_anything_starts(tmp_path, benchmarks, recipes):
+    fake = FakeVerl({})
+    with pytest.raises(FileNotFoundError, match="there is no model"):
+        evaluate(
+            tmp_path / "absent", Evaluation(benchmarks), tmp_path / "out", recipe="toy", recipes=recipes, train=fake
+        )
+    assert fake.overrides == []
+    evaluate(
+        Path("Qwen/Qwen2.5-0.5B"), Evaluation(benchmarks), tmp_path / "out", recipe="toy", recipes=recipes, train=fake
+    )
+    assert "actor_rollout_ref.model.path=Qwen/Qwen2.5-0.5B" in fake.overrides[0]
+
+
+def test_an_unknown_recipe_is_told_with_those_there_are(tmp_path, benchmarks, recipes):
+    with pytest.raises(FileNotFoundError, match=r"no recipe to in .*: there are toy"):
+        evaluate(tmp_path / "model", Evaluation(benchmarks), tmp_path / "out", recipe="to", recipes=recipes)

@@ -1,17 +1,21 @@
 """The launcher against a stand-in for main_ppo; the real one is started by the end-to-end tests."""
 
+import ast
 import functools
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
 from verl_sspo import launch
@@ -74,7 +78,9 @@ def test_metrics_progress_and_environment(tmp_path, verl, monkeypatch):
         print("Total training steps: 2", flush=True)
         print("RAY_ADDRESS", os.environ["RAY_ADDRESS"], "arguments", sys.argv[1:])
         accuracy = "val-core/a/acc/mean@1"
-        steps = [(0, {accuracy: 0.25}), (1, {"critic/score/mean": 0.5}), (2, {accuracy: 1})]
+        steps = [(0, {accuracy: 0.25}), (1, {"critic/score/mean": 0.5})]
+        # verl writes a NaN as null.
+        steps.append((2, {"critic/score/mean": None, accuracy: 1}))
         with open(os.environ["VERL_FILE_LOGGER_PATH"], "w") as file:
             for step, data in steps:
                 print(json.dumps({"step": step, "data": data}), file=file)
@@ -90,7 +96,7 @@ def test_metrics_progress_and_environment(tmp_path, verl, monkeypatch):
     shown = (tmp_path / "shown").read_text()
     assert "step 0/2, validation 0.250" in shown
     assert "step 1/2, reward 0.500, validation 0.250" in shown
-    assert "step 2/2, validation 1.000, 0:00 left" in shown
+    assert "step 2/2, reward nan, validation 1.000, 0:00 left" in shown
     # Ray's temporary folder is short enough for its sockets, and gone.
     (ray_dir,) = re.findall(r"_temp_dir=([^']+)", log)
     assert len(ray_dir) < 20
@@ -114,6 +120,20 @@ sys.exit(3)
     assert failure.value.excerpt == "Traceback (most recent call last):\nValueError: tau_pos must be positive"
     assert str(tmp_path / "run" / "train.log") in str(failure.value)
     assert processes_with(marker) == []
+
+
+def test_a_run_folder_may_have_any_name(tmp_path, verl):
+    verl("import sys, time; print(sys.argv[1:], flush=True); time.sleep(2)")
+    folder = tmp_path / "Jürgen's runs, lr=1e-4 (old) [1] #2"
+    found = []
+    watcher = threading.Thread(target=lambda: wait_for(lambda: found.append(running_in(folder)) or found[-1]))
+    watcher.start()
+    launch.train([], folder, config_dir=Path("recipes"), config_name="some", console=Console(file=io.StringIO()))
+    watcher.join()
+    assert found[-1] is not None
+    arguments = ast.literal_eval((folder / "train.log").read_text().splitlines()[0])
+    [override] = OverridesParser.create().parse_overrides([each for each in arguments if each.startswith("hydra.run")])
+    assert override.value() == str(folder / "hydra")
 
 
 def test_log_without_a_traceback_shows_its_end(tmp_path):

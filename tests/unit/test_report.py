@@ -37,7 +37,8 @@ def write_run(root, algorithm, seed, accuracies, *, finished=True, variant="lr1e
             data |= {"actor/sspo/slope": 1 - step / 20, "actor/sspo/sequence_weight_std": 0.01 * step}
         lines.append(json.dumps({"step": step, "data": data}) + "\n")
     (attempt_folder / launch.METRICS).write_text("".join(lines))
-    plan = {"variant": variant, "algorithm": algorithm, "seed": seed, "ran_with": {"verl": "0.9.1", "commit": None}}
+    place = {"suite": "tiny", "variant": variant, "algorithm": algorithm, "seed": seed}
+    plan = place | {"ran_with": {"verl": "0.9.1", "commit": None}}
     (folder / cells.PLAN).write_text(json.dumps(plan))
     if finished:
         (folder / cells.RESULT).write_text("{}")

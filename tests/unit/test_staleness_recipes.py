@@ -32,6 +32,16 @@ def test_recipe_is_sound(mode, staleness):
     assert actor.calculate_entropy == (staleness == "bypass")
 
 
+def test_on_gpus_the_weights_need_another_way():
+    command = ["hardware=fsdp_8gpu", "model=qwen2.5_7b_instruct", "+mode=separate_async", "+staleness=bypass"]
+    (finding,) = (f for f in configuration_findings(compose_config("gsm8k", command, RECIPES)) if f.severity == "error")
+    assert finding.check == "weight_transfer"
+    # The remedy is what to add to the command line.
+    remedy = finding.remedy.removeprefix("on GPUs set ").split()
+    config = compose_config("gsm8k", [*command, *remedy], RECIPES)
+    assert {finding.check for finding in configuration_findings(config)} == {"bypass_mode"}
+
+
 def test_the_two_ways_set_the_same_switch():
     bypass, decoupled = (OmegaConf.load(RECIPES / "staleness" / f"{name}.yaml") for name in ("bypass", "decoupled"))
     assert bypass.algorithm.rollout_correction.bypass_mode is True

@@ -1,5 +1,6 @@
 """Suites: what the YAML files stand for, and the machinery that runs cells, with a small process in verl's place."""
 
+import importlib.util
 import json
 import os
 import re
@@ -20,8 +21,9 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl_sspo import launch
 from verl_sspo.data.tasks import TASKS
 from verl_sspo.doctor.compose import compose_config
+from verl_sspo.overrides import hydra_overrides
 from verl_sspo.suites import cell as cells
-from verl_sspo.suites.definition import Cell, expand, hydra_overrides, load_suite
+from verl_sspo.suites.definition import Cell, expand, load_suite
 from verl_sspo.suites.runner import run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -90,13 +92,42 @@ def _compose(recipe, overrides):
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
 def test_every_cell_of_a_suite_is_a_configuration_that_verl_accepts(path):
     suite = load_suite(path)
-    for cell in expand(suite, path.stem, seeds=suite.seeds[:1], variants=list(suite.variants)[:1]):
+    for cell in expand(suite, path.stem, seeds=suite.seeds[:1]):
         config = _compose(cell.recipe, cell.overrides)
         actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
         actor.validate(config.trainer.n_gpus_per_node, config.data.train_batch_size, config.actor_rollout_ref.model)
         updates = config.data.train_batch_size // actor.ppo_mini_batch_size * actor.ppo_epochs
         stale = config.algorithm.rollout_correction.bypass_mode
         assert updates > 1 or stale, "on policy all losses have the same gradient"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [RECIPES / f"{name}.yaml" for name in ("gsm8k", "math", "gsm8k_deepmath", "code")]
+    + [RECIPES / f"suites/{name}.yaml" for name in ("math", "code", "table_sapo_gates")],
+    ids=lambda path: path.stem,
+)
+def test_the_commands_at_its_head_make_the_data_of_a_recipe_or_suite(path):
+    benchmarks = []
+    if path in SUITES:
+        suite = load_suite(path)
+        config = compose_config(suite.recipe, expand(suite, path.stem)[0].overrides, RECIPES)
+        benchmarks = [] if suite.evaluation is None else list(suite.evaluation.benchmarks)
+    else:
+        config = compose_config(path.stem, [], RECIPES)
+    commands = re.findall(r"^#   (.*)$", path.read_text(), re.M)
+    shell = ['python() { [ "$1" != scripts/prepare_data.py ] || echo "${@:2}"; }', *commands]
+    lines = subprocess.run(["bash", "-c", "\n".join(shell)], capture_output=True, text=True).stdout.splitlines()
+    made = {}
+    for line in lines:
+        words = line.split()
+        options = dict(zip(words[1::2], words[2::2], strict=False))
+        made[options.get("--output", f"data/{words[0]}")] = options.get("--template", "boxed")
+    train, val = config.data.train_files, config.data.val_files
+    files = [file for each in (train, val) for file in ([each] if isinstance(each, str) else each)]
+    needed = {str(Path(file).parent) for file in [*files, *benchmarks]}
+    assert needed <= made.keys()
+    assert all((template == "think") == folder.endswith("-think") for folder, template in made.items())
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
@@ -249,6 +280,44 @@ def test_a_folder_with_other_settings_is_not_touched(tmp_path, recipes):
     assert (root / toy().name / "attempt-1").exists()
 
 
+def test_reproduce_mixes_no_settings(tmp_path, recipes, monkeypatch, capsys):
+    """The suite was edited after some cells had finished: nothing starts and nothing is written."""
+    path = Path(__file__).parents[2] / "scripts" / "reproduce.py"
+    spec = importlib.util.spec_from_file_location("reproduce", path)
+    reproduce = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reproduce)
+    suite, root = tmp_path / "toy.yaml", tmp_path / "runs"
+    monkeypatch.setattr(reproduce, "RECIPES", recipes)
+    monkeypatch.setattr(reproduce, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(reproduce, "run", lambda *args, **options: run(*args, **options, train=fake_train))
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", str(suite), "--output", str(root)])
+    monkeypatch.chdir(tmp_path)
+    text = MINIMAL + "overrides: {behaviour: finish}\n"
+    suite.write_text(text)
+    assert reproduce.main() == 0
+    assert len(list(root.glob("*/*/*/result.json"))) == 4
+    assert reproduce.main() == 0
+    suite.write_text(text.replace("2.0", "3.0"))
+    with pytest.raises(SystemExit):
+        reproduce.main()
+    assert "lr: 2.0 there, 3.0 now" in capsys.readouterr().err
+    assert (root / "suite.yaml").read_text() == text
+
+
+def test_a_run_that_goes_on_with_other_versions_names_both(tmp_path, recipes, monkeypatch):
+    root, broken = tmp_path / "runs", toy(behaviour="checkpoint-fail")
+    assert run_all([broken], root, recipes).failed
+    plan = root / broken.name / cells.PLAN
+    first = json.loads(plan.read_text())
+    assert "went_on_with" not in first
+    older = first | {"ran_with": first["ran_with"] | {"commit": "older"}}
+    plan.write_text(json.dumps(older))
+    assert run_all([broken], root, recipes).finished == [broken.name]
+    last = json.loads(plan.read_text())
+    assert last["ran_with"] == older["ran_with"]
+    assert last["went_on_with"] == [first["ran_with"]]
+
+
 def test_two_runs_never_start_in_one_folder(tmp_path, recipes):
     root = tmp_path / "runs"
     folder = root / toy().name
@@ -261,7 +330,7 @@ def test_two_runs_never_start_in_one_folder(tmp_path, recipes):
     assert cells.attempts(folder) == []
 
     # A main_ppo that outlived its launcher holds no lock, but writes.
-    orphan = subprocess.Popen([sys.executable, "-c", "input()", f"hydra.run.dir={folder}/attempt-1/hydra"], stdin=-1)
+    orphan = subprocess.Popen([sys.executable, "-c", "input()", f"hydra.run.dir='{folder}/attempt-1/hydra'"], stdin=-1)
     try:
         assert run_all([toy()], root, recipes).busy == [toy().name]
     finally:

@@ -1,6 +1,7 @@
 import json
 import random
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -104,7 +105,14 @@ def test_task_is_made_once_and_again_when_its_parameters_change(tmp_path):
     assert weights.stat().st_mtime_ns != written
     assert json.loads((folder / "made_with.json").read_text())["warm_up_steps"] == 3
     # Nothing half-made is left behind.
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits1-seed0", "digits1-seed1"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["digits1-seed0", "digits1-seed1"]
+
+
+def test_a_task_that_two_want_is_made_once(tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(lambda _: prepare_arithmetic(tmp_path, **TINY), range(2)))
+    assert folders == [tmp_path / "digits1-seed0"] * 2
+    assert AutoModelForCausalLM.from_pretrained(folders[0] / "model").dtype == torch.float32
 
 
 def test_task_is_repeatable_and_loads_as_verl_loads_it(tmp_path):
@@ -123,4 +131,4 @@ def test_task_is_repeatable_and_loads_as_verl_loads_it(tmp_path):
 def test_nothing_is_left_of_a_task_that_cannot_be_made(tmp_path):
     with pytest.raises(ValueError, match="only 81"):
         prepare_arithmetic(tmp_path, **TINY | {"train_size": 100})
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("[!.]*")) == []

@@ -10,12 +10,14 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from verl_sspo.overrides import hydra_value
+
 
 def verl_config_dir() -> Path:
     """verl's own `verl/trainer/config`."""
     spec = find_spec("verl")
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("verl is not installed: pip install verl-sspo brings it")
+        raise ModuleNotFoundError("verl is not installed: pip install -e . in the project's clone brings it")
     return Path(spec.submodule_search_locations[0]) / "trainer" / "config"
 
 
@@ -38,10 +40,13 @@ def compose_config(
     if own is not None and not own.is_dir():
         raise FileNotFoundError(f"there is no folder of recipes {own}")
     name = config_name.removesuffix(".yaml")
+    if own is not None and not any((folder / f"{name}.yaml").is_file() for folder in (own, verl_config_dir())):
+        there = ", ".join(sorted(path.stem for path in own.glob("*.yaml")))
+        raise FileNotFoundError(f"there is no recipe {name} in {own}: there are {there}")
     primary, other = verl_config_dir(), own
     if own is not None and (own / f"{name}.yaml").is_file():
         primary, other = own, verl_config_dir()
-    search = [] if other is None else [f"hydra.searchpath=[file://{other}]"]
+    search = [] if other is None else [f"hydra.searchpath={hydra_value([f'file://{other}'])}"]
     with initialize_config_dir(str(primary), version_base=None):
         return compose(name, overrides=[*search, *overrides])
 

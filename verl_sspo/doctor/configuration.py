@@ -50,6 +50,7 @@ def configuration_findings(config: DictConfig) -> list[Finding]:
         _sampling,
         _rewards_and_seeds,
         _workers,
+        _weight_transfer,
     )
     findings = [finding for check in checks for finding in check(config)]
     return [*findings, *actor_findings(config.actor_rollout_ref.actor)]
@@ -352,4 +353,16 @@ def _workers(config: DictConfig) -> Iterator[Finding]:
             "py_executable",
             f"workers start with {executable!r}, an environment that may not have verl-sspo",
             "add verl-sspo to that lock file, or set ray_kwargs.ray_init.runtime_env.py_executable=null",
+        )
+
+
+def _weight_transfer(config: DictConfig) -> Iterator[Finding]:
+    engine = config.actor_rollout_ref.rollout.checkpoint_engine
+    if config.trainer.device != "cpu" and str(engine.custom_backend_module).startswith("verl_sspo.embedded."):
+        key = "actor_rollout_ref.rollout.checkpoint_engine"
+        yield Finding(
+            "error",
+            "weight_transfer",
+            f"{key}.custom_backend_module={engine.custom_backend_module} is for trainer.device=cpu",
+            f"on GPUs set {key}.backend=nccl {key}.custom_backend_module=null ray_kwargs.ray_init.num_gpus=null",
         )

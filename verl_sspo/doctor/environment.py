@@ -56,7 +56,7 @@ def _needed_by(config: DictConfig) -> Iterator[Finding]:
     on_cpu = config.trainer.device == "cpu"
     needs = {}
     if rollout in ("vllm", "sglang"):
-        remedy = "scripts/setup_cpu_vllm.sh, then VENV=.venv-vllm" if on_cpu else "pip install 'verl-sspo[gpu]'"
+        remedy = "scripts/setup_cpu_vllm.sh, then VENV=.venv-vllm" if on_cpu else "scripts/setup.sh gpu"
         needs[rollout] = ("error", f"rollout.name={rollout} needs it", remedy)
     if rollout in ("vllm", "sglang") and not on_cpu:
         needs["flash-attn"] = (
@@ -157,7 +157,7 @@ def _registration(answer: dict[str, Any], where: str) -> Finding:
             "error",
             "registered",
             f"{where}: verl does not know the {' and the '.join(missing)} `sspo` ({versions})",
-            "pip install verl-sspo there; `python -c 'import verl_sspo.plugin'` shows what fails",
+            "pip install -e . in the project's clone there; `python -c 'import verl_sspo.plugin'` shows what fails",
         )
     here = _installed("verl-sspo")
     if answer["versions"]["verl-sspo"] != here:
@@ -188,14 +188,22 @@ def data_findings(config: DictConfig) -> Iterator[Finding]:
     rows = 0
     for key in ("train_files", "val_files"):
         files = config.data[key]
+        if not files:
+            yield Finding("error", "data", f"data.{key} is not set", f"give data.{key} a parquet file")
+            continue
         for name in files if isinstance(files, ListConfig) else [files]:
+            if "://" in name or name.endswith((".json", ".jsonl")):
+                yield Finding("warning", "data", f"{name} is not looked into: only parquet files of this machine are")
+                continue
             path = Path(name).expanduser()
             if not path.is_file():
                 yield Finding(
                     "error",
                     "data",
                     f"data.{key}: there is no {path}",
-                    "make it with scripts/prepare_data.py, or set the path",
+                    "scripts/quickstart.sh makes it"
+                    if "task" in config
+                    else "scripts/prepare_data.py makes it: see the head of the recipe; or set the path",
                 )
                 continue
             try:

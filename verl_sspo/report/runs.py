@@ -19,12 +19,13 @@ class Run:
     """One run: its place in the suite, its state (`verl_sspo.suites.cell.state`) and what it has logged so far."""
 
     folder: Path
+    suite: str
     variant: str
     algorithm: str
     seed: int
     state: str
     metrics: Metrics
-    ran_with: dict[str, str | None]
+    ran_with: list[dict[str, str | None]]
 
     def value(self, measure: Measure, first: bool = False) -> float | None:
         """What stands for the run in a table: of several metrics the mean; None if one of them was not logged.
@@ -64,10 +65,9 @@ def read_runs(root: Path) -> list[Run]:
     runs = []
     for plan in sorted(root.glob(f"*/*/*/{cells.PLAN}")):
         content, folder = json.loads(plan.read_text()), plan.parent
-        place = {key: content[key] for key in ("variant", "algorithm", "seed")}
-        runs.append(
-            Run(folder, **place, state=cells.state(folder), metrics=read_metrics(folder), ran_with=content["ran_with"])
-        )
+        place = {key: content[key] for key in ("suite", "variant", "algorithm", "seed")}
+        ran_with = [content["ran_with"], *content.get("went_on_with", [])]
+        runs.append(Run(folder, **place, state=cells.state(folder), metrics=read_metrics(folder), ran_with=ran_with))
     return runs
 
 

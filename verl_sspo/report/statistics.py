@@ -17,7 +17,6 @@ class Estimate:
     value: float
     low: float | None
     high: float | None
-    count: int
 
     def text(self, scale: float = 1.0, digits: int = 3, signed: bool = False) -> str:
         sign = "+" if signed else ""
@@ -49,9 +48,9 @@ def _estimate(values: Sequence[float], statistic: object) -> Estimate | None:
     if not len(data):
         return None
     if len(data) == 1:
-        return Estimate(float(data[0]), None, None, 1)
+        return Estimate(float(data[0]), None, None)
     result = stats.bootstrap(
         (data,), statistic, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0), vectorized=True
     )
     low, high = result.confidence_interval
-    return Estimate(float(statistic(data, axis=0)), float(low), float(high), len(data))  # type: ignore[operator]
+    return Estimate(float(statistic(data, axis=0)), float(low), float(high))  # type: ignore[operator]

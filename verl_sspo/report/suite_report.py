@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pandas as pd
@@ -31,7 +31,7 @@ def write_suite_report(root: Path, output: Path) -> tuple[Path, Path]:
     suite, runs = read_suite(root), read_runs(root)
     pictures = output / "pictures"
     parts = [f"# {suite.title}", f"**What it shows.** {suite.shows}", f"**What it does not show.** {suite.shows_not}"]
-    parts += [progress(suite, runs), "```\n" + command(root) + "\n```"]
+    parts += [progress(suite, runs), "```\n" + command(root, runs) + "\n```"]
     measured = ", ".join(f"{title} ({_meaning(suite, title)})" for title in suite.measures)
     for variant, arm in suite.variants.items():
         of_variant = f", {arm.title}" if len(suite.variants) > 1 else ""
@@ -154,17 +154,20 @@ def _groups(suite: Suite, runs: list[Run], variant: str) -> list[list[str]]:
     return [baseline + others[start : start + size] for start in range(0, max(len(others), 1), size)]
 
 
-def command(root: Path) -> str:
-    return f"python scripts/reproduce.py {root.name}\npython scripts/report.py runs/{root.name} --output OUTPUT"
+def command(root: Path, runs: list[Run]) -> str:
+    suite = next((run.suite for run in runs), root.name)
+    elsewhere = "" if suite == root.name else f" --output runs/{root.name}"
+    return f"python scripts/reproduce.py {suite}{elsewhere}\npython scripts/report.py runs/{root.name} --output OUTPUT"
 
 
 def versions(runs: list[Run]) -> str:
     """Everything that the runs ran with; several values where they differ."""
-    names = dict.fromkeys(name for run in runs for name, value in run.ran_with.items() if value)
-    rows = [
-        [name, ", ".join(sorted({str(run.ran_with.get(name)) for run in runs if run.ran_with.get(name)}))]
-        for name in names
-    ]
+    found: dict[str, set[str]] = defaultdict(set)
+    for versions_ in itertools.chain.from_iterable(run.ran_with for run in runs):
+        for name, value in versions_.items():
+            if value:
+                found[name].add(value)
+    rows = [[name, ", ".join(sorted(values))] for name, values in found.items()]
     return tables.markdown(["", "version"], rows) if rows else "Nothing has run yet."
 
 

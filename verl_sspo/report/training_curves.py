@@ -66,7 +66,6 @@ def _draw_curve(panel: Axes, runs: Sequence[Run], name: str | None, index: int, 
     if not steps:
         return False
     look = style.line(index)
-    # Resampling every step of every curve in full would take minutes; a mean of few values needs no more.
     estimates = [estimate for step in steps if (estimate := mean(at[step]))]
     low = [each.value if each.low is None else each.low for each in estimates]
     high = [each.value if each.high is None else each.high for each in estimates]

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from verl_sspo import checkpoints, launch
@@ -32,6 +32,7 @@ from verl_sspo.doctor.compose import compose_config
 from verl_sspo.evaluation import Trainer, evaluate, prepare_task
 from verl_sspo.family import running_in
 from verl_sspo.launch import attempts
+from verl_sspo.overrides import hydra_value
 from verl_sspo.suites.definition import Cell
 
 PLAN = "cell.json"
@@ -67,7 +68,7 @@ def state(folder: Path) -> str:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether there is one to resume from."""
-    return (folder / CHECKPOINTS / "latest_checkpointed_iteration.txt").exists()
+    return (folder / CHECKPOINTS / checkpoints.RECORD).exists()
 
 
 def last_checkpoint(folder: Path) -> Path:
@@ -76,10 +77,26 @@ def last_checkpoint(folder: Path) -> Path:
     Raises:
         FileNotFoundError: the run saved none.
     """
-    tracker = folder / CHECKPOINTS / "latest_checkpointed_iteration.txt"
-    if not tracker.exists():
+    record = folder / CHECKPOINTS / checkpoints.RECORD
+    if not record.exists():
         raise FileNotFoundError(f"{folder} has no checkpoint to evaluate: set trainer.save_freq in the suite")
-    return tracker.parent / f"global_step_{int(tracker.read_text())}"
+    return record.parent / f"global_step_{int(record.read_text())}"
+
+
+def check_settings(cell: Cell, folder: Path, recipes: Path) -> DictConfig:
+    """The configuration of a cell.
+
+    Raises:
+        ValueError: the folder holds a run, finished or not, with other settings.
+    """
+    config = compose_config(cell.recipe, cell.overrides, recipes)
+    there, now = folder / CONFIG, OmegaConf.to_yaml(config, resolve=True)
+    if there.exists() and (different := _differences(there.read_text(), now)):
+        raise ValueError(
+            f"{folder} holds a run with other settings ({', '.join(different[:5])}): "
+            "move it away or give --output another folder"
+        )
+    return config
 
 
 def run_cell(cell: Cell, folder: Path, recipes: Path, train: Trainer = launch.train) -> None:
@@ -118,23 +135,21 @@ def run_cell(cell: Cell, folder: Path, recipes: Path, train: Trainer = launch.tr
 
 def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console: Console) -> None:
     started = time.time()
-    config = compose_config(cell.recipe, cell.overrides, recipes)
-    text = OmegaConf.to_yaml(config, resolve=True)
-    if (folder / CONFIG).exists() and (different := _differences((folder / CONFIG).read_text(), text)):
-        raise ValueError(
-            f"{folder} holds a run with other settings ({', '.join(different[:5])}): "
-            "move it away or give --output another folder"
-        )
+    config = check_settings(cell, folder, recipes)
     prepare_task(config, console, () if cell.evaluation is None else cell.evaluation.benchmarks)
-    _write(folder / CONFIG, text)
-    _write(folder / PLAN, json.dumps(asdict(cell) | {"ran_with": versions()}, indent=2) + "\n")
+    _write(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+    _write(folder / PLAN, json.dumps(asdict(cell) | _ran_with(folder), indent=2) + "\n")
     (folder / FAILURE).unlink(missing_ok=True)
 
     # An evaluation that failed does not repeat the training.
     if not (folder / TRAINED).exists():
         checkpoints.settle(folder / CHECKPOINTS)
         train(
-            [*cell.overrides, f"trainer.default_local_dir={folder / CHECKPOINTS}", "trainer.resume_mode=auto"],
+            [
+                *cell.overrides,
+                f"trainer.default_local_dir={hydra_value(folder / CHECKPOINTS)}",
+                "trainer.resume_mode=auto",
+            ],
             _next_attempt(folder),
             config_dir=recipes,
             config_name=cell.recipe,
@@ -156,6 +171,18 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
         )
     result = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seconds": time.time() - started}
     _write(folder / RESULT, json.dumps(result, indent=2) + "\n")
+
+
+def _ran_with(folder: Path) -> dict[str, Any]:
+    """Versions of what started the training, and of what went on with it where those are others."""
+    now, plan = versions(), folder / PLAN
+    if not plan.exists() or not (has_checkpoint(folder) or (folder / TRAINED).exists()):
+        return {"ran_with": now}
+    before = json.loads(plan.read_text())
+    first, later = before["ran_with"], before.get("went_on_with", [])
+    if now not in (first, *later):
+        later = [*later, now]
+    return {"ran_with": first, "went_on_with": later} if later else {"ran_with": first}
 
 
 def _next_attempt(folder: Path) -> Path:
@@ -193,6 +220,9 @@ def versions() -> dict[str, str | None]:
 
 def _differences(old: str, new: str) -> list[str]:
     """Keys in which two configurations differ, with both values."""
+
+    if old == new:
+        return []
 
     def flat(node: Any, prefix: str = "") -> dict[str, Any]:
         if not isinstance(node, dict):

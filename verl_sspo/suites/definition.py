@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from verl_sspo.evaluation import Evaluation
+from verl_sspo.overrides import hydra_overrides
 
 # The row of the model before training, in `Published.values`.
 UNTRAINED = "untrained"
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-# What Hydra's override grammar reads as one unquoted string.
-_PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./@-]*")
 
 
 @dataclass
@@ -238,38 +237,3 @@ def expand(
             [each for each in suite.algorithms if not algorithms or each in algorithms],
         )
     ]
-
-
-def hydra_overrides(*settings: Mapping[str, Any]) -> list[str]:
-    """Mappings as Hydra overrides, later ones over earlier ones: nested keys are joined by dots."""
-    flat: dict[str, Any] = {}
-    for each in settings:
-        flat.update(_flat(each))
-    return [f"{key}={_hydra_value(value)}" for key, value in flat.items()]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _hydra_value(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        return f"[{','.join(_hydra_value(each) for each in value)}]"
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}:{_hydra_value(each)}' for key, each in value.items())}}}"
-    text = str(value)
-    if _PLAIN.fullmatch(text) and text.lower() not in ("null", "true", "false", "nan", "inf"):
-        return text
-    # In Hydra's quotes a backslash is one, except before a quote.
-    escaped = re.sub(r"\\*('|\Z)", lambda found: found[0][:-1] * 2 + "\\'" if found[1] else found[0] * 2, text)
-    return f"'{escaped}'"

@@ -21,7 +21,8 @@ from verl_sspo.doctor.__main__ import main as doctor
 from verl_sspo.doctor.compose import compose_config
 from verl_sspo.doctor.configuration import configuration_findings
 from verl_sspo.gates import DOMAINS, SHAPES, SIDES, Gate
-from verl_sspo.suites.definition import expand, hydra_overrides, load_suite
+from verl_sspo.overrides import hydra_overrides
+from verl_sspo.suites.definition import expand, load_suite
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 
