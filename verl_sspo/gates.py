@@ -31,7 +31,7 @@ SIDES = ("both", "forward")
 
 @dataclass(frozen=True)
 class Gate:
-    """A gate with its temperatures. The defaults are the preset v3.
+    """A gate with its temperatures. The defaults are those of SSPO v3.
 
     Its gate, the arctan of the log-ratio, is restated by third parties. The temperatures are our choice: the best of
     arXiv:2602.19345v2 for SAPO gates.

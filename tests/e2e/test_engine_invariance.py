@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2ForCausalLM
 
-from verl_sspo.gates import PRESETS, Gate
+from verl_sspo.gates import Gate
 from verl_sspo.reference import sspo_loss_matrix
 from verl_sspo.tiny_model import create_model, create_tokenizer
 
@@ -37,7 +37,7 @@ ROWS = [(5, 1, 1.3), (9, 24, -0.7), (3, 7, 0.4), (12, 16, -1.1), (7, 11, 0.9), (
 TOOL_ROW, TOOL_TOKENS = 3, slice(5, 10)
 # verl fills a batch up with rows of 128 tokens, none of them valid.
 PADDING_TOKENS = 128
-GATES = {"sspo": PRESETS["v3"], "sspo_v1": PRESETS["v1"], "sspo_forward": Gate(side="forward")}
+GATES = {"sspo": Gate(), "sspo_v1": Gate("sigmoid", "ratio", 1.0, 1.05), "sspo_forward": Gate(side="forward")}
 
 
 @dataclass(frozen=True)
