@@ -117,7 +117,7 @@ def test_log_probs_are_those_of_a_forward_pass_also_when_requests_come_and_go(ma
             torch.tensor(completion.log_probs),
             log_probs_by_forward_pass(model, request, completion.token_ids, temperature=0.7),
             atol=1e-5,
-            rtol=0,
+            rtol=1e-5,  # float32, divided by the temperature: which kernels a CPU has shows in the last digits
         )
 
 

@@ -33,7 +33,7 @@ def a_run(folder, algorithm, every, lags, state="finished", **metrics):
     logged = {"critic/score/mean": 0.25, "actor/ppo_kl": 0.01} | {f"actor/{k}": v for k, v in metrics.items()}
     steps = {step: off_policy(*lags[step - 1]) | logged for step in (1, 2)}
     steps[2]["val-core/arithmetic/acc/mean@1"] = 0.75
-    return Run(folder, f"sync{every}", algorithm, 0, state, Metrics(steps), {})
+    return Run(folder, "staleness", f"sync{every}", algorithm, 0, state, Metrics(steps), [])
 
 
 def test_lag_counts_updates():
