@@ -13,7 +13,7 @@ from verl_sspo.data import arithmetic
 from verl_sspo.launch import TrainingFailedError, train
 from verl_sspo.tiny_model import prepare_arithmetic
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -12,7 +12,7 @@ from verl_sspo.data import arithmetic
 from verl_sspo.launch import TrainingFailedError, train
 from verl_sspo.tiny_model import prepare_arithmetic
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"

@@ -10,7 +10,7 @@ import pytest
 
 from verl_sspo.tiny_model import prepare_arithmetic
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -60,7 +60,7 @@ def run_main_ppo(task: Path, directory: Path, *overrides: str) -> dict[int, dict
     log = directory / "main_ppo.log"
     with log.open("w") as output:
         result = subprocess.run(
-            command, env=environment, cwd=directory, stdout=output, stderr=subprocess.STDOUT, timeout=400, check=False
+            command, env=environment, cwd=directory, stdout=output, stderr=subprocess.STDOUT, timeout=1200, check=False
         )
     assert result.returncode == 0, log.read_text()[-8000:]
     return {line["step"]: line["data"] for line in map(json.loads, metrics.read_text().splitlines())}
