@@ -115,7 +115,7 @@ def evaluate(
         ValueError: neither greedy answers nor samples are asked for, two benchmarks share a name, or an answer belongs
             to no problem of the benchmarks.
         FileExistsError: `output` exists.
-        FileNotFoundError: benchmarks are missing.
+        FileNotFoundError: the model, the recipe or benchmarks are missing.
         launch.TrainingFailedError: main_ppo failed.
     """
     modes = evaluation.modes()

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from verl.utils.tokenizer import hf_tokenizer
 from verl.utils.tokenizer.continuous_token import QwenContinuousTokenBuilder
 
+from verl_sspo import tiny_model
 from verl_sspo.tiny_model import create_model, create_tokenizer, prepare_arithmetic, warm_up
 
 TOKENIZER = create_tokenizer()
@@ -108,9 +109,13 @@ def test_task_is_made_once_and_again_when_its_parameters_change(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["digits1-seed0", "digits1-seed1"]
 
 
-def test_a_task_that_two_want_is_made_once(tmp_path):
+def test_a_task_that_two_want_is_made_once(tmp_path, monkeypatch):
+    made = []
+    warm_up = tiny_model.warm_up
+    monkeypatch.setattr(tiny_model, "warm_up", lambda *args, **options: [made.append(0), warm_up(*args, **options)])
     with ThreadPoolExecutor(2) as pool:
         folders = list(pool.map(lambda _: prepare_arithmetic(tmp_path, **TINY), range(2)))
+    assert len(made) == 1
     assert folders == [tmp_path / "digits1-seed0"] * 2
     assert AutoModelForCausalLM.from_pretrained(folders[0] / "model").dtype == torch.float32
 
