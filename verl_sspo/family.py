@@ -109,9 +109,12 @@ def running_in(folder: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def guarded(run_id: str, ray_dir: Path, log: BinaryIO) -> Iterator[None]:
-    """While this is entered, a guard ends the run should this process be killed, and says so in `log`."""
-    command = [sys.executable, "-m", "verl_sspo.family", str(os.getpid()), run_id, str(ray_dir)]
+def guarded(family: Family, ray_dir: Path, log: BinaryIO) -> Iterator[None]:
+    """While this is entered, a guard ends the run should this process be killed, and says so in `log`.
+
+    The guard stays if this is left with processes of the run alive: somebody was too impatient to let them be ended.
+    """
+    command = [sys.executable, "-m", "verl_sspo.family", str(os.getpid()), family.run_id, str(ray_dir)]
     # In a session of its own: what ends the launcher's group may not end the guard.
     guard = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -119,8 +122,9 @@ def guarded(run_id: str, ray_dir: Path, log: BinaryIO) -> Iterator[None]:
     try:
         yield
     finally:
-        guard.kill()
-        guard.wait()
+        if not family.alive():
+            guard.kill()
+            guard.wait()
 
 
 def _guard(launcher: int, run_id: str, ray_dir: Path) -> None:

@@ -160,7 +160,7 @@ def train(
     }
     family, finished = Family(run_id), False
     try:
-        with _signals_interrupt(), log.open("xb") as log_file, guarded(run_id, ray_dir, log_file):
+        with signals_interrupt(), log.open("xb") as log_file, guarded(family, ray_dir, log_file):
             child = subprocess.Popen(
                 command,
                 env=environment,
@@ -175,9 +175,12 @@ def train(
                 with _Display(console) as display:
                     died = _follow(child, family, log, metrics, display)
             finally:
-                if child.poll() is None:
-                    console.print("ending the run: Ray and its workers are shut down")
-                family.end(child)
+                try:
+                    if child.poll() is None:
+                        console.print("ending the run: Ray and its workers are shut down")
+                finally:
+                    # Also where nothing can be shown any more: the terminal is closed, the disk full.
+                    family.end(child)
         returncode = child.wait()
         if returncode != 0 or died:
             excerpt = _excerpt(log)
@@ -187,13 +190,18 @@ def train(
         return metrics
     finally:
         if not finished:
-            _keep_ray_logs(ray_dir, run_dir / "ray")
+            # Why the run failed matters more than its logs: there may be no space for them.
+            with contextlib.suppress(OSError):
+                _keep_ray_logs(ray_dir, run_dir / "ray")
         shutil.rmtree(ray_dir, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that the run is ended in order."""
+def signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that what runs is ended in order.
+
+    A signal that is ignored stays ignored: nohup does that with SIGHUP.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -201,7 +209,8 @@ def _signals_interrupt() -> Iterator[None]:
     def interrupt(signum: int, _frame: Any) -> None:
         raise KeyboardInterrupt(signal.Signals(signum).name)
 
-    previous = {signum: signal.signal(signum, interrupt) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    heeded = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN]
+    previous = {signum: signal.signal(signum, interrupt) for signum in heeded}
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ import ast
 import functools
 import io
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -167,6 +168,63 @@ except KeyboardInterrupt:
     finally:
         other.kill()
         other.wait()
+
+
+def test_what_nohup_ignores_interrupts_nothing():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with launch.signals_interrupt():
+            os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+                os.kill(os.getpid(), signal.SIGTERM)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with launch.signals_interrupt(), pytest.raises(KeyboardInterrupt, match="SIGHUP"):
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def start_in_a_terminal(tmp_path):
+    """A launcher with a terminal of its own; returns its process and the terminal's other end."""
+    script = f"""
+from pathlib import Path
+from verl_sspo import launch
+launch.train([], Path({str(tmp_path / "run")!r}), config_dir=Path("recipes"), config_name="some")
+"""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", script])
+    return pid, terminal
+
+
+def test_closed_terminal_leaves_no_process(tmp_path, verl):
+    marker = f"marker-{tmp_path.name}-{os.getpid()}"
+    verl(CLUSTER.replace("MARKER", repr(marker)) + "\ntime.sleep(600)\n")
+    launcher, terminal = start_in_a_terminal(tmp_path)
+    wait_for(lambda: len(processes_with(marker)) == 2)
+    # As a connection that breaks: SIGHUP arrives, and nothing can be written any more.
+    os.close(terminal)
+    os.waitpid(launcher, 0)
+    assert running_in(tmp_path) is None
+    assert processes_with(marker) == []
+
+
+def test_the_impatient_leave_no_process(tmp_path, verl):
+    marker = f"marker-{tmp_path.name}-{os.getpid()}"
+    verl(CLUSTER.replace("MARKER", repr(marker)) + "\ntime.sleep(600)\n")
+    script = f"""
+from pathlib import Path
+from verl_sspo import family, launch
+def interrupted(self, main):
+    raise KeyboardInterrupt
+family.Family.end = interrupted
+launch.train([], Path({str(tmp_path / "run")!r}), config_dir=Path("recipes"), config_name="some")
+"""
+    launcher = subprocess.Popen([sys.executable, "-c", script])
+    wait_for(lambda: len(processes_with(marker)) == 2)
+    launcher.terminate()
+    launcher.wait()
+    wait_for(lambda: not processes_with(marker))
 
 
 def test_killed_launcher_leaves_no_process(tmp_path, verl):

@@ -85,7 +85,7 @@ def run(
         poll_seconds: how often the progress is looked at.
 
     Raises:
-        KeyboardInterrupt: on SIGINT or SIGTERM, after the running cells have ended their processes.
+        KeyboardInterrupt: on SIGINT, SIGTERM or SIGHUP, after the running cells have ended their processes.
     """
     console = console or Console(stderr=True)
     outcome = Outcome()
@@ -100,25 +100,24 @@ def run(
     threads = max(1, (os.cpu_count() or 1) // jobs)
     display = _Display(console, len(pending), jobs)
     running: list[_Running] = []
-    restore = _sigterm_interrupts()
-    try:
-        with display.progress:
-            while pending or running:
-                while pending and len(running) < jobs:
-                    running.append(_start(pending.pop(0), root, recipes, train, threads))
-                    display.started(running[-1])
-                time.sleep(poll_seconds)
-                for each in [each for each in running if not each.process.is_alive()]:
-                    running.remove(each)
-                    _take_outcome(each, outcome)
-                    display.ended(each, outcome)
-                display.update(running)
-    finally:
-        for each in running:
-            each.process.terminate()
-        for each in running:
-            each.process.join()
-        restore()
+    with launch.signals_interrupt():
+        try:
+            with display.progress:
+                while pending or running:
+                    while pending and len(running) < jobs:
+                        running.append(_start(pending.pop(0), root, recipes, train, threads))
+                        display.started(running[-1])
+                    time.sleep(poll_seconds)
+                    for each in [each for each in running if not each.process.is_alive()]:
+                        running.remove(each)
+                        _take_outcome(each, outcome)
+                        display.ended(each, outcome)
+                    display.update(running)
+        finally:
+            for each in running:
+                each.process.terminate()
+            for each in running:
+                each.process.join()
     return outcome
 
 
@@ -136,6 +135,7 @@ def _start(cell: Cell, root: Path, recipes: Path, train: cells_.Trainer, threads
 def _run_in_process(cell: Cell, folder: Path, recipes: Path, train: cells_.Trainer, threads: int) -> None:
     # Ctrl-C in the terminal then reaches `run` alone, which ends the cells in order.
     os.setsid()
+    threading.Thread(target=_end_with_the_runner, daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     try:
         cells_.run_cell(cell, folder, recipes, train)
@@ -146,6 +146,13 @@ def _run_in_process(cell: Cell, folder: Path, recipes: Path, train: cells_.Train
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _end_with_the_runner() -> None:
+    """Ends this cell once the process that runs the suite is gone without having done so."""
+    if (runner := multiprocessing.parent_process()) is not None:
+        runner.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _take_outcome(each: _Running, outcome: Outcome) -> None:
@@ -159,18 +166,6 @@ def _take_outcome(each: _Running, outcome: Outcome) -> None:
         outcome.failed[name] = json.loads(failure.read_text())["error"]
     else:
         outcome.failed[name] = f"its process ended with status {code}, see {each.folder / cells_.LOG}"
-
-
-def _sigterm_interrupts() -> Any:
-    """SIGTERM raises KeyboardInterrupt, as SIGINT does; returns what undoes it."""
-    if threading.current_thread() is not threading.main_thread():
-        return lambda: None
-
-    def interrupt(signum: int, _frame: Any) -> None:
-        raise KeyboardInterrupt(signal.Signals(signum).name)
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    return lambda: signal.signal(signal.SIGTERM, previous)
 
 
 class _Display:
