@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from verl_sspo import checkpoints, launch
+from verl_sspo import checkpoints, launch, settings
 from verl_sspo.data import arithmetic
 from verl_sspo.doctor.compose import compose_config
 from verl_sspo.doctor.configuration import configuration_findings
@@ -104,12 +104,18 @@ def main() -> int:
         step = checkpoints.settle(saved) if arguments.resume else None
     except ValueError as error:
         parser.error(str(error))
+    if step is not None and (changed := settings.changed(config, saved)):
+        parser.error(
+            f"the run in {arguments.run_dir} has other settings: {', '.join(changed[:5])}; give the same overrides, or "
+            "another --run-dir"
+        )
     if step is not None:
         launch.keep_attempt(arguments.run_dir)
         console.print(f"going on from the checkpoint of step {step}", highlight=False)
     elif aside := launch.move_aside(arguments.run_dir):
         reason = f"; starting anew: there is no complete checkpoint in {saved}" if arguments.resume else ""
         console.print(f"earlier run moved to {aside}{reason}", highlight=False)
+    settings.keep(config, saved)
     console.print(f"training; everything verl prints goes to {arguments.run_dir / launch.LOG}", highlight=False)
     try:
         launch.train(overrides, arguments.run_dir, config_dir=RECIPES, config_name="quickstart", console=console)

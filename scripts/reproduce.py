@@ -97,7 +97,7 @@ def main() -> int:
     console.print(
         f"report: python scripts/report.py {root} --output {root / 'report'}", highlight=False, soft_wrap=True
     )
-    return 1 if outcome.failed else 0
+    return 1 if outcome.failed or outcome.busy else 0
 
 
 if __name__ == "__main__":

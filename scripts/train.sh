@@ -3,7 +3,7 @@
 #   scripts/train.sh TASK [OVERRIDES]          for example: scripts/train.sh gsm8k algo=gspo hardware=fsdp_1gpu
 # TASK is a recipe of recipes/ (gsm8k, math, gsm8k_deepmath, code, quickstart). The run folder is runs/TASK/ALGO; set
 # RUN_DIR for another one. It holds
-#   checkpoints/             the same command again goes on from the last one
+#   checkpoints/             the same command again goes on from the last one; with other settings it is refused
 #   START/train.log          what was printed, one folder for each start of the command
 #   START/metrics.jsonl      verl's metrics, a JSON object a line
 #   START/doctor.json        versions and findings
@@ -53,7 +53,8 @@ python -m verl_sspo.doctor "${address[@]}" --json "${arguments[@]}" >"$start/doc
 python - "$start/doctor.json" <<'PYTHON'
 import json, sys
 from verl_sspo.doctor import Finding
-for finding in json.load(open(sys.argv[1])):
+# Empty where the doctor itself failed, and said so.
+for finding in json.loads(open(sys.argv[1]).read() or "[]"):
     if finding["severity"] != "ok":
         print(Finding(**finding))
 PYTHON
@@ -65,7 +66,7 @@ fi
 # Without an address, a cluster of the run's own, whatever other Ray there is on this host.
 export RAY_ADDRESS=${RAY_ADDRESS:-local}
 # A start that was killed may have left half a checkpoint.
-python -m verl_sspo.checkpoints "$run/checkpoints"
+python -m verl_sspo.checkpoints "$run" "${arguments[@]}"
 # verl writes this file anew at each start.
 export VERL_FILE_LOGGER_PATH=$start/metrics.jsonl PYTHONUNBUFFERED=1
 echo "Run folder: $run (log: $start/train.log)"

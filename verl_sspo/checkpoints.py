@@ -1,6 +1,6 @@
 """Which checkpoint a restart goes on from, whatever verl was doing when it was killed.
 
-    python -m verl_sspo.checkpoints RUN/checkpoints        what scripts/train.sh runs before verl
+    python -m verl_sspo.checkpoints RUN ARGUMENTS OF MAIN_PPO        what scripts/train.sh runs before verl
 
 verl writes `global_step_<n>/actor`, then `global_step_<n>/data.pt`, and last its record of `n`,
 `latest_checkpointed_iteration.txt`. Killed or out of space on the way it leaves a folder that is not recorded, which it
@@ -8,24 +8,31 @@ never uses. But it empties the record before it writes it, and with max_actor_ck
 weights before it records the new ones: no restart succeeds from there, unless the record is mended first.
 """
 
+import argparse
 import re
 import sys
 import zipfile
 from pathlib import Path
 
+from verl_sspo import settings
+from verl_sspo.doctor.compose import compose_config
 from verl_sspo.family import running_in
 
 RECORD = "latest_checkpointed_iteration.txt"
 
+# What verl writes last of a checkpoint of Megatron's.
+_MANIFEST = "actor/ckpt_contents.json"
 _FOLDER = re.compile(r"global_step_(\d+)")
 _SHARD = re.compile(r"(\w+)_world_size_(\d+)_rank_\d+\.pt")
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether verl, with FSDP, has finished writing this `global_step_<n>` and not begun to remove it.
+    """Whether verl has finished writing this `global_step_<n>` and, with FSDP, not begun to remove it.
 
     Everything that torch saves is a zip archive, whose directory is at its end.
     """
+    if (folder / _MANIFEST).is_file():
+        return zipfile.is_zipfile(folder / "data.pt")
     files = list(folder.rglob("*.pt"))
     # Shards of each part of the state (model, optim, extra_state), of which there is one a rank.
     shards = [match for file in files if (match := _SHARD.fullmatch(file.name))]
@@ -47,7 +54,7 @@ def last(root: Path) -> int | None:
     record = root / RECORD
     recorded = record.read_text().strip() if record.exists() else ""
     folder = root / f"global_step_{recorded}"
-    # Megatron's shards are not torch's files: there the record alone says what is complete.
+    # Megatron's shards are not torch's files: a record of them is taken at its word.
     if recorded and (is_complete(folder) or any(folder.rglob("dist_ckpt"))):
         return int(recorded)
     steps = [int(match[1]) for path in root.glob("global_step_*") if (match := _FOLDER.fullmatch(path.name))]
@@ -79,17 +86,27 @@ def settle(root: Path) -> int | None:
     return step
 
 
-def main() -> int:
-    root = Path(sys.argv[1]).resolve()
-    if (pid := running_in(root.parent)) is not None:
-        print(f"process {pid} still trains in {root.parent}: end it first", file=sys.stderr)
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m verl_sspo.checkpoints", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("run", type=Path, help="folder below which nobody else may be training")
+    parser.add_argument("--config-dir", required=True, help="as for main_ppo")
+    parser.add_argument("--config-name", required=True, help="as for main_ppo")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides")
+    arguments = parser.parse_intermixed_args(argv)
+    if (pid := running_in(arguments.run)) is not None:
+        print(f"process {pid} still trains in {arguments.run}: end it first", file=sys.stderr)
         return 1
-    try:
-        step = settle(root)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print("No complete checkpoint: starting anew" if step is None else f"Going on from the checkpoint of step {step}")
+    config = compose_config(arguments.config_name, arguments.overrides, arguments.config_dir)
+    root = Path(config.trainer.default_local_dir)
+    if config.trainer.resume_mode == "auto":
+        try:
+            step = settle(root)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 1
+        found = step is not None
+        print(f"Going on from the checkpoint of step {step}" if found else "No complete checkpoint: starting anew")
+    settings.keep(config, root)
     return 0
 
 

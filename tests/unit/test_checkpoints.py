@@ -3,11 +3,14 @@
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
-from verl_sspo import checkpoints
+from verl_sspo import checkpoints, settings
 from verl_sspo.checkpoints import RECORD, last, settle
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def save(root, step, ranks=1, record=True):
@@ -26,6 +29,19 @@ def save(root, step, ranks=1, record=True):
 def write(path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("data.pkl", "0" * 100)
+
+
+def command(run, *overrides):
+    """What scripts/train.sh runs."""
+    arguments = ["--config-dir", str(RECIPES), "--config-name", "gsm8k"]
+    folder = f"trainer.default_local_dir={run / 'checkpoints'}"
+    shown = subprocess.run(
+        [sys.executable, "-m", "verl_sspo.checkpoints", str(run), *arguments, folder, *overrides],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    return shown.returncode, shown.stdout + shown.stderr
 
 
 def halve(path):
@@ -98,32 +114,45 @@ def test_megatrons_checkpoints_are_left_to_its_record(tmp_path):
     assert (tmp_path / RECORD).read_text() == "4"
 
 
+def test_megatrons_checkpoints_are_found_by_their_manifest(tmp_path):
+    for step in (4, 5, 6):
+        actor = tmp_path / f"global_step_{step}" / "actor"
+        (actor / "model" / "dist_ckpt").mkdir(parents=True)
+        write(actor.parent / "data.pt")
+        # Written last.
+        if step < 6:
+            (actor / "ckpt_contents.json").write_text("{}")
+    halve(tmp_path / "global_step_5" / "data.pt")
+    (tmp_path / RECORD).write_text("")
+    assert settle(tmp_path) == 4
+    assert (tmp_path / RECORD).read_text() == "4"
+
+
 def test_shards_that_lie_elsewhere_are_not_trained_over(tmp_path):
-    folder = save(tmp_path, 8, ranks=2)
+    root = tmp_path / "checkpoints"
+    folder = save(root, 8, ranks=2)
     (folder / "actor" / "model_world_size_2_rank_1.pt").unlink()
     with pytest.raises(ValueError, match=r"recorded but not complete.*other machines"):
-        settle(tmp_path)
-    assert (tmp_path / RECORD).read_text() == "8"
-    command = [sys.executable, "-m", "verl_sspo.checkpoints", str(tmp_path)]
-    refused = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert refused.returncode == 1
-    assert "move" in refused.stderr
+        settle(root)
+    assert (root / RECORD).read_text() == "8"
+    code, shown = command(tmp_path)
+    assert code == 1
+    assert "move" in shown
     # What was never recorded, verl had not finished: nothing is lost with it.
-    (tmp_path / RECORD).write_text("")
-    assert settle(tmp_path) is None
+    (root / RECORD).write_text("")
+    assert settle(root) is None
 
 
 def test_a_run_that_still_writes_is_not_mended(tmp_path):
     save(tmp_path / "checkpoints", 8)
     writer = subprocess.Popen([sys.executable, "-c", "input()", f"hydra.run.dir='{tmp_path}/start/hydra'"], stdin=-1)
     try:
-        command = [sys.executable, "-m", "verl_sspo.checkpoints", str(tmp_path / "checkpoints")]
-        refused = subprocess.run(command, check=False, capture_output=True, text=True)
+        code, shown = command(tmp_path)
     finally:
         writer.kill()
         writer.communicate()
-    assert refused.returncode == 1
-    assert f"process {writer.pid} still trains" in refused.stderr
+    assert code == 1
+    assert f"process {writer.pid} still trains" in shown
 
 
 def test_what_torch_saves_is_recognised(tmp_path):
@@ -137,12 +166,13 @@ def test_what_torch_saves_is_recognised(tmp_path):
 
 
 def test_command_line(tmp_path):
-    def shown():
-        command = [sys.executable, "-m", "verl_sspo.checkpoints", str(tmp_path)]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-    assert shown() == "No complete checkpoint: starting anew\n"
-    save(tmp_path, 8)
-    (tmp_path / RECORD).write_text("")
-    assert shown() == "Going on from the checkpoint of step 8\n"
-    assert (tmp_path / RECORD).read_text() == "8"
+    assert command(tmp_path) == (0, "No complete checkpoint: starting anew\n")
+    root = tmp_path / "checkpoints"
+    assert "tau_pos: 10.0" in (root / settings.KEPT).read_text()
+    save(root, 8)
+    (root / RECORD).write_text("")
+    assert command(tmp_path) == (0, "Going on from the checkpoint of step 8\n")
+    assert (root / RECORD).read_text() == "8"
+    (root / RECORD).write_text("")
+    assert command(tmp_path, "trainer.resume_mode=disable") == (0, "")
+    assert (root / RECORD).read_text() == ""

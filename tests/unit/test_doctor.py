@@ -7,15 +7,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import verl  # noqa: F401  loads the plugin
 from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 
+from verl_sspo import settings
 from verl_sspo.data.schema import make_row, write_rows
 from verl_sspo.doctor import actor_findings, describe, environment
 from verl_sspo.doctor.__main__ import main
 from verl_sspo.doctor.actor import half_width
 from verl_sspo.doctor.compose import compose_config
+from verl_sspo.doctor.configuration import configuration_findings
 from verl_sspo.gates import Gate
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -166,6 +169,46 @@ def test_checkpoints(tmp_path):
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
     assert "step 7" in findings("auto")[0].message
     assert findings("disable")[0].severity == "warning"
+
+
+def test_checkpoints_of_a_run_with_other_settings(tmp_path):
+    def config(tau=10.0, steps=100):
+        overrides = [f"trainer.default_local_dir={tmp_path}", f"trainer.total_training_steps={steps}"]
+        return compose_config("gsm8k", [*overrides, f"actor_rollout_ref.actor.policy_loss.tau_pos={tau}"], RECIPES)
+
+    settings.keep(config(), tmp_path)
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
+    # For longer, if that is wanted.
+    (finding,) = environment.checkpoint_findings(config(steps=200))
+    assert finding.severity == "ok"
+    (finding,) = environment.checkpoint_findings(config(tau=6.0))
+    assert finding.severity == "error"
+    assert "actor_rollout_ref.actor.policy_loss.tau_pos: 10.0 there, 6.0 now" in finding.message
+
+
+def test_a_rollout_of_its_own_needs_gpus_besides_the_trainers(monkeypatch):
+    overrides = ["hardware=fsdp_8gpu", "model=qwen2.5_7b_instruct", "+mode=separate_async", "+staleness=bypass"]
+    key = "actor_rollout_ref.rollout.checkpoint_engine"
+    nccl = [f"{key}.backend=nccl", f"{key}.custom_backend_module=null", "ray_kwargs.ray_init.num_gpus=null"]
+    config = compose_config("math", [*overrides, *nccl], RECIPES)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert "the rollout wants 1 beside them" in next(environment.accelerator_findings(config)).message
+    assert _errors(environment._cluster_gpus(1, 8, config)) == ["cluster"]
+    assert _errors(environment._cluster_gpus(2, 9, config)) == []
+
+
+def test_separate_async_that_verl_would_wait_for_or_refuse():
+    overrides = ["+mode=separate_async", "+staleness=bypass"]
+
+    def messages(*more):
+        found = configuration_findings(compose_config("quickstart", [*overrides, *more], RECIPES))
+        return [finding.message for finding in found if finding.severity == "error"]
+
+    assert messages() == []
+    (message,) = messages("trainer.n_gpus_per_node=2")
+    assert "num_gpus=2, and trainer and rollout want 3" in message
+    (message,) = messages("trainer.v1.separate_async.parameter_sync_step=3")
+    assert "parameter_sync_step=3 times" in message
 
 
 def test_packages_that_a_recipe_needs(monkeypatch):

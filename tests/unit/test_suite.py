@@ -1,15 +1,18 @@
 """Suites: what the YAML files stand for, and the machinery that runs cells, with a small process in verl's place."""
 
+import functools
 import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import verl  # noqa: F401  loads the plugin
 from fake_trainer import fake_train
@@ -21,6 +24,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl_sspo import launch
 from verl_sspo.data.tasks import TASKS
 from verl_sspo.doctor.compose import compose_config
+from verl_sspo.evaluation import Evaluation
 from verl_sspo.overrides import hydra_overrides
 from verl_sspo.suites import cell as cells
 from verl_sspo.suites.definition import Cell, expand, load_suite
@@ -76,7 +80,7 @@ def test_suites_load_and_their_cells_are_different_runs(path):
     assert len({cell.overrides for cell in cells_of_suite}) == len(cells_of_suite)
 
 
-@cache
+@functools.cache
 def _composed(recipe, *groups):
     return compose_config(recipe, groups, RECIPES)
 
@@ -359,20 +363,37 @@ if __name__ == "__main__":
 """
 
 
-def test_interrupted_the_running_cells_end_their_processes(tmp_path, recipes):
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_without_the_runner_the_running_cells_end_their_processes(tmp_path, recipes, signum):
     root = tmp_path / "runs"
     (tmp_path / "interrupted.py").write_text(INTERRUPTED)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"}
+    # Whatever runs the tests may ignore it.
+    heed = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
     process = subprocess.Popen(
-        [sys.executable, tmp_path / "interrupted.py", root, recipes], env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, tmp_path / "interrupted.py", root, recipes],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=heed,
     )
     pid_file = root / toy().name / "attempt-1" / "pid"
-    deadline = time.monotonic() + 240
-    while not (pid_file.exists() and pid_file.read_text()):
+    wait_for(lambda: pid_file.exists() and pid_file.read_text())
+    process.send_signal(signum)
+    assert process.wait(120) != 0
+    wait_for(lambda: not psutil.pid_exists(int(pid_file.read_text())))
+    wait_for(lambda: cells.state(root / toy().name) == "interrupted")
+
+
+def wait_for(condition, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    process.terminate()
-    assert process.wait(120) != 0
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid_file.read_text()), 0)
-    assert cells.state(root / toy().name) == "interrupted"
+
+
+def test_other_measures_of_an_evaluation_are_other_settings(tmp_path, recipes):
+    root, folder = tmp_path / "runs", tmp_path / "runs" / toy().name
+    run_all([toy(behaviour="fail")], root, recipes)
+    evaluated = replace(toy(behaviour="fail"), evaluation=Evaluation(["b/test.parquet"], samples=4))
+    with pytest.raises(ValueError, match=r"other settings \(evaluation: None there, {'benchmarks'"):
+        cells.check_settings(evaluated, folder, recipes)

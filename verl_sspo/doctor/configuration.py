@@ -47,6 +47,7 @@ def configuration_findings(config: DictConfig) -> list[Finding]:
         _batch_sizes,
         _micro_batches,
         _parallelism,
+        _separate_rollout,
         _sampling,
         _rewards_and_seeds,
         _workers,
@@ -184,7 +185,7 @@ def _off_policy(config: DictConfig) -> Iterator[Finding]:
 
 
 def _data_parallel_size(config: DictConfig) -> int:
-    world = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    world = trainer_gpus(config)
     actor = config.actor_rollout_ref.actor
     if actor.strategy == "megatron" and (megatron := actor.get("megatron")):
         return world // (
@@ -280,8 +281,45 @@ def _micro_batches(config: DictConfig) -> Iterator[Finding]:
             )
 
 
+def trainer_gpus(config: DictConfig) -> int:
+    """GPUs of the trainer, or its ranks on a CPU."""
+    return config.trainer.nnodes * config.trainer.n_gpus_per_node
+
+
+def rollout_gpus(config: DictConfig) -> int:
+    """GPUs of a rollout that has its own, beside the trainer's."""
+    separate = config.trainer.use_v1 and config.trainer.v1.trainer_mode == "separate_async"
+    rollout = config.actor_rollout_ref.rollout
+    return rollout.nnodes * rollout.n_gpus_per_node if separate else 0
+
+
+def _separate_rollout(config: DictConfig) -> Iterator[Finding]:
+    """Of `trainer_mode=separate_async`: verl waits for ever for GPUs that there are not."""
+    of_rollout = rollout_gpus(config)
+    if not of_rollout:
+        return
+    wanted, given = trainer_gpus(config) + of_rollout, config.ray_kwargs.ray_init.get("num_gpus")
+    if given is not None and given < wanted:
+        yield Finding(
+            "error",
+            "gpus",
+            f"ray_kwargs.ray_init.num_gpus={given}, and trainer and rollout want {wanted}: the run would wait for ever",
+            f"set it to {wanted}, or to null on GPUs",
+        )
+    batch, mini_batch = config.data.train_batch_size, config.actor_rollout_ref.actor.ppo_mini_batch_size
+    updates = config.trainer.v1.separate_async.parameter_sync_step
+    if batch != updates * mini_batch:
+        yield Finding(
+            "error",
+            "batch_size",
+            f"data.train_batch_size={batch} is not trainer.v1.separate_async.parameter_sync_step={updates} times "
+            f"ppo_mini_batch_size={mini_batch}, which verl's separate_async demands",
+            "change one of them",
+        )
+
+
 def _parallelism(config: DictConfig) -> Iterator[Finding]:
-    world = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    world = trainer_gpus(config)
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     splits = {"rollout (tensor x data parallel)": rollout.tensor_model_parallel_size * rollout.data_parallel_size}
     if actor.strategy == "megatron" and (megatron := actor.get("megatron")):

@@ -17,6 +17,8 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 from packaging.requirements import Requirement
 
+from verl_sspo import settings
+from verl_sspo.doctor.configuration import rollout_gpus, trainer_gpus
 from verl_sspo.doctor.finding import Finding
 
 #: Columns of verl's parquet rows (verl_sspo.data.schema).
@@ -80,18 +82,20 @@ def _needed_by(config: DictConfig) -> Iterator[Finding]:
 
 
 def accelerator_findings(config: DictConfig) -> Iterator[Finding]:
-    """The GPUs of this machine against `trainer.n_gpus_per_node`. The hardware `cpu` and `cpu_vllm` need none."""
+    """The GPUs of this machine against those that trainer and rollout want on a node; `trainer.device=cpu` needs none."""
     import torch
 
     if config.trainer.device == "cpu":
         yield Finding("ok", "accelerator", f"none needed: trainer.device=cpu on {os.cpu_count()} CPU cores")
         return
-    count, wanted = torch.cuda.device_count(), config.trainer.n_gpus_per_node
+    count, trainer = torch.cuda.device_count(), config.trainer.n_gpus_per_node
+    wanted = trainer + (rollout_gpus(config) if config.trainer.nnodes == 1 else 0)
     if count < wanted:
+        beside = f", and the rollout wants {wanted - trainer} beside them" if wanted > trainer else ""
         yield Finding(
             "error",
             "accelerator",
-            f"{count} CUDA devices are visible here, trainer.n_gpus_per_node={wanted}",
+            f"{count} CUDA devices are visible here, trainer.n_gpus_per_node={trainer}{beside}",
             "start where the GPUs are, lower trainer.n_gpus_per_node, or give --address of the Ray cluster",
         )
         return
@@ -115,7 +119,12 @@ def registration_findings(address: str | None = None, config: DictConfig | None 
         options: dict[str, Any] = {"address": address or "local"}
         if not address:
             options |= {"num_cpus": 1, "include_dashboard": False}
-        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            message = str(error).strip().splitlines()[0]
+            yield Finding("error", "cluster", f"no Ray cluster at {options['address']}: {message}", "start it first")
+            return
     try:
         probe = ray.remote(num_cpus=0, max_retries=0)(registered_here)
         nodes = [node for node in ray.nodes() if node["Alive"]] if address else [None]
@@ -168,13 +177,13 @@ def _registration(answer: dict[str, Any], where: str) -> Finding:
 
 
 def _cluster_gpus(nodes: int, gpus: float, config: DictConfig) -> Iterator[Finding]:
-    wanted = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    wanted = trainer_gpus(config) + rollout_gpus(config)
     if gpus < wanted:
         yield Finding(
             "error",
             "cluster",
             f"the cluster has {gpus:g} GPUs on {nodes} nodes, {wanted} are asked for",
-            "wait for the other nodes, or change trainer.nnodes and trainer.n_gpus_per_node",
+            "wait for the other nodes, or change nnodes and n_gpus_per_node of trainer and actor_rollout_ref.rollout",
         )
     else:
         yield Finding("ok", "cluster", f"{gpus:g} GPUs on {nodes} nodes")
@@ -271,7 +280,7 @@ def model_findings(config: DictConfig) -> Iterator[Finding]:
         if not (path / "config.json").is_file():
             yield Finding("error", "model", f"{path} has no config.json", "give a Hugging Face model folder")
             return
-        settings = (path / "config.json").read_text()
+        model = (path / "config.json").read_text()
         yield Finding("ok", "model", str(path))
     elif name.count("/") != 1 or name.startswith((".", "~", "/")):
         yield Finding("error", "model", f"there is no folder {name}", "set actor_rollout_ref.model.path")
@@ -282,7 +291,7 @@ def model_findings(config: DictConfig) -> Iterator[Finding]:
 
         cached = try_to_load_from_cache(name, "config.json")
         if isinstance(cached, str):
-            settings = Path(cached).read_text()
+            model = Path(cached).read_text()
             yield Finding("ok", "model", f"{name} (cached)")
         else:
             try:  # one request, without the retries of a download
@@ -297,9 +306,9 @@ def model_findings(config: DictConfig) -> Iterator[Finding]:
                     "download it where there is a network (hf download), log in if it is gated, or give a local folder",
                 )
                 return
-            settings = answer.text
+            model = answer.text
             yield Finding("ok", "model", f"{name} (Hugging Face hub)")
-    positions = json.loads(settings).get("max_position_embeddings")
+    positions = json.loads(model).get("max_position_embeddings")
     longest = config.data.max_prompt_length + config.data.max_response_length
     if positions is not None and positions < longest:
         yield Finding(
@@ -311,18 +320,27 @@ def model_findings(config: DictConfig) -> Iterator[Finding]:
 
 
 def checkpoint_findings(config: DictConfig) -> Iterator[Finding]:
-    """Whether a run would resume, or start over beside older checkpoints."""
+    """Whether a run would resume, with the settings it had, or start over beside older checkpoints."""
     folder = Path(config.trainer.default_local_dir)
     latest = folder / "latest_checkpointed_iteration.txt"
     if not latest.is_file():
         return
     step = latest.read_text().strip()
     if config.trainer.resume_mode == "auto":
-        yield Finding("ok", "resume", f"goes on from step {step} in {folder}")
+        if changed := settings.changed(config, folder):
+            yield Finding(
+                "error",
+                "resume",
+                f"would go on from step {step} in {folder}, which was trained with other settings: "
+                + ", ".join(changed[:5]),
+                "set another trainer.default_local_dir (RUN_DIR of scripts/train.sh) to start anew",
+            )
+        else:
+            yield Finding("ok", "resume", f"goes on from step {step} in {folder}")
     elif config.trainer.resume_mode == "disable":
         yield Finding(
             "warning",
             "resume",
             f"{folder} has checkpoints up to step {step}, and resume_mode=disable would overwrite them",
-            "set another trainer.experiment_name, or trainer.resume_mode=auto",
+            "set another trainer.default_local_dir (RUN_DIR of scripts/train.sh), or trainer.resume_mode=auto",
         )

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from verl_sspo import checkpoints, launch
@@ -33,6 +33,7 @@ from verl_sspo.evaluation import Trainer, evaluate, prepare_task
 from verl_sspo.family import running_in
 from verl_sspo.launch import attempts
 from verl_sspo.overrides import hydra_value
+from verl_sspo.settings import differences, resolved, write
 from verl_sspo.suites.definition import Cell
 
 PLAN = "cell.json"
@@ -90,8 +91,12 @@ def check_settings(cell: Cell, folder: Path, recipes: Path) -> DictConfig:
         ValueError: the folder holds a run, finished or not, with other settings.
     """
     config = compose_config(cell.recipe, cell.overrides, recipes)
-    there, now = folder / CONFIG, OmegaConf.to_yaml(config, resolve=True)
-    if there.exists() and (different := _differences(there.read_text(), now)):
+    there, plan = folder / CONFIG, folder / PLAN
+    different = differences(there.read_text(), resolved(config)) if there.exists() else []
+    if plan.exists():
+        before, now = json.loads(plan.read_text())["evaluation"], asdict(cell)["evaluation"]
+        different += [f"evaluation: {before} there, {now} now"] if before != now else []
+    if different:
         raise ValueError(
             f"{folder} holds a run with other settings ({', '.join(different[:5])}): "
             "move it away or give --output another folder"
@@ -137,8 +142,8 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
     started = time.time()
     config = check_settings(cell, folder, recipes)
     prepare_task(config, console, () if cell.evaluation is None else cell.evaluation.benchmarks)
-    _write(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
-    _write(folder / PLAN, json.dumps(asdict(cell) | _ran_with(folder), indent=2) + "\n")
+    write(folder / CONFIG, resolved(config))
+    write(folder / PLAN, json.dumps(asdict(cell) | _ran_with(folder), indent=2) + "\n")
     (folder / FAILURE).unlink(missing_ok=True)
 
     # An evaluation that failed does not repeat the training.
@@ -155,7 +160,7 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
             config_name=cell.recipe,
             console=console,
         )
-        _write(folder / TRAINED, "")
+        write(folder / TRAINED, "")
     if cell.evaluation is not None:
         if (folder / EVALUATION).exists():
             launch.move_aside(folder / EVALUATION)
@@ -170,7 +175,7 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
             console=console,
         )
     result = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seconds": time.time() - started}
-    _write(folder / RESULT, json.dumps(result, indent=2) + "\n")
+    write(folder / RESULT, json.dumps(result, indent=2) + "\n")
 
 
 def _ran_with(folder: Path) -> dict[str, Any]:
@@ -202,7 +207,7 @@ def record_failure(folder: Path, error: BaseException) -> None:
     if isinstance(error, launch.TrainingFailedError):
         failure |= {"log": str(error.log), "excerpt": error.excerpt}
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
+    write(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
 
 
 def versions() -> dict[str, str | None]:
@@ -216,26 +221,3 @@ def versions() -> dict[str, str | None]:
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
         "commit": commit.stdout.strip() + ("+" if changes.stdout.strip() else "") if commit.returncode == 0 else None,
     }
-
-
-def _differences(old: str, new: str) -> list[str]:
-    """Keys in which two configurations differ, with both values."""
-
-    if old == new:
-        return []
-
-    def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(node, dict):
-            return {prefix.removesuffix("."): node}
-        return {k: v for key, value in node.items() for k, v in flat(value, f"{prefix}{key}.").items()}
-
-    old_values, new_values = (flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (old, new))
-    keys = [key for key in {**old_values, **new_values} if old_values.get(key) != new_values.get(key)]
-    return [f"{key}: {old_values.get(key)} there, {new_values.get(key)} now" for key in keys]
-
-
-def _write(path: Path, text: str) -> None:
-    """The file is complete or not there."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    part.rename(path)
