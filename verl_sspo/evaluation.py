@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from omegaconf import MISSING, DictConfig
 from rich.console import Console
@@ -123,12 +124,12 @@ def evaluate(
         raise ValueError("nothing to evaluate: ask for greedy answers, samples, or both")
     if output.exists():
         raise FileExistsError(f"{output} exists: move it away or choose another folder")
-    config = compose_config(recipe, overrides, recipes)
-    prepare_task(config, console, evaluation.benchmarks)
+    # In place of the recipe's own validation data, which need not be there.
+    benchmarks = [*overrides, f"data.val_files={hydra_value(list(evaluation.benchmarks))}"]
+    prepare_task(compose_config(recipe, benchmarks, recipes), console)
     problems = read_benchmarks(evaluation.benchmarks)
     common = [
-        *overrides,
-        f"data.val_files={hydra_value(list(evaluation.benchmarks))}",
+        *benchmarks,
         "trainer.val_only=true",
         "trainer.val_before_train=true",
         "data.val_max_samples=-1",
@@ -220,7 +221,9 @@ def read_generations(folder: Path) -> pd.DataFrame:
 
 
 def _text(ground_truth: Any) -> str:
-    return ground_truth if isinstance(ground_truth, str) else json.dumps(ground_truth, default=str)
+    # pandas reads a list as an array, verl's dump holds the list.
+    listed = ground_truth.tolist() if isinstance(ground_truth, np.ndarray) else ground_truth
+    return listed if isinstance(listed, str) else json.dumps(listed, default=str)
 
 
 def _normal(text: str) -> str:

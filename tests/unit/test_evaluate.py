@@ -60,7 +60,9 @@ def recipes(tmp_path):
     folder = tmp_path / "recipes"
     folder.mkdir()
     (tmp_path / "train.parquet").touch()
-    (folder / "toy.yaml").write_text(f"data: {{train_files: {tmp_path}/train.parquet, val_files: []}}\n")
+    # Its own validation data is not needed, and not there.
+    own = f"data: {{train_files: {tmp_path}/train.parquet, val_files: [{tmp_path}/absent.parquet]}}\n"
+    (folder / "toy.yaml").write_text(own)
     return folder
 
 
@@ -150,6 +152,19 @@ def test_what_verl_is_asked_for(tmp_path, benchmarks, recipes):
         evaluate(checkpoint, Evaluation(benchmarks, greedy=False), tmp_path / "out3", **options)
     with pytest.raises(FileNotFoundError, match="no data at"):
         evaluate(checkpoint, Evaluation(["missing.parquet"]), tmp_path / "out4", **options)
+
+
+@pytest.mark.parametrize("truth", [["1", "2"], [3], ["x"], "5"])
+def test_ground_truths_are_the_same_in_the_rows_and_in_the_dump(tmp_path, truth):
+    (tmp_path / "b").mkdir()
+    row = {"prompt": [{"role": "user", "content": "1+1"}], "reward_model": {"ground_truth": truth}}
+    pd.DataFrame([row]).to_parquet(tmp_path / "b" / "test.parquet")
+    (tmp_path / "dump").mkdir()
+    line = {"input": "user 1+1", "output": "", "gts": truth, "score": 1.0, "uid": "p_0_0"}
+    (tmp_path / "dump" / "0.jsonl").write_text(json.dumps(line) + "\n")
+    problems = evaluation.read_benchmarks([str(tmp_path / "b" / "test.parquet")])
+    joined = evaluation.join(problems, evaluation.read_generations(tmp_path / "dump"))
+    assert joined["problem"].tolist() == [0]
 
 
 def test_answers_that_did_not_come_back_count_as_wrong():

@@ -59,9 +59,10 @@ def _draw_accuracy(axes: Axes, metrics: Metrics) -> None:
     steps, rewards = metrics.series(REWARD)
     axes.plot(steps, rewards, ".", color=BLUE, alpha=0.35, markersize=4)
     axes.plot(steps, smoothed(rewards), color=BLUE, linewidth=1.6, label=f"training reward, mean of {WINDOW} steps")
-    steps, accuracies = metrics.series(metrics.accuracy_name)
-    axes.plot(steps, accuracies, "o-", color=ORANGE, markersize=6, clip_on=False, label="validation accuracy")
-    for i, (place, align) in ((0, ((9, -9), "left")), (-1, ((0, 9), "right"))):
+    steps, accuracies = metrics.accuracy
+    if accuracies:
+        axes.plot(steps, accuracies, "o-", color=ORANGE, markersize=6, clip_on=False, label="validation accuracy")
+    for i, (place, align) in ((0, ((9, -9), "left")), (-1, ((0, 9), "right"))) if accuracies else ():
         label = f"{accuracies[i]:.2f}"
         axes.annotate(
             label, (steps[i], accuracies[i]), place, textcoords="offset points", ha=align, color=ORANGE, weight="bold"

@@ -73,16 +73,13 @@ class Metrics:
         return [step for step, _ in points], [value for _, value in points]
 
     @property
-    def accuracy_name(self) -> str:
-        """The validation accuracy, `val-core/<data source>/acc/mean@<n>`; of several data sources, the first.
+    def accuracy(self) -> tuple[list[int], list[float]]:
+        """The series of the validation accuracy, `val-core/<data source>/acc/mean@<n>`; of several sources, the first.
 
-        Raises:
-            ValueError: nothing was validated.
+        Empty if nothing was validated.
         """
         names = sorted({name for data in self.steps.values() for name in data if name.startswith("val-core/")})
-        if not names:
-            raise ValueError("the run has no validation accuracy: set trainer.val_before_train and trainer.test_freq")
-        return next((name for name in names if "/mean@" in name), names[0])
+        return self.series(next((name for name in names if "/mean@" in name), names[0])) if names else ([], [])
 
 
 def summarize(metrics: Metrics, seconds: float) -> dict[str, float | int | None]:
@@ -93,7 +90,7 @@ def summarize(metrics: Metrics, seconds: float) -> dict[str, float | int | None]
         seconds: wall time of the whole command.
 
     Returns:
-        accuracy_before, accuracy_after: validation accuracy, first and last.
+        accuracy_before, accuracy_after: validation accuracy, first and last; None if nothing was validated.
         entropy_before, entropy_after: mean entropy of the policy's next token on its own responses, nats, at the first
             and the last step.
         effective_update_ratio: slope of the gate averaged over all steps; None for losses that do not log it.
@@ -102,17 +99,17 @@ def summarize(metrics: Metrics, seconds: float) -> dict[str, float | int | None]
         seconds: as given.
 
     Raises:
-        ValueError: nothing was trained or nothing was validated.
+        ValueError: nothing was trained.
     """
-    accuracy = metrics.series(metrics.accuracy_name)[1]
+    accuracy = metrics.accuracy[1]
     entropy = metrics.series(ENTROPY)[1]
     durations = metrics.series(SECONDS_PER_STEP)[1]
     ratios = metrics.series(EFFECTIVE_UPDATE_RATIO)[1]
     if not durations:
         raise ValueError("the run has no training step")
     return {
-        "accuracy_before": accuracy[0],
-        "accuracy_after": accuracy[-1],
+        "accuracy_before": accuracy[0] if accuracy else None,
+        "accuracy_after": accuracy[-1] if accuracy else None,
         "entropy_before": entropy[0] if entropy else None,
         "entropy_after": entropy[-1] if entropy else None,
         "effective_update_ratio": statistics.fmean(ratios) if ratios else None,
