@@ -40,13 +40,19 @@ def quickstart(run, task, *overrides):
     return subprocess.run(command(run, task, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=1200)
 
 
-def processes_of_runs():
-    """Processes that a launcher started, by the variable they inherit."""
+def run_id(launcher):
+    """What all processes of the launcher's run inherit."""
+    children = psutil.Process(launcher.pid).children()
+    (main,) = (child for child in children if "verl.trainer.main_ppo" in child.cmdline())
+    return main.environ()[RUN_ID]
+
+
+def processes_of(run_id):
     found = set()
     for process in psutil.process_iter():
         try:
-            if RUN_ID in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
-                found.add((process.pid, process.environ()[RUN_ID]))
+            if process.environ().get(RUN_ID) == run_id and process.status() != psutil.STATUS_ZOMBIE:
+                found.add(process.pid)
         except psutil.Error:
             pass
     return found
@@ -94,11 +100,10 @@ def test_quickstart_then_again_and_interrupted(tmp_path, task):
     # The second start moves the first run aside, does not make the task again, and is interrupted as it trains.
     weights = task / "model" / "model.safetensors"
     written = weights.stat().st_mtime_ns
-    before = processes_of_runs()
     # A shell's background job ignores SIGINT, and passes that on.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     second = subprocess.Popen(
-        command(run, task, "trainer.total_training_steps=100"),
+        command(run, task, "trainer.total_training_steps=100", "trainer.val_before_train=false"),
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -111,12 +116,13 @@ def test_quickstart_then_again_and_interrupted(tmp_path, task):
             assert time.monotonic() < deadline
             time.sleep(0.2)
         # main_ppo, raylet, gcs_server, TaskRunner, the trainer's worker, the rollout's server and more.
-        assert len(processes_of_runs() - before) > 6
+        run_of_second = run_id(second)
+        assert len(processes_of(run_of_second)) > 6
     finally:
         second.send_signal(signal.SIGINT)
         _, shown = second.communicate(timeout=180)
     assert second.returncode == 130, shown
-    assert processes_of_runs() - before == set()
+    assert processes_of(run_of_second) == set()
     assert weights.stat().st_mtime_ns == written
     (aside,) = tmp_path.glob("run-*")
     assert json.loads((aside / "summary.json").read_text()) == summary

@@ -1,4 +1,4 @@
-"""verl's real main_ppo on the recipes: every task for two steps on real rows, every algorithm for two on arithmetic."""
+"""verl's real main_ppo on the recipes: tasks for two steps on real rows, every algorithm for two on arithmetic."""
 
 import importlib.util
 import json
@@ -53,8 +53,12 @@ def _run(tmp_path, recipe, *overrides):
     return steps
 
 
-# The quickstart's own test is the one for algo=sspo.
-@pytest.mark.parametrize("algorithm", ["sspo_v1", "sspo_forward", "grpo", "dr_grpo", "gspo", "gmpo", "sapo"])
+# The quickstart's own test is the one for algo=sspo. The slow ones differ from another in a loss that the tests of the
+# objectives call, or in settings of a gate.
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("sspo_v1", "grpo", "gspo", "sapo")]
+
+
+@pytest.mark.parametrize("algorithm", ["sspo_forward", "dr_grpo", "gmpo", *SLOW])
 def test_algorithm_trains(tmp_path, task, algorithm):
     steps = _run(
         tmp_path,

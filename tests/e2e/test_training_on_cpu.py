@@ -73,26 +73,19 @@ def check_training_step(metrics: dict[str, float]) -> None:
     assert 0 < metrics["response_length/mean"] <= 12
 
 
-def test_one_rank_with_checkpoint_and_resume(task, tmp_path):
-    steps = run_main_ppo(task, tmp_path, "trainer.total_training_steps=2")
+def test_two_ranks_with_checkpoint_and_resume(task, tmp_path):
+    ranks = "trainer.n_gpus_per_node=2"
+    steps = run_main_ppo(task, tmp_path, ranks, "trainer.total_training_steps=2")
     assert steps.keys() == {0, 1, 2}
     validation = [key for key in steps[0] if key.startswith("val-core/")]
     assert validation
     assert set(validation) <= steps[2].keys()
     check_training_step(steps[1])
     check_training_step(steps[2])
+    shards = {path.name for path in (tmp_path / "checkpoints" / "global_step_2" / "actor").glob("model_*.pt")}
+    assert shards == {"model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"}
 
-    resumed = run_main_ppo(task, tmp_path, "trainer.total_training_steps=3", "trainer.val_before_train=false")
+    resumed = run_main_ppo(task, tmp_path, ranks, "trainer.total_training_steps=3", "trainer.val_before_train=false")
     assert resumed.keys() == {3}
     check_training_step(resumed[3])
     assert (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").read_text() == "3"
-
-
-def test_two_ranks(task, tmp_path):
-    overrides = ["trainer.n_gpus_per_node=2", "trainer.total_training_steps=2", "trainer.val_before_train=false"]
-    steps = run_main_ppo(task, tmp_path, *overrides)
-    assert steps.keys() == {1, 2}
-    check_training_step(steps[1])
-    check_training_step(steps[2])
-    shards = {path.name for path in (tmp_path / "checkpoints" / "global_step_2" / "actor").glob("model_*.pt")}
-    assert shards == {"model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"}
