@@ -82,7 +82,7 @@ def _needed_by(config: DictConfig) -> Iterator[Finding]:
 
 
 def accelerator_findings(config: DictConfig) -> Iterator[Finding]:
-    """The GPUs of this machine against those that trainer and rollout want on a node; `trainer.device=cpu` needs none."""
+    """The GPUs of this machine against those that trainer and rollout want on a node. On a CPU none are needed."""
     import torch
 
     if config.trainer.device == "cpu":
