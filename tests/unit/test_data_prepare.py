@@ -93,6 +93,11 @@ def test_unicode_that_no_file_holds_costs_a_row(script, tmp_path):
         ("humaneval", {"prompt": "def f(): ...", "test": "def check(", "entry_point": "f"}),
         ("mbpp", {"text": "t", "test_list": "assert f()"}),
         ("mbpp", {"text": "t", "test_list": ["assert ("]}),
+        ("mbpp", {"text": "t", "test_list": ["assert f()"], "test_setup_code": "import ("}),
+        (
+            "code",
+            {"problem": "p", "tests": [{"fn_name": "f", "input": [1], "output": 1}, {"input": "1", "output": "1"}]},
+        ),
     ],
 )
 def test_rows_that_could_never_be_judged_are_unreadable(tmp_path, task, row):
@@ -288,6 +293,17 @@ CODE = {
         "problem": "q",
         "tests": json.dumps([{"input": "1", "output": "2", "testtype": "stdin", "metadata": {"func_name": None}}]),
     },
+    "deepcoder function": {
+        "problem": "q",
+        "tests": [
+            {"fn_name": "f", "type": "function_call", "input": [1], "output": [2]},
+            {"fn_name": "f", "type": "function_call", "input": [2], "output": [3]},
+        ],
+    },
+    "metadata as text": {
+        "problem": "q",
+        "tests": [{"input": "1", "output": "2", "metadata": json.dumps({"func_name": "f"})}],
+    },
     "livecodebench": {
         "problem": "q",
         "tests": json.dumps([{"input": "1", "output": "2", "testtype": "functional", "metadata": {"func_name": "f"}}]),
@@ -302,6 +318,9 @@ def test_code_sets(tmp_path, name):
     assert not split.unreadable
     (row,) = split.rows
     tests = json.loads(row["reward_model"]["ground_truth"])
+    assert ("fn_name" in tests) is (
+        name in {"taco function", "deepcoder function", "metadata as text", "livecodebench"}
+    )
     function = "def f(x): return x + 1\n"
     program = function if "fn_name" in tests or "asserts" in tests else function + "print(f(int(input())))"
     scored = compute_score(
@@ -377,6 +396,25 @@ def test_mbpp_rows_with_objects_of_the_program_are_left_out(tmp_path):
     assert len(split.rows) == 1
     assert sum(split.dropped.values()) == 1
     assert split.name == "test"
+
+
+@pytest.mark.parametrize(
+    ("tests", "setup", "kept"),
+    [
+        (["assert f([Pair(1, 2)], 1) == 1"], "", False),
+        (["assert f(1) == Pair(1, 2)"], "", False),
+        (["assert f([Pair(1, 2)], 1) == 1"], "class Pair(tuple): pass", True),
+        (["assert Check_Solution(2, 0) == 'Yes'", "assert Check_Solution(1, 0) == 'No'"], "", True),
+        (["assert f(1) == Counter('a') and isinstance(f(1), Exception)"], "", True),
+        (["assert math.isclose(Area(1), 1.5)"], "import math", True),
+        (["assert set(f(1)) == {Fraction(1)}"], "from fractions import Fraction", True),
+    ],
+)
+def test_mbpp_rows_that_call_a_class_of_the_program_are_left_out(tmp_path, tests, setup, kept):
+    row = {"text": "q", "test_list": tests, "test_setup_code": setup}
+    (split,) = prepare("mbpp", source=_jsonl(tmp_path / "x.jsonl", [row]), split="test")
+    assert not split.unreadable
+    assert split.dropped == ({} if kept else {"tests need objects of the program's own classes": 1})
 
 
 @needs_data

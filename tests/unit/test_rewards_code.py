@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from verl_sspo.rewards import COLUMNS, code, compute_score
 from verl_sspo.rewards.code import extract_program, same_output
-from verl_sspo.rewards.sandbox import Verdict
+from verl_sspo.rewards.sandbox import SandboxError, Verdict
 
 pytestmark = pytest.mark.timeout(300)
 SHARED = Path(os.environ.get("VERL_SSPO_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -44,6 +46,10 @@ def _score(program, tests, data_source="taco", **options):
         ("```python\na\n```python\nb\n```", "b\n"),
         ("```\na\n```\n```\n```", "a\n"),
         ("```python\na\n``` prints\n5", "a\n"),
+        ("```python\na\n    return x```", "a\n    return x\n"),
+        ("```python\na\nb``` \nprints\n```\n5\n```", "a\nb\n"),
+        ("```python\na  # ```b```\nc\n```", "a  # ```b```\nc\n"),
+        ("~~~python\na```\nb\n~~~", "a```\nb\n"),
         ("so ```x``` is\n```x```\nno block", None),
         ("~~~python\na\n~~~", "a\n"),
         ("````python\nx = '''\n```\n'''\n````", "x = '''\n```\n'''\n"),
@@ -88,6 +94,8 @@ def test_outputs_made_to_be_slow_are_judged_quickly():
     assert not same_output(b"1" * 1_000_000 + b"x", "0.5")
     assert not code._same_result(dictionary, {"1": None})
     assert not code._same_result(numbers, [1])
+    ends = b"i%s;i%s;i%s;" % (b"-" + b"f" * 1_500_000, b"f" * 1_500_000, b"f" * 700_000)
+    assert not code._same_result(b"r3;" + ends, [1])
     assert time.monotonic() - started < 20.0
 
 
@@ -136,6 +144,40 @@ def test_functions():
     assert _score("def f(x): return 'ab'", {"fn_name": "f", "inputs": [["x"]], "outputs": ["ab"]}) == 1.0
     assert _score("def f(d): return d[1]", {"fn_name": "f", "inputs": ['{"1": 5}'], "outputs": ["5"]}) == 1.0
     assert _score("def g(x): return 1", {"fn_name": "f", "inputs": ["1"], "outputs": ["1"]}) == 0.0
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize(
+    ("returned", "outputs", "score"),
+    [
+        # A text is JSON, and what it says is what is expected.
+        ("x", ["5", "7"], 1.0),
+        ("str(x)", ["5", "7"], 0.0),
+        ("x", ["[5]", "[7]"], 0.0),
+        ("[x]", ["[5]", "[7]"], 1.0),
+        ("str(x)", ['"5"', '"7"'], 1.0),
+        ("'a' * x", ["aaaaa", "aaaaaaa"], 1.0),
+        # A list of one, in the data set's own list, may stand for its element.
+        ("x", [[5], [7]], 1.0),
+        ("[x]", [[5], [7]], 1.0),
+        ("str(x)", [["5"], ["7"]], 1.0),
+        ("str(x)", [[5], [7]], 0.0),
+        # Numbers are equal as in Python, truth values are none.
+        ("x * 1.0", ["5", "7"], 1.0),
+        ("x + 1e-9", ["5", "7"], 0.0),
+        ("[x * 1.0]", ["[5]", "[7]"], 1.0),
+        ("x", ["5.0", "7.0"], 1.0),
+        ("x > 0", [1, 1], 0.0),
+        ("x // x", ["true", "true"], 0.0),
+        ("x / x", [True, True], 0.0),
+        ("x > 0", ["1.0", "1.0"], 0.0),
+        # These equal no list in Python.
+        ("iter([x])", ["[5]", "[7]"], 0.0),
+    ],
+)
+def test_results_of_functions(returned, outputs, score):
+    tests = {"fn_name": "f", "inputs": ["5", "7"], "outputs": outputs}
+    assert _score(f"def f(x): return {returned}", tests) == score
 
 
 @needs_bubblewrap
@@ -188,25 +230,134 @@ def test_unknown_names_are_errors():
         compute_score("taco", "", "{}", partial_credits=True)
 
 
-def test_sandbox_fusion_is_asked_with_the_same_tests(monkeypatch):
-    from verl.utils.reward_score import sandbox_fusion
+# --- SandboxFusion -----------------------------------------------------------------------------------------------
 
-    asked = {}
+URL = "http://host:8080/run_code"
+FUSION = {"sandbox_fusion_url": URL, "test_timeout": 100.0}  # nothing here is about time
 
-    def check_correctness(sandbox_fusion_url, in_outs, generation, **_):
-        asked.update(url=sandbox_fusion_url, in_outs=in_outs, generation=generation)
-        return [True] * len(in_outs.get("assert_case") or in_outs["inputs"]), [{}]
 
-    monkeypatch.setattr(sandbox_fusion, "check_correctness", check_correctness)
-    url = "http://host:8080/run_code"
-    assert _score("print(1)", {"inputs": ["", ""], "outputs": ["1", "1"]}, sandbox_fusion_url=url) == 1.0
-    assert asked["url"] == url
-    assert "print(1)" in asked["generation"]
-    assert _score("x = 1", {"asserts": ["assert x"]}, "mbpp", sandbox_fusion_url=url) == 1.0
-    assert asked["in_outs"]["assert_case"] == ["assert x"]
-    tests = {"test": "def check(c): pass", "entry_point": "f"}
-    assert _score("def f(): pass", tests, "openai_humaneval", sandbox_fusion_url=url) == 1.0
-    assert asked["generation"].rstrip().endswith("check(f)")
+@pytest.fixture
+def fusion(monkeypatch):
+    """Stands in for a server, below verl's client: runs what it is sent; returns the list of it."""
+    import requests
+
+    asked = []
+
+    def post(url, *, data, **_):
+        request = json.loads(data)
+        asked.append((url, request))
+        command = [sys.executable, "-I", "-c", request["code"]]
+        try:
+            run = subprocess.run(
+                command, input=request["stdin"].encode(), capture_output=True, timeout=request["run_timeout"]
+            )
+            result = {"status": "Finished", "return_code": run.returncode, "stdout": run.stdout.decode()}
+        except subprocess.TimeoutExpired:
+            result = {"status": "TimeLimitExceeded", "return_code": None, "stdout": ""}
+        response = requests.Response()
+        response.status_code = 200
+        well = result["return_code"] == 0
+        response._content = json.dumps({"status": "Success" if well else "Failed", "run_result": result}).encode()
+        return response
+
+    monkeypatch.setattr(requests, "post", post)
+    return asked
+
+
+F = "def f(x, y=0):\n    return "
+
+
+@pytest.mark.parametrize(
+    ("program", "tests", "score"),
+    [
+        (F + "x + y", {"fn_name": "f", "inputs": [[1, 2]], "outputs": [[3]]}, 1.0),
+        (F + "x - y", {"fn_name": "f", "inputs": [[1, 2]], "outputs": [[3]]}, 0.0),
+        (F + "'ab'", {"fn_name": "f", "inputs": ["1"], "outputs": ['"ab"']}, 1.0),
+        (F + "[x, x]", {"fn_name": "f", "inputs": ["1\n"], "outputs": ["[1,1]"]}, 1.0),
+        (F + "(x[1], print(x))", {"fn_name": "f", "inputs": ['{"1": 5}\n\n'], "outputs": ["[5, null]"]}, 1.0),
+        (F + "str(x)", {"fn_name": "f", "inputs": ["5"], "outputs": ["5"]}, 0.0),
+        (F + "print(5)", {"fn_name": "f", "inputs": ["5"], "outputs": ["5"]}, 0.0),
+        ("print(5)\nexit()", {"fn_name": "f", "inputs": ["5"], "outputs": ["5"]}, 0.0),
+        (
+            "from __future__ import annotations\nclass Solution:\n    def f(self, a: List[int]): return Counter(a)[2]\n"
+            "if __name__ == '__main__':\n    print(input())",
+            {"fn_name": "f", "inputs": [[[2, 2]]], "outputs": [2]},
+            1.0,
+        ),
+        ("print(3)", {"inputs": ["", ""], "outputs": ["3 \n", "3"]}, 1.0),
+        ("print(3)", {"inputs": ["", ""], "outputs": ["3", "4"]}, 0.0),
+        ("print(1/3)", {"inputs": [""], "outputs": ["0.3333333333"]}, 1.0),
+        ("a = input()\nb = input()\nprint(a + b, 'é```')", {"inputs": [["3", "4"]], "outputs": ["34 é```"]}, 1.0),
+        (
+            "@lru_cache\ndef f(n): return n\nif __name__ == '__main__':\n    print(f(int(input())))\n    exit()",
+            {"inputs": ["7\n"], "outputs": ["7"]},
+            1.0,
+        ),
+        (F + "x", {"asserts": ["assert f(1) == 1", "assert math.isclose(f(2), 2)"], "setup": ["import math"]}, 1.0),
+        (F + "x", {"asserts": ["assert f(1) == 1", "assert f(2) == 1"]}, 0.0),
+        (F + "x\nexit()", {"asserts": ["assert f(1) == 2"]}, 0.0),
+        ("    return 2 * x", {"prompt": "def f(x):\n    'Twice.'\n", "test": "def check(c): assert c(2) == 4"}, 1.0),
+        ("    return x", {"prompt": "def f(x):\n    'Twice.'\n", "test": "def check(c): assert c(2) == 4"}, 0.0),
+    ],
+)
+def test_sandbox_fusion_judges_as_the_local_sandbox_does(fusion, program, tests, score):
+    tests = tests | ({"entry_point": "f"} if "test" in tests else {})
+    assert _score(program, tests, **FUSION) == score
+    assert {url for url, _ in fusion} == {URL}
+    assert len(fusion) == len(tests.get("inputs") or tests.get("asserts") or [1])
+    assert _score(program, tests, unsafe_without_sandbox=True, test_timeout=100.0, program_timeout=100.0) == score
+
+
+def test_sandbox_fusion_gives_partial_credit(fusion):
+    tests = {"inputs": ["1", "2"], "outputs": ["1", "1"]}
+    assert _score("print(input())", tests, partial_credit=True, **FUSION) == 0.5
+    tests = {"asserts": ["assert f(1) == 1", "assert f(2) == 1"]}
+    assert _score(F + "x", tests, partial_credit=True, **FUSION) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("program", "error"),
+    [
+        ("print(2)", "wrong answer"),
+        ("1 / 0", "exception"),
+        ("import time\ntime.sleep(60)", "timeout"),
+        ("x = '\0'", "does not compile: too long, or with null characters"),
+    ],
+)
+def test_sandbox_fusion_says_why(fusion, program, error):
+    truth = json.dumps({"inputs": [""], "outputs": ["1"]})
+    options = FUSION | ({"test_timeout": 0.5} if error == "timeout" else {})
+    scored = compute_score("taco", _block(program), truth, **options)
+    assert (scored["score"], scored["error"], scored["timeout"]) == (0.0, error, float(error == "timeout"))
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (404, "{}"),
+        (500, "out of memory"),
+        (200, "no json"),
+        (200, "{}"),
+        (200, '{"status": "SandboxError", "message": "no disk"}'),
+        (200, '{"status": "Failed"}'),
+        (200, '{"status": "Success"}'),
+        (200, '{"status": "Asleep"}'),
+    ],
+)
+@pytest.mark.parametrize("tests", [{"inputs": [""], "outputs": ["1"]}, {"asserts": ["assert True"]}])
+def test_a_broken_sandbox_fusion_is_an_error_not_a_score(monkeypatch, status, answer, tests):
+    import requests
+
+    response = requests.Response()
+    response.status_code, response._content = status, answer.encode()
+    monkeypatch.setattr(requests, "post", lambda *_, **__: response)
+    with pytest.raises(SandboxError, match="host:8080"):
+        _score("print(1)", tests, **FUSION)
+
+
+def test_no_sandbox_fusion_at_all_is_an_error_not_a_score():
+    with pytest.raises(SandboxError, match="refused"):
+        _score("print(1)", {"inputs": [""], "outputs": ["1"]}, sandbox_fusion_url="http://127.0.0.1:9/run_code")
 
 
 def test_every_row_has_the_same_columns(monkeypatch):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,14 @@ FORGERIES = {
     "redefines the checker": "def check(candidate): pass\ndef candidate(x): return 42\n"
     "import builtins\nbuiltins.check = check\nf = None",
     "a generator": "def f(x): yield 42",
+    "an endless generator": "import itertools\ndef f(x): return itertools.repeat(42)",
+    "an iterator equal to everything": "class E:\n  def __eq__(s, o): return True\n  def __iter__(s): return s\n"
+    "  def __next__(s): return 42\ndef f(x): return E()",
+    "a deque equal to everything": "class E(deque):\n  def __eq__(s, o): return True\ndef f(x): return E([7])",
+    "a view equal to everything": "from collections.abc import ValuesView\nclass E(ValuesView):\n"
+    "  def __eq__(s, o): return True\ndef f(x): return E({7: 7})",
+    "a generator that writes everywhere": "import os\ndef f(x):\n"
+    "  for i in range(64):\n    try: os.write(i, b'00000010t3;i2;i2;s0;    ')\n    except OSError: pass\n  yield 42",
     "a function": "def f(x): return f",
     "endless nesting": "def f(x):\n  a = []\n  a.append(a)\n  return a",
     "a long result": "def f(x): return 'x' * (1 << 24)",
@@ -174,6 +183,43 @@ def test_results_arrive_as_fresh_plain_data():
     program = "from collections import *\nP = namedtuple('P', 'a b')\ndef f(x): return [P(1, 2), Counter('aab'), {3}]"
     tests = {"asserts": ["assert f(0) == [(1, 2), {'a': 2, 'b': 1}, {3}]", "assert type(f(0)[0]) is tuple"]}
     assert judge(program, tests, LIMITS).passed == 2
+
+
+# What a function returns, a check that it passes, and one that it does not pass in Python either.
+LAZY = {
+    "generator": ("(i for i in range(x))", "list(f(3)) == [0, 1, 2]", "f(3) == [0, 1, 2]"),
+    "map": ("map(str, range(x))", "''.join(f(3)) == '012'", "f(3)[0] == '0'"),
+    "zip": ("zip([x], [x])", "dict(f(1)) == {1: 1}", "len(f(1)) == 1"),
+    "generators in a list": (
+        "[iter([x]), iter([])]",
+        "[list(each) for each in f(1)] == [[1], []]",
+        "f(1) == [[1], []]",
+    ),
+    "range": ("range(x, 0, -2)", "f(5) == range(5, 0, -2) and f(5)[1] == 3", "f(5) == [5, 3, 1]"),
+    "long range": ("range(10 ** x)", "len(f(12)) == 10 ** 12", "f(12) == 0"),
+    "deque": ("deque([x])", "list(f(1)) == [1] and f(1)[0] == 1", "f(1) == [1]"),
+    "keys": ("{x: 2}.keys()", "sorted(f(1)) == [1] and len(f(1)) == 1", "f(1) == [1]"),
+    "items": ("OrderedDict(a=x).items()", "list(f(1)) == [('a', 1)]", "f(1)[0] == ('a', 1)"),
+    "arguments": ("sum(x)", "f(range(3)) == f(iter([1, 2])) == f(i for i in (3,)) == 3", "f({1: 3}.values()) == 4"),
+}
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("name", LAZY)
+def test_iterators_and_views_cross_as_what_they_are(name):
+    returned, passes, fails = LAZY[name]
+    tests = {"asserts": [f"assert {passes}", f"assert {fails}"]}
+    verdict = judge(f"def f(x): return {returned}", tests, LIMITS, all_tests=True)
+    assert verdict.passed == 1, verdict
+    assert judge(f"def f(x): return {returned}", {"asserts": tests["asserts"][:1]}, LIMITS).passed == 1
+
+
+@needs_bubblewrap
+def test_what_a_generator_raises_is_seen():
+    program = "def f(x):\n    yield 1\n    raise TypeError('no')"
+    check = "try:\n    list(f(1))\n    assert False\nexcept TypeError as error:\n    assert str(error) == 'no'"
+    assert judge(program, {"asserts": [check]}, LIMITS).passed == 1
+    assert judge("def f(x):\n    while True: yield 1", {"asserts": [check]}, LIMITS).error.startswith("not plain data")
 
 
 def _outputs(program: str) -> str:
@@ -404,6 +450,7 @@ plain = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.lists(inner, max_size=4).map(tuple)
+        | st.lists(inner, max_size=4).map(deque)
         | st.dictionaries(st.text() | st.integers(), inner, max_size=4)
         | st.sets(st.integers() | st.text(), max_size=4)
         | st.frozensets(st.integers(), max_size=4)
@@ -424,13 +471,15 @@ def test_decoding_garbage_raises_value_error_only(data):
         decode(data)
 
 
-@pytest.mark.parametrize("data", [b"l99999999999999999999;", b"s-1;", b"e1;l0;", b"x;", b"", b"l1;" * 1000, b"n;n;"])
+@pytest.mark.parametrize(
+    "data", [b"l99999999999999999999;", b"s-1;", b"e1;l0;", b"x;", b"", b"l1;" * 1000, b"n;n;", b"r0;", b"r1;s0;"]
+)
 def test_decoding_malformed(data):
     with pytest.raises(ValueError):  # noqa: PT011
         decode(data)
 
 
-@pytest.mark.parametrize("value", [object(), len, range(3), iter([]), [object()], {1: object()}, type])
+@pytest.mark.parametrize("value", [object(), len, bytearray(), iter([len]), [object()], {1: object()}, type])
 def test_other_things_do_not_cross(value):
     with pytest.raises(TypeError):
         encode(value)

@@ -334,13 +334,13 @@ INTERNALS = [
         calls("compute_score", f"{OURS}.rewards.compute_score"),
     ),
     Internal("verl.utils.import_utils", "rewards/__init__.py", says('PKG_PATH_PREFIX = "pkg://"')),
-    Internal("verl.utils.reward_score.sandbox_fusion", "rewards/code.py", has("compute_score")),
+    Internal("verl.utils.reward_score.sandbox_fusion", "rewards/code.py", has("check_correctness")),
     Internal(
-        "verl.utils.reward_score.sandbox_fusion.compute_score",
+        "verl.utils.reward_score.sandbox_fusion.check_correctness",
         "rewards/code.py",
         takes(
-            *("sandbox_fusion_url", "concurrent_semaphore", "memory_limit_mb", "completion", "test_cases"),
-            *("continuous", "timeout"),
+            *("sandbox_fusion_url", "in_outs", "generation", "timeout", "memory_limit_mb", "language"),
+            "concurrent_semaphore",
         ),
     ),
     Internal("verl.utils.reward_score.prime_code", "benchmark/sandbox.py", has("compute_score")),

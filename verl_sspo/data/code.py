@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import builtins
 import io
 import json
 import pickle
@@ -15,6 +16,7 @@ from verl_sspo.data.mathematics import problem_of
 from verl_sspo.data.prepare import Dropped, Example
 from verl_sspo.rewards import CODE
 from verl_sspo.rewards.code import arguments_of
+from verl_sspo.rewards.sandbox_runner import global_names, provided_names
 
 TEMPLATES = {
     "code": [
@@ -34,17 +36,24 @@ def _check_python(*sources: Any) -> None:
             raise ValueError(f"tests are not Python: {error}") from error
 
 
+def _function_of(test: dict[str, Any]) -> str:
+    """The function that a test calls, or "": DeepCoder names it in the test, LiveCodeBench in `metadata`."""
+    metadata = test.get("metadata") or {}
+    metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
+    return test.get("fn_name") or metadata.get("func_name") or ""
+
+
 def _tests(tests: Any) -> dict[str, Any]:
     """Inputs and outputs in the form that the reward takes, from the forms they come in."""
     tests = json.loads(tests) if isinstance(tests, str) else tests
     if isinstance(tests, list):  # DeepCoder, LiveCodeBench: one object a test
-        names = {str(name) for each in tests if (name := (each.get("metadata") or {}).get("func_name"))}
+        names = {_function_of(each) for each in tests}
         if len(names) > 1:
-            raise ValueError(f"tests call several functions: {sorted(names)}")
+            raise ValueError(f"tests call several functions, or some none: {sorted(names)}")
         tests = {
             "inputs": [each["input"] for each in tests],
             "outputs": [each["output"] for each in tests],
-            **({"fn_name": names.pop()} if names else {}),
+            "fn_name": "".join(names),
         }
     if not isinstance(tests, dict):
         raise ValueError("tests are neither an object nor a list")
@@ -109,14 +118,25 @@ def read_mbpp(row: dict[str, Any]) -> Example:
         raise ValueError("`test_list` is not a list")
     if not asserts:
         raise Dropped("no tests")
-    _check_python(*asserts)
-    setup = [*(row.get("test_imports") or []), row.get("test_setup_code") or ""]
-    if re.search(r"^\w+\s*=", setup[-1], re.MULTILINE):
-        # `root = Node(1)`: a class of the program's own cannot cross into the checker.
+    given = [*(row.get("test_imports") or []), row.get("test_setup_code") or ""]
+    setup = [each for each in given if each.strip()]
+    _check_python(*asserts, *setup)
+    # A class of the program's own cannot cross into the checker, nor its objects back: `root = Node(1)` in the setup,
+    # or `f(Pair(1, 2))`. The one function of a test may begin with a capital; a second such name is a class.
+    names = _names_of_the_program([*setup, *asserts])
+    if re.search(r"^\w+\s*=", "\n".join(setup), re.MULTILINE) or (
+        len(names) > 1 and any(name[0].isupper() for name in names)
+    ):
         raise Dropped("tests need objects of the program's own classes")
     problem = f"{row.get('text') or row['prompt']}\n\nYour program must pass these tests:\n```python\n"
     problem += "\n".join(asserts) + "\n```"
-    return Example(problem, json.dumps({"asserts": asserts, "setup": [each for each in setup if each]}))
+    return Example(problem, json.dumps({"asserts": asserts, "setup": setup}))
+
+
+def _names_of_the_program(sources: list[str]) -> set[str]:
+    """What tests look up and neither define nor find in Python or the judge."""
+    names = global_names("\n".join(sources))
+    return {name for name in names if not hasattr(builtins, name)} - provided_names(names).keys()
 
 
 def read_livecodebench(row: dict[str, Any]) -> Example:

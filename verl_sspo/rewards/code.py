@@ -4,7 +4,8 @@
 
 - `{"inputs": [...], "outputs": [...]}`: standard input and output (APPS, TACO, Eurus-2-RL-Data).
 - the same with `"fn_name"`: arguments and result of a function, or of a method of the class `Solution`. An input is a
-  list of arguments, or a string with one JSON value a line.
+  list of arguments, or a string with one JSON value a line. An output that is a string is JSON too, where it can be; a
+  list of one may stand for its element (APPS).
 - `{"test": "def check(candidate): ...", "entry_point": "f"}` (HumanEval), optionally with `"prompt"`, the code that
   the program completes: its functions are then the data set's own in the test.
 - `{"asserts": ["assert f(1) == 2", ...]}` (MBPP), optionally with `"setup"`, code that runs before them.
@@ -12,17 +13,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
+import secrets
 import threading
+from collections.abc import Generator
 from contextlib import closing
 from functools import cache
 from typing import Any
 
-from verl_sspo.rewards import sandbox
-from verl_sspo.rewards.sandbox import Limits, Verdict
-from verl_sspo.rewards.sandbox_runner import Pairs, decode
+from verl_sspo.rewards import sandbox, sandbox_runner
+from verl_sspo.rewards.sandbox import Limits, SandboxError, Verdict
+from verl_sspo.rewards.sandbox_runner import Pairs, decode, encode
 
 _FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([\w+.-]*)")
 _PYTHON = {"py", "python", "python3", "python2", "py3", "pypy", "pypy3"}
@@ -47,7 +51,11 @@ def extract_program(solution_str: str) -> str | None:
             blocks.append((language, []))
         elif fence and not closes:
             # A block in a list is indented as its fence is.
-            blocks[-1][1].append(line[min(indent, len(line) - len(line.lstrip(" \t"))) :] + "\n")
+            line = line[min(indent, len(line) - len(line.lstrip(" \t"))) :]
+            # Some close a block at the end of its last line.
+            if line.rstrip().endswith(fence) and line.count(fence) == 1:
+                line, fence = line.rstrip().removesuffix(fence), ""
+            blocks[-1][1].append(line + "\n")
     programs = {language in _PYTHON: body for language, body in blocks if language in {"", *_PYTHON} and any(body)}
     body = programs.get(True, programs.get(False))
     return None if body is None else "".join(body)
@@ -80,7 +88,7 @@ def score(
 
     Raises:
         ValueError: `ground_truth` has none of the forms.
-        SandboxError: The sandbox does not work on this host.
+        SandboxError: The sandbox does not work on this host, or the SandboxFusion server does not.
     """
     tests = json.loads(ground_truth) if isinstance(ground_truth, str) else ground_truth
     if not isinstance(tests, dict) or not (
@@ -92,10 +100,14 @@ def score(
     program = extract_program(solution_str)
     if program is None:
         return {"error": "no code block"}
-    if sandbox_fusion_url:
-        verdict = _ask_sandbox_fusion(sandbox_fusion_url, program, tests, test_timeout, memory_mb, max_concurrent or 64)
+    # No source file can hold lone surrogates; a mark at its beginning is no part of it.
+    program = program.encode(errors="replace").decode().removeprefix("\ufeff")
+    limits = Limits(test_timeout=test_timeout, program_timeout=program_timeout, memory_bytes=memory_mb << 20)
+    if len(program) > 1 << 20 or "\0" in program:
+        verdict = Verdict(0, 1, "does not compile: too long, or with null characters")
+    elif sandbox_fusion_url:
+        verdict = _judge_on_fusion(sandbox_fusion_url, program, tests, limits, max_concurrent or 64)
     else:
-        limits = Limits(test_timeout=test_timeout, program_timeout=program_timeout, memory_bytes=memory_mb << 20)
         with sandbox.slot(max_concurrent):
             verdict = judge(
                 program, tests, limits, all_tests=partial_credit, unsafe_without_sandbox=unsafe_without_sandbox
@@ -120,12 +132,9 @@ def judge(
     unsafe_without_sandbox: bool = False,
 ) -> Verdict:
     """Runs a program against tests; stops at the first that fails unless `all_tests`."""
-    if len(program) > 1 << 20 or "\0" in program:
-        return Verdict(0, 1, "does not compile: too long, or with null characters")
-    # No source file can hold lone surrogates; a mark at its beginning is no part of it.
-    program = program.encode(errors="replace").decode().removeprefix("\ufeff")
     if "inputs" in tests:
-        return _judge_cases(program, tests, limits, all_tests, unsafe_without_sandbox)
+        results = sandbox.run_cases(program, _cases(tests), limits, unsafe_without_sandbox=unsafe_without_sandbox)
+        return _judge_results(results, tests, all_tests)
     if "test" in tests:
         prompt, entry_point = tests.get("prompt") or "", tests["entry_point"]
         sources, context = [prompt, program], [prompt, tests["test"]]
@@ -148,18 +157,22 @@ def judge(
 # --- inputs and outputs ------------------------------------------------------------------------------------------
 
 
-def _judge_cases(program: str, tests: dict[str, Any], limits: Limits, all_tests: bool, unsafe: bool) -> Verdict:
+def _cases(tests: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `sandbox.run_cases` runs; the expected outputs stay here."""
     inputs, outputs, function = tests["inputs"], tests["outputs"], tests.get("fn_name")
     if len(inputs) != len(outputs):
         raise ValueError(f"ground_truth has {len(inputs)} inputs and {len(outputs)} outputs")
-    cases: list[dict[str, Any]]
     if function:
-        cases = [{"call": (function, arguments_of(each))} for each in inputs]
-    else:
-        cases = [{"stdin": _text(each).encode(errors="replace")} for each in inputs]
+        return [{"call": (function, arguments_of(each))} for each in inputs]
+    return [{"stdin": _text(each).encode(errors="replace")} for each in inputs]
+
+
+def _judge_results(
+    results: Generator[tuple[str, bytes], None, None], tests: dict[str, Any], all_tests: bool
+) -> Verdict:
+    outputs, function = tests["outputs"], tests.get("fn_name")
     passed, failure = 0, ""
-    # The expected outputs stay here.
-    with closing(sandbox.run_cases(program, cases, limits, unsafe_without_sandbox=unsafe)) as results:
+    with closing(results):
         for expected in outputs:
             try:
                 error, output = next(results)
@@ -228,18 +241,21 @@ def _integer_keys(value: Any) -> Any:
 def _same_result(output: bytes, expected: Any) -> bool:
     try:
         result = _as_json(decode(output, hashing=False))
-        wanted = json.loads(expected) if isinstance(expected, str) else expected
-    except (ValueError, RecursionError):
-        # The program wrote something else into the channel, or the data set expects a string that is not JSON.
-        try:
-            return isinstance(expected, str) and decode(output, hashing=False) == expected
-        except (ValueError, RecursionError):
-            return False
-    # APPS and TACO wrap the expected result in a list of one.
-    alternatives = [wanted, wanted[0]] if isinstance(wanted, list) and len(wanted) == 1 else [wanted]
+    except (ValueError, RecursionError):  # the program wrote something else into the channel
+        return False
     if isinstance(expected, str):
-        alternatives.append(expected)
+        return _same_value(result, _from_json(expected))
+    # APPS and TACO wrap the expected result in a list of one.
+    alternatives = [expected, expected[0]] if isinstance(expected, list) and len(expected) == 1 else [expected]
     return any(_same_value(result, _as_json(each)) for each in alternatives)
+
+
+def _from_json(text: str) -> Any:
+    """What a text says as JSON; itself where it is not JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _as_json(value: Any) -> Any:
@@ -258,15 +274,40 @@ def _same_value(result: Any, wanted: Any) -> bool:
         return len(result) == len(wanted) and all(map(_same_value, result, wanted))
     if isinstance(result, dict) and isinstance(wanted, dict):
         return result.keys() == wanted.keys() and all(_same_value(result[key], wanted[key]) for key in wanted)
-    if isinstance(wanted, float) and isinstance(result, int | float) and not isinstance(result, bool):
+    if type(wanted) is float and type(result) in (int, float):
         try:
             return math.isclose(result, wanted, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
         except OverflowError:  # an integer beyond the floats
             return False
+    if type(wanted) is int and type(result) is float:
+        return result == wanted
     return type(result) is type(wanted) and result == wanted
 
 
 # --- a remote sandbox --------------------------------------------------------------------------------------------
+
+# The runner goes along: a program finds the names that it finds here, and a result comes back in the same encoding.
+_REMOTE = """\
+import sys
+out, runner = sys.stdout, {{"__name__": "runner"}}
+exec({runner!r}, runner)
+module = runner["load"]({name!r}, {sources!r})
+{last}
+"""
+_REMOTE_CALL = """\
+name, arguments = runner["decode"]({call!r})
+result = runner["find_function"](module, name)(*arguments)
+print("\\n" + runner["encode"](result).hex(), file=out)
+"""
+# How a test ended, by the status that verl's client gives it. Any other says that the server did not run it.
+_REMOTE_ERRORS = {
+    "success": "",
+    "runtime_error": "exception",
+    "timeout": "timeout",
+    "compile_timeout": "timeout",
+    "compile_error": "does not compile",
+    "compile_error_skipped": "does not compile",
+}
 
 
 @cache
@@ -274,29 +315,75 @@ def _fusion_semaphore(max_concurrent: int) -> threading.Semaphore:
     return threading.Semaphore(max_concurrent)
 
 
-def _ask_sandbox_fusion(
-    url: str,
-    program: str,
-    tests: dict[str, Any],
-    timeout: float,
-    memory_mb: int,
-    max_concurrent: int,
-) -> Verdict:
-    """Lets verl's client of a SandboxFusion server run the tests.
+def _run_on_fusion(
+    url: str, runs: list[tuple[str, str]], limits: Limits, max_concurrent: int
+) -> Generator[tuple[str, str], None, None]:
+    """Runs codes with their standard inputs on a SandboxFusion server, through verl's client.
 
-    There the checks of a data set share a process with the program: its verdicts on them can be forged.
+    Yields:
+        For each an error ("" if it ended well) and what it printed.
+
+    Raises:
+        SandboxError: The server did not run one of them.
     """
     from verl.utils.reward_score import sandbox_fusion
 
-    if "test" in tests:
-        call = f"{tests.get('prompt') or ''}\n\n{program}\n\n{tests['test']}\n\ncheck({tests['entry_point']})"
-        tests, program = {"assert_case": [""]}, call
-    elif "asserts" in tests:
-        setup = tests.get("setup") or ""
-        program = f"{setup if isinstance(setup, str) else chr(10).join(setup)}\n\n{program}"
-        tests = {"assert_case": tests["asserts"]}
-    share, _ = sandbox_fusion.compute_score(
-        url, _fusion_semaphore(max_concurrent), memory_mb, f"```python\n{program}\n```", tests, timeout=int(timeout)
+    codes, inputs = [code for code, _ in runs], [stdin for _, stdin in runs]
+    _, ends = sandbox_fusion.check_correctness(
+        url,
+        # Outputs are not for the client to compare.
+        {"inputs": inputs, "outputs": [None] * len(runs), "assert_case": codes},
+        "",
+        timeout=math.ceil(limits.test_timeout),
+        memory_limit_mb=limits.memory_bytes >> 20,
+        concurrent_semaphore=_fusion_semaphore(max_concurrent),
     )
-    total = len(tests.get("assert_case") or tests["inputs"])
-    return Verdict(round(share * total), total, "" if share == 1 else "wrong answer")
+    for end in ends:
+        status = end["status"]
+        if status not in _REMOTE_ERRORS:
+            reason = end["api_request_error"] or end["api_response"]
+            raise SandboxError(f"the SandboxFusion server {url} did not run a program: {status}: {reason}"[:1000])
+        yield _REMOTE_ERRORS[status], end["stdout"] or ""
+
+
+def _remote(sources: list[str], last: str = "", name: str = "solution") -> str:
+    return _REMOTE.format(runner=inspect.getsource(sandbox_runner), name=name, sources=sources, last=last)
+
+
+def _judge_on_fusion(url: str, program: str, tests: dict[str, Any], limits: Limits, max_concurrent: int) -> Verdict:
+    """`judge` on a SandboxFusion server.
+
+    There the checks of a data set share a process with the program: its verdicts on them can be forged.
+    """
+    if "inputs" in tests:
+        cases = _cases(tests)
+        if tests.get("fn_name"):
+            runs = [(_remote([program], _REMOTE_CALL.format(call=encode(case["call"]))), "") for case in cases]
+        else:
+            runs = [(_remote([program], name="__main__"), case["stdin"].decode()) for case in cases]
+        output_of = _returned if tests.get("fn_name") else _printed
+        results = _run_on_fusion(url, runs, limits, max_concurrent)
+        return _judge_results(((error, output_of(stdout)) for error, stdout in results), tests, all_tests=True)
+    if "test" in tests:
+        before, checks = [tests.get("prompt") or ""], [[tests["test"], f"check({tests['entry_point']})"]]
+    else:
+        setup = tests.get("setup") or []
+        before, checks = [setup] if isinstance(setup, str) else setup, [[check] for check in tests["asserts"]]
+    # What a program that ends before its check does not say.
+    word = secrets.token_hex()
+    runs = [(_remote([*before, program, *check], f"print({word!r}, file=out)"), "") for check in checks]
+    results = _run_on_fusion(url, runs, limits, max_concurrent)
+    errors = [error or ("" if word in stdout else "the program ended") for error, stdout in results]
+    return Verdict(errors.count(""), len(errors), next(filter(None, errors), ""))
+
+
+def _printed(stdout: str) -> bytes:
+    return stdout.encode(errors="replace")
+
+
+def _returned(stdout: str) -> bytes:
+    """The last line, which `_REMOTE_CALL` wrote; nothing where the program ended before."""
+    try:
+        return bytes.fromhex(stdout.rstrip("\n").rpartition("\n")[2])
+    except ValueError:
+        return b""

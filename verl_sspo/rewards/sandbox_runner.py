@@ -17,7 +17,9 @@ from __future__ import annotations
 import builtins
 import os
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, MappingView
+from itertools import islice
 from time import monotonic, sleep
 from types import CodeType, ModuleType
 from typing import Any, NoReturn
@@ -26,13 +28,21 @@ from typing import Any, NoReturn
 
 # Deep enough for any test, far below the depth at which an interpreter would run out of stack.
 MAX_DEPTH = 200
+# An endless iterator ends here, long before the memory does.
+MAX_YIELDED = 1 << 20
+
+
+class NotPlainError(TypeError):
+    """A value that cannot cross."""
 
 
 def encode(value: Any) -> bytes:
-    """Numbers, strings, bytes, lists, tuples, dicts, sets and None as bytes; subclasses become what they derive from.
+    """Numbers, strings, bytes, lists, tuples, deques, ranges, dicts, sets and None as bytes.
+
+    Subclasses become what they derive from. Of iterators and of views of a dict, what they yield crosses.
 
     Raises:
-        TypeError: Anything else, or nested deeper than `MAX_DEPTH`.
+        NotPlainError: Anything else, nested deeper than `MAX_DEPTH`, or an iterator longer than `MAX_YIELDED`.
     """
     parts: list[bytes] = []
     _encode(value, parts, MAX_DEPTH)
@@ -43,7 +53,7 @@ def _encode(value: Any, parts: list[bytes], depth: int) -> None:
     # `type` and the base classes' own methods: an object cannot answer for itself what it is or holds.
     kind = type(value)
     if not depth:
-        raise TypeError("nested too deeply")
+        raise NotPlainError("nested too deeply")
     if value is None:
         parts.append(b"n;")
     elif kind is bool:
@@ -67,14 +77,26 @@ def _encode(value: Any, parts: list[bytes], depth: int) -> None:
             _encode(key, parts, depth - 1)
             _encode(item, parts, depth - 1)
     else:
-        for letter, base in ((b"l", list), (b"t", tuple), (b"e", set), (b"z", frozenset)):
-            if issubclass(kind, base):
-                elements = list(base.__iter__(value))
-                parts.append(letter + b"%d;" % len(elements))
-                for element in elements:
-                    _encode(element, parts, depth - 1)
-                return
-        raise TypeError(f"not plain data: {kind.__name__}")
+        letter, elements = _elements(value, kind)
+        parts.append(letter + b"%d;" % len(elements))
+        for element in elements:
+            _encode(element, parts, depth - 1)
+
+
+def _elements(value: Any, kind: type) -> tuple[bytes, list[Any]]:
+    if kind is range:
+        return b"r", [value.start, value.stop, value.step]
+    for letter, base in ((b"l", list), (b"t", tuple), (b"e", set), (b"z", frozenset), (b"q", deque)):
+        if issubclass(kind, base):
+            return letter, list(base.__iter__(value))
+    # These run code of the program, in its own process.
+    for letter, lazy in ((b"g", Iterator), (b"v", MappingView)):
+        if issubclass(kind, lazy):
+            elements = list(islice(value, MAX_YIELDED + 1))
+            if len(elements) > MAX_YIELDED:
+                raise NotPlainError(f"more than {MAX_YIELDED} elements: {kind.__name__}")
+            return letter, elements
+    raise NotPlainError(f"not plain data: {kind.__name__}")
 
 
 class Pairs(list):
@@ -86,8 +108,9 @@ def decode(data: bytes, hashing: bool = True) -> Any:
 
     Args:
         data: What `encode` wrote, or anything.
-        hashing: Build dicts and sets. A program can choose numbers with equal hashes, which cost quadratic time; who
-            cannot bear that gets `Pairs` for a dict and nothing, an empty frozenset, for a set.
+        hashing: Build dicts, sets and what else is no JSON. A program can choose numbers that cost quadratic time: with
+            equal hashes, or as the ends of a range. Who cannot bear that gets `Pairs` for a dict and nothing, an empty
+            frozenset, for the others.
 
     Raises:
         ValueError: The bytes are not what `encode` writes.
@@ -129,7 +152,7 @@ def _decode(data: bytes, start: int, depth: int, hashing: bool) -> tuple[Any, in
             return elements, end
         if letter == b"t":
             return tuple(elements), end
-        if not hashing and letter in (b"e", b"z"):
+        if not hashing and letter in (b"e", b"z", b"q", b"r", b"g", b"v"):
             return frozenset(), end
         if not hashing and letter == b"d":
             return Pairs(zip(elements[::2], elements[1::2], strict=True)), end
@@ -137,9 +160,18 @@ def _decode(data: bytes, start: int, depth: int, hashing: bool) -> tuple[Any, in
             return set(elements), end
         if letter == b"z":
             return frozenset(elements), end
+        # As in Python, these equal no list.
+        if letter == b"q":
+            return deque(elements), end
+        if letter == b"r":
+            return range(*elements), end
+        if letter == b"g":
+            return iter(elements), end
+        if letter == b"v":
+            return dict(enumerate(elements)).values(), end
         if letter == b"d":
             return dict(zip(elements[::2], elements[1::2], strict=True)), end
-    except TypeError as error:  # an unhashable element
+    except TypeError as error:  # an unhashable element, a range of texts
         raise ValueError("malformed") from error
     raise ValueError("malformed")
 
@@ -373,6 +405,25 @@ def find_function(module: ModuleType, name: str) -> Any:
     return module.__dict__[name]
 
 
+def load(name: str, sources: list[str]) -> ModuleType:
+    """A module in which the sources ran one after the other.
+
+    Raises:
+        BaseException: What they raise, or compiling them.
+    """
+    module = new_module(name, {})
+    for source, before in zip(sources, ["", *sources], strict=False):
+        try:
+            program = Program(source)
+        except IndentationError:
+            if not before:
+                raise
+            program = Program(before + source)  # not a program but the rest of the one before
+        module.__dict__.update({key: value for key, value in program.provided.items() if key not in vars(module)})
+        exec(program.code, module.__dict__)
+    return module
+
+
 def _use_descriptors(*descriptors: int) -> None:
     """Makes the given descriptors 0, 1, 2, ... and closes all others."""
     aside = OPEN_FILES - len(descriptors)  # above every descriptor that this process has opened itself
@@ -419,7 +470,7 @@ def _child(case: dict[str, Any], program: Program, confine: Callable[[], None], 
             result = find_function(module, name)(*arguments)
             try:
                 data = encode(result)
-            except TypeError:
+            except NotPlainError:
                 return NOT_PLAIN
             while data:
                 data = data[os.write(3, data) :]
@@ -534,18 +585,7 @@ def serve_program(request: dict[str, Any]) -> None:
     limit_resources(limits, int(limits["program_timeout"]) + 2)
     system_call_filter()()
     try:
-        module = new_module("solution", {})
-        for source, before in zip(request["sources"], ["", *request["sources"]], strict=False):
-            try:
-                program = Program(source)
-            except IndentationError:
-                if not before:
-                    raise
-                program = Program(before + source)  # not a program but the rest of the one before
-            module.__dict__.update(
-                {name: value for name, value in program.provided.items() if name not in vars(module)}
-            )
-            exec(program.code, module.__dict__)
+        module = load("solution", request["sources"])
     except BaseException as error:
         write_frame(answers, encode(("end", f"exception while loading: {type(error).__name__}")))
         return
@@ -560,7 +600,9 @@ def serve_program(request: dict[str, Any]) -> None:
             write_frame(answers, encode(("end", f"no function {name}")))
             continue
         try:
-            result = function(*arguments, **keywords)
+            answer = encode(("value", function(*arguments, **keywords)))
+        except NotPlainError as error:
+            answer = encode(("end", f"not plain data: {error}"))
         except Exception as error:
             message = str(error.args[0])[:1000] if error.args and type(error.args[0]) is str else ""
             # The nearest kind that the checker knows: a program's own exceptions derive from one.
@@ -568,11 +610,6 @@ def serve_program(request: dict[str, Any]) -> None:
             answer = encode(("raise", kind.__name__, message))
         except BaseException as error:
             answer = encode(("end", f"the function raised {type(error).__name__}"))
-        else:
-            try:
-                answer = encode(("value", result))
-            except TypeError as error:
-                answer = encode(("end", f"not plain data: {error}"))
         write_frame(answers, answer)
 
 
