@@ -45,6 +45,11 @@ def _rows(name):
         ("", None),
         (r"\boxed{", None),
         (r"\boxedanswer{5}", None),
+        (r"\boxed{42}" + "\n#### 2. Verification", "42"),
+        (r"\boxed{42}" + "\n#### 2.5 hours", "2.5 hours"),
+        (r"\boxed{5}. Answer format: \boxed{}", "5"),
+        (r"\boxed{5}. Answer format: \boxed{ }", "5"),
+        (r"\boxed{}", None),
     ],
 )
 def test_extract_answer(text, answer):
@@ -85,6 +90,44 @@ EQUAL = [
     (r"\pi", "π"), ("6+9i", "9i+6"), (r"\frac{3}{4}x", "0.75x"), (r"11\sqrt2", r"\sqrt{242}"), ("2^{10}", "1024"),
     ("5!", "120"), (r"\binom{5}{2}", "10"), (r"\log_2 8", "3"), (r"x \le 3", r"3 \ge x"),
     ("(x+1)(x+2)", "(x+2)(x+1)"),
+    # products of letters
+    ("xyz-1", "-1+xyz"), ("abc", "cba"), (r"\frac{GMm}{r}", "GMm/r"), (r"-\frac{GMm}{2a}", "-GMm/(2a)"),
+    ("3abc", "3cba"), ("2xy", "2yx"), ("sin(2x)", r"\sin 2x"), ("2sqrt(3)", r"2\sqrt3"), ("4abc+1", "1+4cab"),
+    ("x(x+1)", "x^2+x"),
+    # words
+    ("east-west", r"\text{east west}"), ("Yes", "yes"), ("yes", r"\text{Yes}"), ("A, B", "B, A"),
+    ("no solution", "No solution."),
+    (r"\text{Monday}", "monday"), ("7:00 PM", r"7:00\text{ p.m.}"),
+    ("x=1 \\text{ (double root)}", r"x = 1\text{ (Double root)}"),
+    (r"n\pi \text{ for integer } n", r"n \pi\text{ for integer }n"),
+    (r"\begin{cases}-x&x<0\\x&x\ge0\end{cases}", r"\begin{cases} -x, & x < 0 \\ x, & 0\le x \end{cases}"),
+    (r"f(x)=\begin{cases}-x&x<0\\x&x\ge0\end{cases}", r"\begin{cases} -x, & x < 0 \\ x, & x\ge 0 \end{cases}"),
+    # complex numbers
+    (r"\frac{3}{2}i", r"\frac{3i}{2}"), (r"\frac15+\frac35 i", r"\frac{1+3i}{5}"), (r"2+2i\sqrt3", r"2+2\sqrt3i"),
+    (r"3\sqrt2 i", r"3i\sqrt2"), ("2+2i", "2(1+i)"), ("6-5i", "6+(-5)i"), ("-i", "-1i"), ("3-4i", "(2-i)^2"),
+    (r"\frac{3}{2}\mathrm{i}", r"\frac{3i}{2}"), ("i(1+i)", "i-1"), (r"e^{i\pi/2}", "i"), ("z=3i+1", "1+3i"),
+    (r"\sum_{i=1}^n i", r"\sum_{i=1}^{n} i"), (r"\sum_{i=1}^n i + x", r"x+\sum_{i=1}^n i"), ("a_i+1", "1+a_i"),
+    ("z^2=2+2i", "z^2=2(1+i)"), (r"1\le i\le n", r"1 \leq i \leq n"), ("x<i+1", "x<1+i"),
+    # words around a number
+    ("9", r"9 \text{ pairs of shoes}"), ("16", r"16 \text{ slices of pizza}"), ("10", r"10 \text{ pounds of food}"),
+    ("5", r"5 \text{ cups of coffee and milk}"), ("7", r"7 \text{ trips to the store}"), ("21", "21 pages of the book"),
+    ("30", r"30 \text{ times}"), ("12", r"\text{12 students}"), ("18", r"\text{The answer is } 18"),
+    ("2", r"\text{Total} = 2"), ("18", "Answer: 18"), ("18", r"\text{The final answer is 18.}"), ("5", "5cm"),
+    ("5", "5 km/h"), ("5", "5 oz"), ("12", "12 US dollars"), ("2", "2nd"), ("3", "3 lbs"), ("1", "1 day"),
+    ("5", "5 cups"),
+    # plus-minus
+    (r"\{1\pm\sqrt5,-2\}", r"-2, 1+\sqrt5, 1-\sqrt5"), (r"-2, 1\pm\sqrt5", r"\{1+\sqrt5,-2,1-\sqrt5\}"),
+    (r"\frac{1\pm\sqrt5}{2}", r"\frac{1+\sqrt5}{2}, \frac{1-\sqrt5}{2}"),
+    (r"x=1\pm\sqrt2, x=3", r"3, 1-\sqrt2, 1+\sqrt2"),
+    (r"\pm1, \pm2", "1,-1,2,-2"), (r"(2, \pm 1)", "(2,1), (2,-1)"),
+    # named tuples, and dollar signs in lists
+    ("(1,2)", "(x,y)=(1,2)"), ("(a,b)=(1,1)", "(1,1)"), ("(x,y)=(1,2)", "(x, y) = (1, 2)"),
+    ("(3,4)", r"(r,\theta) = (3,4)"),
+    ("(x_1,x_2)=(1,2)", "(1,2)"), ("(1,2),(3,4)", "$(1,2)$, $(3,4)$"), (r"1,\{2,3\}", r"$\{3,2\}$ and $1$"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"A=\begin{pmatrix}1\\2\end{pmatrix}"), (r"x_1=5", "x_{1}=5"),
+    ("(x,y)=(1,2), (x,y)=(3,4)", "(1,2), (3,4)"),
+    # Markdown
+    ("18", "**18**"), ("18", "`18`"), ("18", "**18**."), ("18", "**$18$**"), ("18", "**Answer: $18$**"),
 ]  # fmt: skip
 DIFFERENT = [
     ("5", "6"), ("1", "-1"), ("10", "1,0"), ("1.5", "15"), ("18", "18.0001"), ("123", "1,23"), ("5", "55"),
@@ -108,6 +151,42 @@ DIFFERENT = [
     (r"\pm 3", "3"), (r"x \in [-2,7]", "[-2,7)"), (r"\text{A and B}", r"\text{A}"), ("2.5", "2,5"),
     ("6", "5=6"), ("0.5", r"0.5\%"), ("12 cm^2", "12 cm^3"), (r"12\text{ cm}", r"12\text{ cm}^2"),
     ("3:4", "3:5"), ("3", "3:4"), ("2:30", "2:45"), (r"10\text{ a.m.}", r"10\text{ p.m.}"), ("x", ""), ("", ""),
+    # signs, brackets and case beside letters
+    (r"-\frac{GMm}{2a}", r"\frac{GMm}{2a}"), ("-mgh", "mgh"), ("Ae^{-ktx}", "Ae^{ktx}"), ("3-abc", "3(abc)"),
+    ("(abc)^2", "abc^2"), ("2:-3", "2:3"), (r"\frac{GM^2m}{r}", r"\frac{GMm^2}{r}"), ("-abcd", "abcd"),
+    (r"\begin{cases}-x&x<0\\x&x\ge0\end{cases}", r"\begin{cases}x&x<0\\-x&x\ge0\end{cases}"),
+    (r"f(x)=\begin{cases}-x&x<0\\x&x\ge0\end{cases}", r"f(x)=\begin{cases}x&x<0\\-x&x\ge0\end{cases}"),
+    (r"\begin{cases}1\\2\end{cases}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    (r"-\frac{\pi}{4}+n\pi \text{ for integer } n", r"\frac{\pi}{4}+n\pi \text{ for integer } n"),
+    (r"x=-1 \text{ (double root)}", r"x=1 \text{ (double root)}"), (r"-1\text{ mod }5", r"1\text{ mod }5"),
+    (r"2\operatorname{cis}(-30^\circ)", r"2\operatorname{cis}(30^\circ)"), ("2cis(-30)", "-2cis(30)"),
+    (r"\{x: x\ge-2 \text{ and } x\ne3\}", r"\{x: x\ge 2 \text{ and } x\ne3\}"),
+    (r"\frac{12}{3}n \text{ for any } n", r"\frac{1}{23}n \text{ for any } n"), ("all real numbers except 0", "0"),
+    (r"1.5n\text{ for all }n", r"15n\text{ for all }n"), (r"R\text{ for } x>0", r"r\text{ for } x>0"),
+    ("0", "not 0"), ("sin 2x", "2 sin x"), (r"\text{east}", "seat"), (r"\angle ABC", r"\angle BAC"),
+    (r"-2\mathrm{i}", "2i"), ("2^{xyz}", "2xyz"),
+    # letters beside a number
+    ("2", "2xy"), ("3", "3abc"), ("3", "3ab/c"), ("2", "2x/y"), ("3", "3xyz^2"), ("5", "5 xy"), ("5", r"5\text{ if }n"),
+    # complex numbers
+    ("3+4i", "3-4i"), ("3+4i", "4+3i"), ("i", "-i"), ("i", "1"), ("i", "I"), ("3E", "3e"), ("z^2=3i", "z^2=4i"),
+    ("zi=3i", "zi=4i"),
+    ("x^2=-1", "x^2=-4"), ("x^2<-1", "x^2<-4"), ("x^2+i=3", "x^2+2i=3"), ("2xi=1", "3xi=1"),
+    ("i^2", "1"), (r"3\mathrm{i}", "3"),
+    # words around a number
+    ("3", r"\frac{1}{2} \text{ of } 3"), (r"\frac{1}{2}", r"\frac{1}{2} \text{ of } x"), ("3", r"3 \text{ or } 5"),
+    ("5", r"3 \text{ or } 5"),
+    ("2", r"2 \text{ to } 3"), ("3", r"2 \text{ to } 3"), ("2", r"2 \text{ by } 3"), ("3", "3 or more"),
+    ("3", r"3 \text{ or } x"),
+    ("3", r"3 \text{ times } x"), ("3", r"3 \text{ times } 5"), ("2", "2 to the fifth"), ("6", r"6 \text{ over } \pi"),
+    ("5", r"5 \text{ and a half}"), ("2", r"\text{Total} = 3"), (r"\text{Total}=2", r"\text{Rest}=2"),
+    ("12", r"\text{13 students}"),
+    ("1", r"\text{1 or 2}"), ("18", r"\text{The answer is } 81"), ("12", r"\text{not 12}"),
+    # plus-minus, named tuples, lists
+    (r"\{1\pm\sqrt5,-2\}", r"-2, 1+\sqrt5"), (r"\{1\pm\sqrt5,-2\}", r"2, 1+\sqrt5, 1-\sqrt5"), (r"\pm1,2", r"1, \pm 2"),
+    (r"1\pm\sqrt2", r"\sqrt2\pm1"), ("(1,2)", "(x,y)=(2,1)"), ("(x,y)=(1,2)", "(y,x)=(1,2)"),
+    ("(x,y)=(1,2)", r"\{1,2\}"),
+    ("(1,2),(3,4)", "$(1,2)$, $(4,3)$"), ("(1,2),(3,4)", "1,2,3,4"), ("x=1", r"\{1,2\}"), ("18", "**19**"),
+    ("18", "`18` or 19"),
 ]  # fmt: skip
 
 
@@ -155,6 +234,13 @@ def test_score_of_answer_and_format():
 )
 def test_has_tags(response, formed):
     assert has_tags(response) is formed
+
+
+@pytest.mark.parametrize("form", ["<answer>**{}**</answer>", "#### **{}**", "<answer>`{}`</answer>", "#### `{}`."])
+@pytest.mark.parametrize("before", ["", r"\boxed{17}" + "\n"])
+def test_markdown_around_an_answer(form, before):
+    assert score(before + form.format(18), "18")["acc"] == 1.0
+    assert score(before + form.format(81), "18")["acc"] == 0.0
 
 
 def test_ground_truth_may_be_a_whole_solution():

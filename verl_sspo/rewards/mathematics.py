@@ -81,7 +81,7 @@ def _braced(text: str, start: int) -> int | None:
 
 
 def _last_box(text: str) -> tuple[int, str] | None:
-    for found in reversed(list(re.finditer(r"\\f?box(?:ed)?(?![a-zA-Z])\s*", text))[-50:]):
+    for found in reversed(list(re.finditer(r"\\f?box(?:ed)?(?![a-zA-Z])(?!\s*\{\s*\})\s*", text))[-50:]):
         start = found.end()
         if text[start : start + 1] != "{":
             if bare := re.match(r"[^\s$]+", text[start:]):  # \boxed 5
@@ -94,7 +94,8 @@ def _last_box(text: str) -> tuple[int, str] | None:
 def extract_answer(text: str) -> str | None:
     r"""The final answer of a response, or None: the last `\boxed{}` or `<answer>`, else what follows the last `####`.
 
-    A line after `####` wins over an earlier box if it is a number; otherwise it is taken for a heading.
+    A line after `####` wins over an earlier box if it is a number; otherwise, as `2. Proof`, it is taken for a heading.
+    An empty box is no answer.
     """
     found: list[tuple[int, str]] = []
     if box := _last_box(text):
@@ -103,7 +104,7 @@ def extract_answer(text: str) -> str | None:
         inner = _last_box(tag[1])
         found.append((tag.end(), inner[1] if inner else tag[1]))
     lines = [(line.start(), line[1]) for line in re.finditer(r"####[ \t]*([^\n]*)", text)]
-    short = (line for line in lines[-50:] if len(line[1]) <= 200)
+    short = (line for line in lines[-50:] if len(line[1]) <= 200 and not re.match(r"\d+\.\s+[a-zA-Z]", line[1]))
     found += [line for line in short if _number(_clean(line[1])) is not None] if found else lines[-1:]
     return max(found)[1].strip() if found else None
 
@@ -119,17 +120,25 @@ _PLAIN = {
     r"\lbrack": "[", r"\rbrack": "]", r"\lparen": "(", r"\rparen": ")",
 }  # fmt: skip
 _PLAIN_RE = re.compile("|".join(re.escape(key) + (r"(?![a-zA-Z])" if key[-1].isalpha() else "") for key in _PLAIN))
+# Functions, which people write without the backslash too.
+_FUNCTION = "(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|sqrt|max|min|gcd|lcm|cis"
 _TEXT = r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mathsf|mbox|operatorname)\*?\s*\{([^{}]*)\}"
+_ANSWER_IS = r"(?:the )?(?:final )?answer ?(?:is ?:?|:) ?"
+_OPENING = re.compile(rf"(?:\\text ?\{{ ?{_ANSWER_IS}\}}|{_ANSWER_IS})(?![a-zA-Z])", re.IGNORECASE)
 
 
 def _clean(text: str) -> str:
-    """One spelling for what LaTeX and people spell in several ways."""
-    text = text.strip()
-    text = re.sub(r"<\|[^|>]*\|>$", "", text).strip()
-    for left, right in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
+    """One spelling for what LaTeX, Markdown and people spell in several ways."""
+    text = re.sub(r"<\|[^|>]*\|>$", "", text.strip()).strip().rstrip(".").rstrip()
+    for left, right in (("**", "**"), ("`", "`"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
         if text.startswith(left) and text.endswith(right) and len(text) > len(left + right):
             inner = text[len(left) : -len(right)]
             text = text if left in inner else inner.strip()
+    # "The answer is 18" and \text{12 students} are answers in a wrapper.
+    if opening := _OPENING.match(text):
+        return _clean(text[opening.end() :])
+    if (upright := re.fullmatch(_TEXT, text)) and re.search(r"\d", upright[1]):
+        return _clean(upright[1])
     text = re.sub(r"\\(?:displaystyle|textstyle|limits|left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?", "", text)
     text = _PLAIN_RE.sub(lambda found: _PLAIN[found[0]], text)
     text = re.sub(r"\\!\s*", "", text)
@@ -170,9 +179,11 @@ _VALUE = re.compile(
 )
 # Words after a number that belong to it, not a unit.
 _NOT_UNITS = re.compile(
-    "and|or|to|by|of|in terms|pi|sqrt|sin|cos|tan|log|ln|exp|mod|hundred|thousand|million|billion|trillion|dozen|half|"
-    "thirds?|quarters?|pair|couple|score|factorial|choose|over|times|plus|minus|base|i|e"
+    "pi|sqrt|sin|cos|tan|log|ln|exp|mod|hundred|thousand|million|billion|trillion|dozen|half|"
+    "thirds?|quarters?|pair|couple|score|factorial|choose|plus|minus|base|i|e"
 )
+# "Cups of milk" is a unit, "of milk" is not.
+_CONNECTIVES = {"and", "or", "to", "by", "of", "over"}
 _UNITS = {
     "dollar": "$", "usd": "$", "buck": "$", "percent": "%", "percentage": "%", "^\\circ": "degree", "deg": "degree",
     "inch": "in", "inche": "in", "feet": "ft", "foot": "ft", "yard": "yd", "mile": "mi", "meter": "m", "metre": "m",
@@ -180,13 +191,13 @@ _UNITS = {
     "sec": "s", "gram": "g", "kilogram": "kg", "pound": "lb", "ounce": "oz", "liter": "l", "litre": "l",
     "\\pounds": "£", "\\euro": "€", "euro": "€", "unit": "", "square unit": "", "cubic unit": "", "sq unit": "",
 }  # fmt: skip
+# Units that are short enough for a product of variables.
+_SHORT_UNITS = {*_UNITS, *_UNITS.values(), "ml", "mg", "mph", "kph", "rpm", "am", "pm", "st", "nd", "rd", "th", "us"}
 
 
 def _unit(text: str) -> str | None:
     """The unit that follows a number, in one spelling; None if this is not a unit."""
-    # Upright words are units.
     words = re.sub(_TEXT, r" \1 ", text)
-    upright = words != text
     exponents = "".join(re.findall(r"(?<=[a-zA-Z ])\^ ?\{? ?([23])", words))
     words = re.sub(r"(?<=[a-zA-Z ])\^ ?(?:\{ ?[23] ?\}|[23])", "", words).strip(" .")
     if words in ("", "%", "$", "^\\circ"):
@@ -195,7 +206,15 @@ def _unit(text: str) -> str | None:
         degrees = re.fullmatch(r"\^\\circ ?(C|F|K)?", words)
         return ("degree " + (degrees[1] or "")).strip() if degrees else None
     parts = words.lower().replace(".", "").split()
-    if any(map(_NOT_UNITS.fullmatch, parts)) or (not upright and any(len(part) < 2 for part in parts)):
+    if any(map(_NOT_UNITS.fullmatch, parts)) or {parts[0], parts[-1]} & _CONNECTIVES:
+        return None
+    # Upright words are units. Letters that are not may be variables, as in 2x, 2xy and 2x/y.
+    bare = re.sub(_TEXT, " ", text)
+    letters = re.findall(r"[a-z/'-]+", bare.lower().replace(".", ""))
+    runs = re.findall("[a-z]+", letters[0]) if letters else []
+    least = 3 if bare.startswith(" ") else 4
+    known = all(len(run) >= least or {run, run.removesuffix("s")} & _SHORT_UNITS for run in runs)
+    if not known or any(len(each) < 2 for each in letters):
         return None
     powers = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
     exponents += "".join(powers.get(part, "") for part in parts)
@@ -286,7 +305,7 @@ def _split(text: str, separator: str) -> list[str]:
     return [*parts, text[start:].strip()]
 
 
-_MATRIX = re.compile(r"\\begin ?\{([pbBvV]?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end ?\{\1\}", re.DOTALL)
+_MATRIX = re.compile(r"\\begin ?\{([pbBvV]?matrix|array|cases)\}(?:\{[lcr| ]*\})?(.*)\\end ?\{\1\}", re.DOTALL)
 
 
 def _parts(text: str) -> _Parts | None:
@@ -295,8 +314,8 @@ def _parts(text: str) -> _Parts | None:
         if r"\begin" in matrix[2]:
             return None
         rows = [row for row in matrix[2].split(r"\\") if row.strip()]
-        cells = [[cell.strip() for cell in row.split("&")] for row in rows]
-        style = "matrix" if matrix[1] not in ("vmatrix", "Vmatrix") else matrix[1]
+        cells = [[cell.strip(" ,") for cell in row.split("&")] for row in rows]
+        style = matrix[1] if matrix[1] in ("vmatrix", "Vmatrix", "cases") else "matrix"
         return _Parts(f"{style} {[len(row) for row in cells]}", [cell for row in cells for cell in row])
     if text in (r"\emptyset", r"\{\}", r"\{ \}"):
         return _Parts("set", [])
@@ -304,18 +323,27 @@ def _parts(text: str) -> _Parts | None:
         return _Parts("union", union)
     if text.startswith(r"\{") and text.endswith(r"\}") and _encloses(text):
         built = re.search(r"\\mid|\||:", text)  # { x : x > 0 } is no list of elements
-        return None if built else _Parts("set", _split(text[2:-2], ","))
+        return None if built else _Parts("set", _elements(text[2:-2], ","))
     if text[:1] in ("(", "[") and text[-1:] in (")", "]") and _encloses(text):
         inner = _split(text[1:-1], ",")
-        if len(inner) > 1:
+        if len(inner) > 1 and len(_signs(text)) == 1:
             return _Parts(f"{text[0]},{text[-1]}", inner)
     if _number(text) is None:
         conjunction = r",? ?\\text ?\{ ?(?:and|or) ?\} ?|,? (?:and|or) |,"
-        if len(listed := _split(text, conjunction)) > 1:
+        if len(listed := _elements(text, conjunction)) > 1:
             return _Parts("list", listed)
-        if len(signs := _split(text, r"\\pm(?![a-zA-Z])")) == 2 and r"\mp" not in text:
-            return _Parts("list", [f"{signs[0]}+{signs[1]}", f"{signs[0]}-{signs[1]}"])
     return None
+
+
+def _elements(text: str, separator: str) -> list[str]:
+    """The elements of a set or list, each as clean as a whole answer: `$1$, $2\\pm1$` has three."""
+    return [element for part in _split(text, separator) for element in _signs(_clean(part))]
+
+
+def _signs(text: str) -> list[str]:
+    """Both values of what has one plus-minus."""
+    either = r"\\(?:pm|mp)(?![a-zA-Z])"
+    return [re.sub(either, sign, text) for sign in "+-"] if len(re.findall(either, text)) == 1 else [text]
 
 
 def _encloses(text: str) -> bool:
@@ -359,6 +387,15 @@ def _equal(gold: str, answer: str, budget: symbolic.Budget) -> bool:
         return False
     if _key(gold) == _key(answer):
         return True
+    name, other_name = _ASSIGNMENT.fullmatch(gold), _ASSIGNMENT.fullmatch(answer)
+    if name and other_name:
+        same_name = re.sub(r"[{} ]", "", name["name"]) == re.sub(r"[{} ]", "", other_name["name"])
+        return same_name and _equal(name["value"], other_name["value"], budget)
+    # "x = 5" answers what "5" answers. A whole equation does not answer what its right side does.
+    if name and "=" not in answer:
+        return _equal(name["value"], answer, budget)
+    if other_name and "=" not in gold:
+        return _equal(gold, other_name["value"], budget)
     left, right = _parts(gold), _parts(answer)
     if left or right:
         if not left or not right:
@@ -397,29 +434,23 @@ def _same_elements(gold: Sequence[str], answer: Sequence[str], same: Callable[[s
     return True
 
 
-_ASSIGNMENT = re.compile(r"([a-zA-Z]|[a-zA-Z]_\{?\w\}?|[a-zA-Z]\([a-zA-Z]\)|\\[a-zA-Z]+) ?=(?!=) ?([^=<>]+)")
+_VARIABLE = r"(?:[a-zA-Z](?:_\{?\w\}?)?|\\[a-zA-Z]+)"
+_NAME = rf"{_VARIABLE}|[a-zA-Z]\([a-zA-Z]\)|\( ?{_VARIABLE}(?: ?, ?{_VARIABLE})+ ?\)|{_TEXT}"
+_ASSIGNMENT = re.compile(rf"(?P<name>{_NAME}) ?=(?!=) ?(?P<value>[^=<>]+|\\begin ?\{{cases\}}.*)")
 
 
 def _variables(parts: list[str]) -> set[str]:
-    return {found[1] for found in map(_ASSIGNMENT.fullmatch, parts) if found}
+    return {found["name"] for found in map(_ASSIGNMENT.fullmatch, parts) if found}
 
 
 def _without_variable(parts: list[str]) -> list[str]:
     """`x = 1, x = 2` and `x = 1, 2` are `1, 2`."""
     if len(_variables(parts)) != 1:
         return parts
-    return [found[2] if (found := _ASSIGNMENT.fullmatch(part)) else part for part in parts]
+    return [found["value"] if (found := _ASSIGNMENT.fullmatch(part)) else part for part in parts]
 
 
 def _equal_atoms(gold: str, answer: str, budget: symbolic.Budget) -> bool:
-    left, right = _ASSIGNMENT.fullmatch(gold), _ASSIGNMENT.fullmatch(answer)
-    if left and right:
-        return left[1] == right[1] and _equal(left[2], right[2], budget)
-    if left or right:
-        # "x = 5" answers what "5" answers. A whole equation does not answer what its right side does.
-        plain, named = (answer, left) if left else (gold, right)
-        if named is not None and "=" not in plain:
-            return _equal(named[2] if left else plain, plain if left else named[2], budget)
     if ("=" in gold) != ("=" in answer):
         chain = (gold if "=" in gold else answer).split("=")
         if not _outside_commands(chain[0]) and not re.search(r"[<>]|\\", chain[0]):
@@ -442,12 +473,10 @@ def _equal_atoms(gold: str, answer: str, budget: symbolic.Budget) -> bool:
         return (not unit or not other_unit or unit == other_unit) and _equal(body, other_body, budget)
     if _is_words(gold) or _is_words(answer):
         return _words(gold) == _words(answer) != ""
-    letters, other_letters = (set("".join(_outside_commands(text))) for text in (gold, answer))
-    if letters != other_letters and {x.lower() for x in letters} == {x.lower() for x in other_letters}:
-        return False  # R is not r, for all that math-verify thinks
     if any(re.search(r"\.\.\.|\\[lc]?dots", text) for text in (gold, answer)):
         return False  # patterns, which math-verify reads up to the first strange sign
-    return symbolic.equal(_exact(gold), _exact(answer), budget)
+    first_formula, second_formula = _without_capitals(_exact(gold), _exact(answer))
+    return symbolic.equal(first_formula, second_formula, budget)
 
 
 def _equal_numbers(gold: _Number, answer: _Number) -> bool:
@@ -471,25 +500,35 @@ def _in_base(text: str) -> tuple[str, str] | None:
     return found[1].lstrip("0").upper(), named.get(base, base)
 
 
-_FUNCTIONS = re.compile("(arc)?(sin|cos|tan|cot|sec|csc)h?|log|exp|sqrt|max|min|gcd|lcm")
+# What makes a text more than words: a digit or an operator; a hyphen between letters is none.
+_SIGN = re.compile(r"[\d\\^_=<>+*/]|(?<![a-zA-Z])-|-(?![a-zA-Z])")
 
 
 def _is_words(text: str) -> bool:
     """Whether an answer is words, or an upright letter to choose, and no mathematics."""
     plain = re.sub(_TEXT, r" \1 ", text)
-    words = re.findall(r"[a-zA-Z]+", plain)
-    upright = plain != text and re.search(r"[\\^_{}=<>+*/]", plain) is None
-    return bool(words) and (
-        upright or any(len(word) > 2 and not _FUNCTIONS.fullmatch(word) for word in _outside_commands(plain))
-    )
-
-
-def _outside_commands(text: str) -> list[str]:
-    return re.findall(r"[a-zA-Z]+", re.sub(r"\\[a-zA-Z]+", " ", text))
+    if plain != text and re.search("[a-zA-Z]", plain) and not re.search(r"[\\^_{}=<>+*/]", plain):
+        return True
+    # Not upright, up to four letters beside a digit or an operator are a product, as are abc and GMm alone. Three
+    # points of an angle are none.
+    bare = re.sub(r"\\(?=(?:tri)?angle ?[A-Z]{2})", "", text)
+    bare = re.sub(rf"{_TEXT}|\\(?:begin|end) ?\{{\w+\*?\}}|\\[a-zA-Z]+", "+", bare)
+    short = "" if _SIGN.search(bare) else "|[A-Z][a-z]{2,3}|[A-Z]{3,4}|[a-z]{4}"
+    word = rf"[a-zA-Z]{{5,}}|[a-zA-Z]{{3,4}}(?= [a-zA-Z\d])|(?<=[a-zA-Z\d] )[a-zA-Z]{{3,4}}{short}"
+    upright = re.findall("[a-zA-Z]{3,}", " ".join(re.findall(_TEXT, text)))
+    words = [*upright, *re.findall(rf"(?<![a-zA-Z])(?:{word})(?![a-zA-Z])", bare)]
+    return any(not re.fullmatch(_FUNCTION, each) for each in words)
 
 
 def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+|[^\w\s(){}\[\].,'\"-]", re.sub(_TEXT, r" \1 ", text).lower()))
+    """Words in one spelling. Beside a digit or an operator every sign, bracket and variable counts."""
+    plain = re.sub(_TEXT, r" \1 ", text)
+    if not _SIGN.search(plain):
+        return " ".join(re.findall(r"\w+|[^\w\s(){}\[\].,'\"-]", plain.lower()))
+    text = re.sub(_TEXT, lambda upright: f" {_words(upright[1])} ", text)
+    # PM, pm and p.m., but not R and r
+    text = re.sub(r"(?<![\\a-zA-Z])(?:[a-zA-Z]\.?){2,}", lambda word: word[0].lower().replace(".", ""), text)
+    return _key(re.sub(r"(?<!\\)\{(\w)\}", r"\1", re.sub(r"\.(?!\d)", "", text)))
 
 
 def _exact(text: str) -> str:
@@ -497,4 +536,18 @@ def _exact(text: str) -> str:
     text = re.sub(
         r"(?<![\d.])(\d*)\.(\d+)(?![\d.])", lambda d: rf"\frac{{{int(d[1] + d[2])}}}{{{10 ** len(d[2])}}}", text
     )
-    return re.sub(_TEXT, r"\1", text)
+    text = re.sub(r"(?<![\\a-zA-Z])sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", re.sub(_TEXT, r"\1", text))
+    return re.sub(rf"(?<![\\a-zA-Z])({_FUNCTION})(?![a-zA-Z])", r"\\\1 ", text)
+
+
+def _without_capitals(*texts: str) -> list[str]:
+    """math-verify takes R for r. Where both appear, R becomes a letter that does not."""
+    letters = set("".join(_outside_commands(" ".join(texts))))
+    both = sorted(letter for letter in letters if letter.isupper() and letter.lower() in letters)
+    unused = (letter for letter in "abcjkmnpqrstuvwxyz" if not {letter, letter.upper()} & letters)
+    names = dict(zip(both, unused, strict=False))
+    return [re.sub(r"\\[a-zA-Z]+|[A-Z]", lambda found: names.get(found[0], found[0]), text) for text in texts]
+
+
+def _outside_commands(text: str) -> list[str]:
+    return re.findall(r"[a-zA-Z]+", re.sub(r"\\[a-zA-Z]+", " ", text))

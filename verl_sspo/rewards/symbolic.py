@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 START_SECONDS = 120.0  # importing sympy, on a busy host
 MEMORY_BYTES = 4 << 30
@@ -117,6 +118,7 @@ def main() -> None:
     import logging
     import resource
 
+    import sympy
     from math_verify import parse, verify
     from math_verify.parser import LatexExtractionConfig
 
@@ -126,8 +128,21 @@ def main() -> None:
     normalization = dataclasses.replace(LatexExtractionConfig().normalization_config, units=False)
     latex = [LatexExtractionConfig(normalization_config=normalization)]
 
+    def with_known_symbols(expression: Any) -> Any:
+        # math-verify has no imaginary unit, and guesses from how each side is spelled whether its variables are real.
+        # In a relation they are not: sympy would decide it, x^2 = -1 and x^2 = -4 alike.
+        if not isinstance(expression, sympy.Basic):
+            return expression
+        relation = bool(expression.atoms(sympy.core.relational.Relational))
+        symbols = [each for each in expression.free_symbols if isinstance(each, sympy.Symbol)]
+        known = {each: sympy.Symbol(each.name, real=None if relation else True) for each in symbols}
+        return expression.xreplace(
+            {each: sympy.I if each.name == "i" and not relation else known[each] for each in symbols}
+        )
+
     def read(expression: str) -> list:
-        return parse(f"${expression}$", latex, fallback_mode="no_fallback", parsing_timeout=None)
+        found = parse(f"${expression}$", latex, fallback_mode="no_fallback", parsing_timeout=None)
+        return [with_known_symbols(each) for each in found]
 
     print("ready", flush=True)
     for line in sys.stdin:

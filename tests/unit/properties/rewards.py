@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from properties import Property
 from verl_sspo.rewards import COLUMNS, compute_score
 from verl_sspo.rewards.code import extract_program, same_output
+from verl_sspo.rewards.mathematics import is_equal
 
 # What answers are made of, as models and data sets write them.
 _WORDS = r"""
@@ -61,6 +62,14 @@ def find_the_number(before: str, number: int, after: str) -> None:
     text = f"{before} {abs(number)} {no_digits}"
     assert compute_score("arithmetic", text, str(abs(number)))["score"] == 1.0
     assert compute_score("arithmetic", text, str(abs(number) + 1))["score"] == 0.0
+
+
+def keep_the_sign(letters: str, rest: str) -> None:
+    """Mathematics: an answer with the other sign is wrong, whatever its letters and the words behind it."""
+    for form in (letters, rf"\frac{{{letters}}}{{2a}}", rf"2^{{{letters}}}"):
+        answer, opposite = f"{form}{rest}", f"-{form}{rest}"
+        assert not is_equal(answer, opposite, 30), answer
+        assert not is_equal(opposite, answer, 30), answer
 
 
 def find_the_program(before: str, program: str, after: str) -> None:
@@ -126,6 +135,15 @@ PROPERTIES = {
     ),
     "rewards.answer": Property(find_the_answer, {"before": TEXT | LONG, "gold": GOLDS, "after": TEXT}),
     "rewards.number": Property(find_the_number, {"before": TEXT | LONG, "number": NUMBERS, "after": TEXT}),
+    "rewards.sign": Property(
+        keep_the_sign,
+        {
+            "letters": st.text("abcdeikmnrstxyzABCGMR", min_size=1, max_size=6),
+            "rest": st.sampled_from(
+                ("", "+1", r"\text{ cm}", r" \text{ for all } n", r" \text{ (double root)}", r"\pi")
+            ),
+        },
+    ),
     "rewards.program": Property(find_the_program, {"before": TEXT | LONG, "program": TEXT, "after": TEXT}),
     "rewards.output": Property(
         compare_outputs,
