@@ -184,6 +184,12 @@ def test_checkpoints_of_a_run_with_other_settings(tmp_path):
     (finding,) = environment.checkpoint_findings(config(tau=6.0))
     assert finding.severity == "error"
     assert "actor_rollout_ref.actor.policy_loss.tau_pos: 10.0 there, 6.0 now" in finding.message
+    # Killed while verl wrote its record: a restart mends it and goes on.
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("")
+    assert list(environment.checkpoint_findings(config(tau=6.0))) == []
+    (tmp_path / "global_step_7").mkdir()
+    (finding,) = environment.checkpoint_findings(config(tau=6.0))
+    assert finding.severity == "error"
 
 
 def test_a_rollout_of_its_own_needs_gpus_besides_the_trainers(monkeypatch):

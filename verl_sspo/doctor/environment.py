@@ -323,24 +323,26 @@ def checkpoint_findings(config: DictConfig) -> Iterator[Finding]:
     """Whether a run would resume, with the settings it had, or start over beside older checkpoints."""
     folder = Path(config.trainer.default_local_dir)
     latest = folder / "latest_checkpointed_iteration.txt"
-    if not latest.is_file():
+    recorded = latest.read_text().strip() if latest.is_file() else ""
+    # Where verl's record is lost a restart may still find a checkpoint: verl_sspo.checkpoints.
+    if not recorded and not any(folder.glob("global_step_*")):
         return
-    step = latest.read_text().strip()
+    step = f"step {recorded}" if recorded else "the last step"
     if config.trainer.resume_mode == "auto":
         if changed := settings.changed(config, folder):
             yield Finding(
                 "error",
                 "resume",
-                f"would go on from step {step} in {folder}, which was trained with other settings: "
+                f"would go on from {step} in {folder}, which was trained with other settings: "
                 + ", ".join(changed[:5]),
                 "set another trainer.default_local_dir (RUN_DIR of scripts/train.sh) to start anew",
             )
         else:
-            yield Finding("ok", "resume", f"goes on from step {step} in {folder}")
+            yield Finding("ok", "resume", f"goes on from {step} in {folder}")
     elif config.trainer.resume_mode == "disable":
         yield Finding(
             "warning",
             "resume",
-            f"{folder} has checkpoints up to step {step}, and resume_mode=disable would overwrite them",
+            f"{folder} has checkpoints up to {step}, and resume_mode=disable would overwrite them",
             "set another trainer.default_local_dir (RUN_DIR of scripts/train.sh), or trainer.resume_mode=auto",
         )
