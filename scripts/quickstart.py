@@ -104,12 +104,12 @@ def main() -> int:
         step = checkpoints.settle(saved) if arguments.resume else None
     except ValueError as error:
         parser.error(str(error))
-    if step is not None and (changed := settings.changed(config, saved)):
-        parser.error(
-            f"the run in {arguments.run_dir} has other settings: {', '.join(changed[:5])}; give the same overrides, or "
-            "another --run-dir"
-        )
     if step is not None:
+        if changed := settings.changed(config, saved):
+            parser.error(
+                f"the run in {arguments.run_dir} has other settings: {', '.join(changed[:5])}; give the same "
+                "overrides, or another --run-dir"
+            )
         launch.keep_attempt(arguments.run_dir)
         console.print(f"going on from the checkpoint of step {step}", highlight=False)
     elif aside := launch.move_aside(arguments.run_dir):

@@ -14,7 +14,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from verl_sspo import settings
+from verl_sspo import atomic, settings
 from verl_sspo.doctor.compose import compose_config
 from verl_sspo.family import running_in
 
@@ -79,10 +79,7 @@ def settle(root: Path) -> int | None:
             )
         record.unlink(missing_ok=True)
     else:
-        # The record is complete or not there.
-        part = record.with_name(f".{RECORD}.part")
-        part.write_text(str(step))
-        part.rename(record)
+        atomic.write(record, str(step))
     return step
 
 
@@ -104,8 +101,8 @@ def main(argv: list[str] | None = None) -> int:
         except ValueError as error:
             print(error, file=sys.stderr)
             return 1
-        found = step is not None
-        print(f"Going on from the checkpoint of step {step}" if found else "No complete checkpoint: starting anew")
+        anew = "No complete checkpoint: starting anew"
+        print(anew if step is None else f"Going on from the checkpoint of step {step}")
     settings.keep(config, root)
     return 0
 

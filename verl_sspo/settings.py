@@ -5,6 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_sspo import atomic
+
 KEPT = "settings.yaml"
 
 # What is trained, and how. The rest of `trainer`, and `ray_kwargs`, say how long, how often and where.
@@ -14,7 +16,7 @@ SECTIONS = ("actor_rollout_ref.", "algorithm.", "critic.", "data.", "reward.", "
 def keep(config: DictConfig, checkpoints: Path) -> None:
     """Writes the settings of a run that is about to start, in place of those of an earlier start."""
     checkpoints.mkdir(parents=True, exist_ok=True)
-    write(checkpoints / KEPT, resolved(config))
+    atomic.write(checkpoints / KEPT, resolved(config))
 
 
 def changed(config: DictConfig, checkpoints: Path) -> list[str]:
@@ -43,10 +45,3 @@ def differences(old: str, new: str) -> list[str]:
     old_values, new_values = (flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (old, new))
     keys = [key for key in {**old_values, **new_values} if old_values.get(key) != new_values.get(key)]
     return [f"{key}: {old_values.get(key)} there, {new_values.get(key)} now" for key in keys]
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file that is complete or not there."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    part.rename(path)

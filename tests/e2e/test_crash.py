@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import of_run
 
 from verl_sspo import checkpoints, launch
 from verl_sspo.family import RUN_ID
@@ -127,18 +128,6 @@ def wait_for(condition, started, seconds):
         assert started.process.poll() is None, started.run.with_suffix(".shown").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    return found
-
-
-def of_run(run_id):
-    """Processes of a run, by the variable that they inherit."""
-    found = set()
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(RUN_ID) == run_id and process.status() != psutil.STATUS_ZOMBIE:
-                found.add(process)
-        except psutil.Error:
-            pass
     return found
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import of_run
 
 from verl_sspo.launch import RUN_ID
 
@@ -45,17 +46,6 @@ def run_id(launcher):
     children = psutil.Process(launcher.pid).children()
     (main,) = (child for child in children if "verl.trainer.main_ppo" in child.cmdline())
     return main.environ()[RUN_ID]
-
-
-def processes_of(run_id):
-    found = set()
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(RUN_ID) == run_id and process.status() != psutil.STATUS_ZOMBIE:
-                found.add(process.pid)
-        except psutil.Error:
-            pass
-    return found
 
 
 def steps_of(run):
@@ -117,12 +107,12 @@ def test_quickstart_then_again_and_interrupted(tmp_path, task):
             time.sleep(0.2)
         # main_ppo, raylet, gcs_server, TaskRunner, the trainer's worker, the rollout's server and more.
         run_of_second = run_id(second)
-        assert len(processes_of(run_of_second)) > 6
+        assert len(of_run(run_of_second)) > 6
     finally:
         second.send_signal(signal.SIGINT)
         _, shown = second.communicate(timeout=180)
     assert second.returncode == 130, shown
-    assert processes_of(run_of_second) == set()
+    assert of_run(run_of_second) == set()
     assert weights.stat().st_mtime_ns == written
     (aside,) = tmp_path.glob("run-*")
     assert json.loads((aside / "summary.json").read_text()) == summary

@@ -61,6 +61,19 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
+def launcher_code(tmp_path, before=""):
+    """A program that trains in `run`."""
+    return f"""
+from pathlib import Path
+from verl_sspo import family, launch
+{before}
+try:
+    launch.train([], Path({str(tmp_path / "run")!r}), config_dir=Path("recipes"), config_name="some")
+except KeyboardInterrupt:
+    raise SystemExit(130)
+"""
+
+
 # Starts, as Ray does, a process in a session of its own, and one whose parent is gone.
 CLUSTER = """
 import subprocess, sys, time
@@ -147,17 +160,9 @@ def test_log_without_a_traceback_shows_its_end(tmp_path):
 def test_interrupt_leaves_no_process(tmp_path, verl, signum):
     marker = f"marker-{tmp_path.name}-{os.getpid()}"
     verl(CLUSTER.replace("MARKER", repr(marker)) + "\ntime.sleep(600)\n")
-    script = f"""
-from pathlib import Path
-from verl_sspo import launch
-try:
-    launch.train([], Path({str(tmp_path / "run")!r}), config_dir=Path("recipes"), config_name="some")
-except KeyboardInterrupt:
-    raise SystemExit(130)
-"""
     # A shell's background job ignores SIGINT, and passes that on.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    launcher = subprocess.Popen([sys.executable, "-c", script], preexec_fn=heed)
+    launcher = subprocess.Popen([sys.executable, "-c", launcher_code(tmp_path)], preexec_fn=heed)
     wait_for(lambda: len(processes_with(marker)) == 2)
     # A process of somebody else that looks the same is not touched.
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", marker])
@@ -184,23 +189,12 @@ def test_what_nohup_ignores_interrupts_nothing():
         signal.signal(signal.SIGHUP, previous)
 
 
-def start_in_a_terminal(tmp_path):
-    """A launcher with a terminal of its own; returns its process and the terminal's other end."""
-    script = f"""
-from pathlib import Path
-from verl_sspo import launch
-launch.train([], Path({str(tmp_path / "run")!r}), config_dir=Path("recipes"), config_name="some")
-"""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execv(sys.executable, [sys.executable, "-c", script])
-    return pid, terminal
-
-
 def test_closed_terminal_leaves_no_process(tmp_path, verl):
     marker = f"marker-{tmp_path.name}-{os.getpid()}"
     verl(CLUSTER.replace("MARKER", repr(marker)) + "\ntime.sleep(600)\n")
-    launcher, terminal = start_in_a_terminal(tmp_path)
+    launcher, terminal = pty.fork()
+    if launcher == 0:
+        os.execv(sys.executable, [sys.executable, "-c", launcher_code(tmp_path)])
     wait_for(lambda: len(processes_with(marker)) == 2)
     # As a connection that breaks: SIGHUP arrives, and nothing can be written any more.
     os.close(terminal)
@@ -212,30 +206,23 @@ def test_closed_terminal_leaves_no_process(tmp_path, verl):
 def test_the_impatient_leave_no_process(tmp_path, verl):
     marker = f"marker-{tmp_path.name}-{os.getpid()}"
     verl(CLUSTER.replace("MARKER", repr(marker)) + "\ntime.sleep(600)\n")
-    script = f"""
-from pathlib import Path
-from verl_sspo import family, launch
+    # Ctrl-C once more, while the run is being ended.
+    impatient = """
 def interrupted(self, main):
     raise KeyboardInterrupt
 family.Family.end = interrupted
-launch.train([], Path({str(tmp_path / "run")!r}), config_dir=Path("recipes"), config_name="some")
 """
-    launcher = subprocess.Popen([sys.executable, "-c", script])
+    launcher = subprocess.Popen([sys.executable, "-c", launcher_code(tmp_path, impatient)])
     wait_for(lambda: len(processes_with(marker)) == 2)
     launcher.terminate()
-    launcher.wait()
+    assert launcher.wait() == 130
     wait_for(lambda: not processes_with(marker))
 
 
 def test_killed_launcher_leaves_no_process(tmp_path, verl):
     marker = f"marker-{tmp_path.name}-{os.getpid()}"
     verl(CLUSTER.replace("MARKER", repr(marker)) + "\ntime.sleep(600)\n")
-    script = f"""
-from pathlib import Path
-from verl_sspo import launch
-launch.train([], Path({str(tmp_path / "run")!r}), config_dir=Path("recipes"), config_name="some")
-"""
-    launcher = subprocess.Popen([sys.executable, "-c", script])
+    launcher = subprocess.Popen([sys.executable, "-c", launcher_code(tmp_path)])
     wait_for(lambda: len(processes_with(marker)) == 2)
     assert running_in(tmp_path / "run") is not None
     assert running_in(tmp_path) is not None

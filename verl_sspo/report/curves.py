@@ -62,11 +62,9 @@ def _draw_accuracy(axes: Axes, metrics: Metrics) -> None:
     steps, accuracies = metrics.accuracy
     if accuracies:
         axes.plot(steps, accuracies, "o-", color=ORANGE, markersize=6, clip_on=False, label="validation accuracy")
-    for i, (place, align) in ((0, ((9, -9), "left")), (-1, ((0, 9), "right"))) if accuracies else ():
-        label = f"{accuracies[i]:.2f}"
-        axes.annotate(
-            label, (steps[i], accuracies[i]), place, textcoords="offset points", ha=align, color=ORANGE, weight="bold"
-        )
+        for i, place, align in ((0, (9, -9), "left"), (-1, (0, 9), "right")):
+            at, label = (steps[i], accuracies[i]), f"{accuracies[i]:.2f}"
+            axes.annotate(label, at, place, textcoords="offset points", ha=align, color=ORANGE, weight="bold")
     axes.set_ylim(0, 1)
     axes.set_ylabel("share of responses that are right")
     axes.legend(frameon=False, fontsize=8.5, loc="lower right")

@@ -596,8 +596,8 @@ def serve_program(request: dict[str, Any]) -> None:
             return
         try:
             function = find_function(module, name)
-        except Exception:
-            write_frame(answers, encode(("end", f"no function {name}")))
+        except Exception as error:  # of the program's class `Solution`
+            write_frame(answers, encode(("end", f"no function {name}: {type(error).__name__}")))
             continue
         try:
             answer = encode(("value", function(*arguments, **keywords)))

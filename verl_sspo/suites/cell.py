@@ -27,13 +27,13 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 from rich.console import Console
 
-from verl_sspo import checkpoints, launch
+from verl_sspo import atomic, checkpoints, launch
 from verl_sspo.doctor.compose import compose_config
 from verl_sspo.evaluation import Trainer, evaluate, prepare_task
 from verl_sspo.family import running_in
 from verl_sspo.launch import attempts
 from verl_sspo.overrides import hydra_value
-from verl_sspo.settings import differences, resolved, write
+from verl_sspo.settings import differences, resolved
 from verl_sspo.suites.definition import Cell
 
 PLAN = "cell.json"
@@ -142,8 +142,8 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
     started = time.time()
     config = check_settings(cell, folder, recipes)
     prepare_task(config, console, () if cell.evaluation is None else cell.evaluation.benchmarks)
-    write(folder / CONFIG, resolved(config))
-    write(folder / PLAN, json.dumps(asdict(cell) | _ran_with(folder), indent=2) + "\n")
+    atomic.write(folder / CONFIG, resolved(config))
+    atomic.write(folder / PLAN, json.dumps(asdict(cell) | _ran_with(folder), indent=2) + "\n")
     (folder / FAILURE).unlink(missing_ok=True)
 
     # An evaluation that failed does not repeat the training.
@@ -160,7 +160,7 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
             config_name=cell.recipe,
             console=console,
         )
-        write(folder / TRAINED, "")
+        atomic.write(folder / TRAINED, "")
     if cell.evaluation is not None:
         if (folder / EVALUATION).exists():
             launch.move_aside(folder / EVALUATION)
@@ -175,7 +175,7 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
             console=console,
         )
     result = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seconds": time.time() - started}
-    write(folder / RESULT, json.dumps(result, indent=2) + "\n")
+    atomic.write(folder / RESULT, json.dumps(result, indent=2) + "\n")
 
 
 def _ran_with(folder: Path) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def record_failure(folder: Path, error: BaseException) -> None:
     if isinstance(error, launch.TrainingFailedError):
         failure |= {"log": str(error.log), "excerpt": error.excerpt}
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
+    atomic.write(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
 
 
 def versions() -> dict[str, str | None]:

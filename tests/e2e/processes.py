@@ -1,0 +1,16 @@
+"""The processes of a run, found by the variable that all of them inherit."""
+
+import psutil
+
+from verl_sspo.family import RUN_ID
+
+
+def of_run(run_id):
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(RUN_ID) == run_id and process.status() != psutil.STATUS_ZOMBIE:
+                found.add(process)
+        except psutil.Error:
+            pass
+    return found
