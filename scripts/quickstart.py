@@ -79,7 +79,7 @@ def main() -> int:
         f"data.max_response_length={arithmetic.response_length(digits)}",
         f"trainer.default_local_dir={hydra_value(arguments.run_dir.resolve() / 'checkpoints')}",
         *arguments.overrides,
-        *(["trainer.resume_mode=auto"] if arguments.resume else []),
+        f"trainer.resume_mode={'auto' if arguments.resume else 'disable'}",
     ]
     config = compose_config("quickstart", overrides, RECIPES)
     if errors := [finding for finding in configuration_findings(config) if finding.severity == "error"]:
@@ -99,7 +99,7 @@ def main() -> int:
     if (pid := running_in(arguments.run_dir)) is not None:
         parser.error(f"process {pid} still trains in {arguments.run_dir}: end it first, or choose another --run-dir")
 
-    saved = Path(config.trainer.default_local_dir)
+    saved = Path(config.trainer.default_local_dir).resolve()
     try:
         step = checkpoints.settle(saved) if arguments.resume else None
     except ValueError as error:
@@ -112,6 +112,11 @@ def main() -> int:
             )
         launch.keep_attempt(arguments.run_dir)
         console.print(f"going on from the checkpoint of step {step}", highlight=False)
+    elif not saved.is_relative_to(arguments.run_dir.resolve()) and checkpoints.last(saved) is not None:
+        parser.error(
+            f"{saved} has the checkpoints of another run: choose another trainer.default_local_dir, or go on from them "
+            "with --resume"
+        )
     elif aside := launch.move_aside(arguments.run_dir):
         reason = f"; starting anew: there is no complete checkpoint in {saved}" if arguments.resume else ""
         console.print(f"earlier run moved to {aside}{reason}", highlight=False)

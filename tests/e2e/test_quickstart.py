@@ -56,7 +56,7 @@ def steps_of(run):
 
 def test_quickstart_then_again_and_interrupted(tmp_path, task):
     run = tmp_path / "run"
-    ended = quickstart(run, task)
+    ended = quickstart(run, task, "trainer.save_freq=2")
     assert ended.returncode == 0, ended.stderr
 
     summary = json.loads((run / "summary.json").read_text())
@@ -86,6 +86,11 @@ def test_quickstart_then_again_and_interrupted(tmp_path, task):
     assert len((run / "train.log").read_text().splitlines()) > 200
     assert (run / "curves.png").stat().st_size > 10_000
     assert (run / "hydra" / ".hydra" / "config.yaml").exists()
+
+    # What another run has saved is not written over.
+    refused = quickstart(tmp_path / "other", task, f"trainer.default_local_dir={run / 'checkpoints'}")
+    assert refused.returncode == 2
+    assert f"{run / 'checkpoints'} has the checkpoints of another run" in refused.stderr
 
     # The second start moves the first run aside, does not make the task again, and is interrupted as it trains.
     weights = task / "model" / "model.safetensors"

@@ -168,7 +168,8 @@ def test_checkpoints(tmp_path):
     assert findings("auto") == []
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
     assert "step 7" in findings("auto")[0].message
-    assert findings("disable")[0].severity == "warning"
+    # They would be lost one by one, and until then stand beside the settings of another run.
+    assert _errors(findings("disable")) == ["resume"]
 
 
 def test_checkpoints_of_a_run_with_other_settings(tmp_path):

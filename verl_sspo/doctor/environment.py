@@ -341,8 +341,8 @@ def checkpoint_findings(config: DictConfig) -> Iterator[Finding]:
             yield Finding("ok", "resume", f"goes on from {step} in {folder}")
     elif config.trainer.resume_mode == "disable":
         yield Finding(
-            "warning",
+            "error",
             "resume",
-            f"{folder} has checkpoints up to {step}, and resume_mode=disable would overwrite them",
+            f"{folder} has checkpoints up to {step}, and resume_mode=disable would write over them",
             "set another trainer.default_local_dir (RUN_DIR of scripts/train.sh), or trainer.resume_mode=auto",
         )
