@@ -96,6 +96,11 @@ def test_quickstart_is_sound():
     assert configuration_findings(_compose("quickstart")) == []
 
 
+@pytest.mark.parametrize("task", [*TASKS, "quickstart"])
+def test_a_restart_goes_on(task):
+    assert _compose(task).trainer.resume_mode == "auto"
+
+
 BROKEN = [
     # what verl ignores or rejects
     (["+actor_rollout_ref.actor.clip_ratio_lo=0.1"], "unknown_key"),
@@ -140,6 +145,10 @@ BROKEN = [
     (["algorithm.use_kl_in_reward=true"], "kl"),
     (["actor_rollout_ref.actor.policy_loss.tau_neg=1000"], "temperature"),
     (["actor_rollout_ref.actor.policy_loss.gate=tanh"], "gate"),
+    (["actor_rollout_ref.actor.policy_loss._target_=verl_sspo.config.SSPOPolicy"], "class"),
+    (["algorithm._target_=verl.trainer.config.AlgorithmConfig"], "class"),
+    (["actor_rollout_ref.model._target_=my_model.Config"], "class"),
+    (["reward._target_=null"], "class"),
     (["algo=gspo", "actor_rollout_ref.actor.policy_loss.loss_mode=sspo"], "target"),
     (["actor_rollout_ref.actor.policy_loss.loss_mode=gspo"], "gate_unused"),
     (["algorithm.rollout_correction.bypass_mode=true"], "bypass_mode"),

@@ -40,6 +40,7 @@ def configuration_findings(config: DictConfig) -> list[Finding]:
         return wrong
     checks = (
         _legacy_keys,
+        _classes,
         _ignored_keys,
         _conversion,
         _registered,
@@ -76,6 +77,17 @@ def _legacy_keys(config: DictConfig) -> Iterator[Finding]:
                 )
 
 
+def _classes(config: DictConfig) -> Iterator[Finding]:
+    """Whether every `_target_` is there: verl imports most of them in its workers, after the GPUs are taken."""
+    for path, _ in _leaves(_as_written(config), ""):
+        if path.endswith("._target_"):
+            path = path.removeprefix(".")
+            try:
+                get_class(str(OmegaConf.select(config, path)))
+            except (ImportError, ValueError) as error:
+                yield Finding("error", "class", f"{path} names no class: {error}", "correct the name, or install it")
+
+
 def _ignored_keys(config: DictConfig) -> Iterator[Finding]:
     text = OmegaConf.to_yaml(config, resolve=False)
     for path in _unknown_keys(_as_written(config), _as_written(reference_config(config.model_engine)), ""):
@@ -97,7 +109,10 @@ def _as_written(config: DictConfig) -> dict[str, Any]:
 
 
 def _unknown_keys(node: dict[str, Any], known: dict[str, Any], path: str) -> Iterator[str]:
-    types = _field_types(node["_target_"]) if "_target_" in node else {}
+    try:
+        types = _field_types(str(node["_target_"])) if "_target_" in node else {}
+    except (ImportError, ValueError):
+        return  # nobody can know its keys: `_classes` says so
     for key, child in node.items():
         here = f"{path}{key}"
         if here in OPEN_SECTIONS or _is_free_form(types.get(key)):
@@ -110,11 +125,8 @@ def _unknown_keys(node: dict[str, Any], known: dict[str, Any], path: str) -> Ite
 
 
 def _field_types(target: str) -> dict[str, Any]:
-    """Fields of the dataclass that verl makes of a section; a `_target_` that does not import is `_conversion`'s."""
-    try:
-        cls = get_class(target)
-    except Exception:
-        return {}
+    """Fields of the dataclass that verl makes of a section."""
+    cls = get_class(target)
     return typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
 
 
