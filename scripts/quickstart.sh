@@ -14,4 +14,4 @@ if [ "${SETUP:-1}" != 0 ]; then
   source "${VENV:-.venv}/bin/activate"
 fi
 # exec: Ctrl-C and kill reach Python itself, which ends what it started.
-exec python scripts/quickstart.py "$@"
+exec python -m verl_sspo.quickstart "$@"

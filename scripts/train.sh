@@ -66,7 +66,7 @@ fi
 # Without an address, a cluster of the run's own, whatever other Ray there is on this host.
 export RAY_ADDRESS=${RAY_ADDRESS:-local}
 # A start that was killed may have left half a checkpoint.
-python -m verl_sspo.checkpoints "$run" "${arguments[@]}"
+python -m verl_sspo.run.checkpoints "$run" "${arguments[@]}"
 # verl writes this file anew at each start.
 export VERL_FILE_LOGGER_PATH=$start/metrics.jsonl PYTHONUNBUFFERED=1
 echo "Run folder: $run (log: $start/train.log)"

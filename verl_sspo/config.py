@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from verl_sspo.gates import Gate
+from verl_sspo.algorithm.gates import Gate
 
 
 def _check_switch(name: str, value: Any) -> None:
@@ -76,7 +76,7 @@ class SSPOPolicyLossConfig(PolicyLossConfig):
             warning once and counting.
 
     Raises:
-        ValueError: on a value or a combination that `verl_sspo.gates.Gate` excludes, naming what is allowed.
+        ValueError: on a value or a combination that `verl_sspo.algorithm.gates.Gate` excludes, naming what is allowed.
     """
 
     gate: str = "arctan"

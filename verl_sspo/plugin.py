@@ -8,11 +8,11 @@ import sys
 import traceback
 
 try:
-    from verl_sspo import embedded
+    from verl_sspo import cpu
 
-    embedded.register()  # first: the imports below may make verl choose its platform
+    cpu.register()  # first: the imports below may make verl choose its platform
 
-    from verl_sspo import algorithm  # noqa: F401  registers the loss and the estimator
+    import verl_sspo.algorithm.registration  # noqa: F401  registers the loss and the estimator
 except BaseException:
     traceback.print_exc()
     print(

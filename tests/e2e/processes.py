@@ -2,7 +2,7 @@
 
 import psutil
 
-from verl_sspo.family import RUN_ID
+from verl_sspo.run.processes import RUN_ID
 
 
 def of_run(run_id):

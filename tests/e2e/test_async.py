@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from verl_sspo.data import arithmetic
-from verl_sspo.launch import TrainingFailedError, train
-from verl_sspo.tiny_model import prepare_arithmetic
+from verl_sspo.quickstart import task as arithmetic
+from verl_sspo.quickstart.model import prepare_arithmetic
+from verl_sspo.run.launch import TrainingFailedError, train
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 

@@ -15,10 +15,10 @@ import psutil
 import pytest
 from processes import of_run
 
-from verl_sspo import checkpoints, launch
-from verl_sspo.family import RUN_ID
+from verl_sspo.quickstart.model import prepare_arithmetic
 from verl_sspo.report.summary import Metrics
-from verl_sspo.tiny_model import prepare_arithmetic
+from verl_sspo.run import checkpoints, launch
+from verl_sspo.run.processes import RUN_ID
 
 pytestmark = pytest.mark.e2e
 
@@ -104,7 +104,7 @@ def start(run, task, steps, *more):
         "actor_rollout_ref.rollout.n=4",
         *more,
     ]
-    command = [sys.executable, "scripts/quickstart.py", "--resume", f"--run-dir={run}", *overrides]
+    command = [sys.executable, "-m", "verl_sspo.quickstart", "--resume", f"--run-dir={run}", *overrides]
     shown = run.with_suffix(".shown").open("w")
     STARTED.append(subprocess.Popen(command, cwd=ROOT, stdout=shown, stderr=subprocess.STDOUT))
     return Start(run, STARTED[-1])

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2ForCausalLM
 
-from verl_sspo.gates import Gate
-from verl_sspo.reference import sspo_loss_matrix
-from verl_sspo.tiny_model import create_model, create_tokenizer
+from verl_sspo.algorithm.gates import Gate
+from verl_sspo.algorithm.reference import sspo_loss_matrix
+from verl_sspo.quickstart.model import create_model, create_tokenizer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 

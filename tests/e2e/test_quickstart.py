@@ -1,4 +1,4 @@
-"""scripts/quickstart.py with the real main_ppo: what it leaves when it ends, and what is gone when it is stopped."""
+"""verl_sspo.quickstart with the real main_ppo: what it leaves when it ends, and what is gone when it is stopped."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ import psutil
 import pytest
 from processes import of_run
 
-from verl_sspo.launch import RUN_ID
+from verl_sspo.run.launch import RUN_ID
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
@@ -34,7 +34,7 @@ def task(tmp_path_factory):
 
 
 def command(run, task, *overrides):
-    return [sys.executable, "scripts/quickstart.py", f"--run-dir={run}", f"task.folder={task}", *SMALL, *overrides]
+    return [sys.executable, "-m", "verl_sspo.quickstart", f"--run-dir={run}", f"task.folder={task}", *SMALL, *overrides]
 
 
 def quickstart(run, task, *overrides):

@@ -1,6 +1,5 @@
 """verl's real main_ppo on the recipes: tasks for two steps on real rows, every algorithm for two on arithmetic."""
 
-import importlib.util
 import json
 import math
 import os
@@ -8,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from verl_sspo.data import arithmetic
-from verl_sspo.launch import TrainingFailedError, train
-from verl_sspo.tiny_model import prepare_arithmetic
+import verl_sspo.data.__main__ as prepare_data
+from verl_sspo.quickstart import task as arithmetic
+from verl_sspo.quickstart.model import prepare_arithmetic
+from verl_sspo.run.launch import TrainingFailedError, train
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -95,9 +95,6 @@ def test_task_runs_on_real_rows(tmp_path, task, recipe):
     if not source.is_file():
         pytest.skip(f"needs the rows of {source} (VERL_SSPO_SHARED_DATA)")
     rows = tmp_path / "rows"
-    spec = importlib.util.spec_from_file_location("prepare_data", ROOT / "scripts" / "prepare_data.py")
-    prepare_data = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(prepare_data)
     arguments = [name, "--source", str(source), "--output", str(rows), "--limit", "8", *options]
     assert prepare_data.main(arguments) == 0
     parquet = next(rows.glob("*.parquet"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_sspo.tiny_model import prepare_arithmetic
+from verl_sspo.quickstart.model import prepare_arithmetic
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 

@@ -1,4 +1,4 @@
-"""What stands in for `verl_sspo.launch.train` in tests: a small process that writes metrics as verl does.
+"""What stands in for `verl_sspo.run.launch.train` in tests: a small process that writes metrics as verl does.
 
 In a module of its own, light to import, since cells run in fresh interpreters.
 """
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 
-from verl_sspo import launch
+from verl_sspo.run import launch
 
 # Does what `behaviour` in the configuration tells it to.
 FAKE_TRAINER = """

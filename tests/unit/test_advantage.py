@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_adv_estimator_fn
 
-from verl_sspo.advantage import group_relative_advantages
+from verl_sspo.algorithm.advantage import group_relative_advantages
 
 
 def sspo_advantages(rewards, index, mask=None, **algorithm):

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_sspo.data import arithmetic
+from verl_sspo.quickstart import task as arithmetic
+from verl_sspo.quickstart.reward import score
 from verl_sspo.rewards import compute_score
-from verl_sspo.rewards.arithmetic import score
 
 
 class NeverSwap(random.Random):

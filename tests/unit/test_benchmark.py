@@ -3,14 +3,13 @@
 Nothing here asserts how long anything takes.
 """
 
-import importlib.util
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import verl_sspo.benchmark.__main__ as benchmark_command
 from verl_sspo.benchmark import advantages, bandwidth, losses, machine, rollout, sandbox, step
 from verl_sspo.benchmark.host_reads import host_reads
 from verl_sspo.benchmark.memory import peak_bytes, saved_bytes
@@ -23,11 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def script():
-    path = Path(__file__).resolve().parents[2] / "scripts/benchmark.py"
-    spec = importlib.util.spec_from_file_location("benchmark_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_command
 
 
 def spread(median):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from verl_sspo import checkpoints, settings
-from verl_sspo.checkpoints import RECORD, last, settle
+from verl_sspo.run import checkpoints, settings
+from verl_sspo.run.checkpoints import RECORD, last, settle
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -36,7 +36,7 @@ def command(run, *overrides):
     arguments = ["--config-dir", str(RECIPES), "--config-name", "gsm8k"]
     folder = f"trainer.default_local_dir={run / 'checkpoints'}"
     shown = subprocess.run(
-        [sys.executable, "-m", "verl_sspo.checkpoints", str(run), *arguments, folder, *overrides],
+        [sys.executable, "-m", "verl_sspo.run.checkpoints", str(run), *arguments, folder, *overrides],
         check=False,
         capture_output=True,
         text=True,

@@ -2,8 +2,8 @@ import pytest
 from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 
+from verl_sspo.algorithm.gates import Gate
 from verl_sspo.config import SSPOAdvantageConfig, SSPOPolicyLossConfig
-from verl_sspo.gates import Gate
 
 TARGET = "verl_sspo.config.SSPOPolicyLossConfig"
 

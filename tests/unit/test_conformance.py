@@ -8,9 +8,9 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPActorConfig, McoreActorConfig
 from verl.workers.utils.losses import ppo_loss
 
+from verl_sspo.algorithm.gates import Gate
+from verl_sspo.algorithm.reference import sspo_loss_matrix
 from verl_sspo.config import SSPOPolicyLossConfig
-from verl_sspo.gates import Gate
-from verl_sspo.reference import sspo_loss_matrix
 
 PROMPTS, RESPONSES = [3, 1, 2, 4, 2, 1], [5, 2, 7, 1, 3, 6]
 MODES = ["seq-mean-token-mean", "token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm"]

@@ -1,7 +1,6 @@
 """Data preparation: every row is kept, left out for a stated reason, or named as unreadable."""
 
 import base64
-import importlib.util
 import json
 import os
 import pickle
@@ -11,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+import verl_sspo.data.__main__ as prepare_data
 from verl_sspo.data.prepare import SourceError, open_source
 from verl_sspo.data.schema import SCHEMA, make_row, write_rows
 from verl_sspo.data.tasks import TASKS, prepare
@@ -24,10 +24,7 @@ needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared data in 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("prepare_data", ROOT / "scripts" / "prepare_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return prepare_data.main
 
 
 def _jsonl(path, rows):

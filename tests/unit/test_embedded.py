@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from verl_sspo.tiny_model import create_model, create_tokenizer
+from verl_sspo.quickstart.model import create_model, create_tokenizer
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("VERL_")}
 ON_CPU = {**ENVIRONMENT, "VERL_PLATFORM": "cpu"}
@@ -29,7 +29,7 @@ from verl.utils import distributed
 assert "cpu" not in PlatformRegistry.registered_names()
 assert not hasattr(distributed.initialize_global_process_group_ray, "__wrapped__")
 assert "VERL_ENGINE_DEVICE" not in os.environ
-assert not any(name.startswith("verl_sspo.embedded.") for name in sys.modules)
+assert not any(name.startswith("verl_sspo.cpu.") for name in sys.modules)
 """
 
 
@@ -49,8 +49,8 @@ def test_nothing_is_touched_where_there_is_a_gpu(pretend):
 import os
 os.environ["VERL_USE_EXTERNAL_PLUGINS"] = "none"
 {pretend}
-import verl, verl_sspo.embedded
-assert verl_sspo.embedded.register() is False
+import verl, verl_sspo.cpu
+assert verl_sspo.cpu.register() is False
 {IS_UNTOUCHED}
 """
     result = run_python(code, ENVIRONMENT)
@@ -69,7 +69,7 @@ from verl.plugin.platform import platform_manager
 assert platform_manager._current_platform is None, "the plugin chose the platform"
 import sys
 assert "verl.workers.engine" not in sys.modules
-assert "verl_sspo.embedded.rollout" not in sys.modules
+assert "verl_sspo.cpu.rollout" not in sys.modules
 
 from verl.utils.device import get_device_name, get_torch_device
 assert get_device_name() == "cpu"
@@ -99,7 +99,7 @@ def test_another_verl_is_refused_by_its_version(monkeypatch):
     from verl.utils import distributed
     from verl.workers.rollout import base
 
-    from verl_sspo.embedded import internals
+    from verl_sspo.cpu import internals
 
     def is_refused(function):
         with pytest.raises(internals.IncompatibleVerlError, match=verl.__version__.replace(".", r"\.")):
@@ -133,7 +133,7 @@ def make_server(model_path):
     from verl.workers.config import HFModelConfig, RolloutConfig
     from verl.workers.rollout.replica import RolloutMode
 
-    from verl_sspo.embedded.rollout import HFServer
+    from verl_sspo.cpu.rollout import HFServer
 
     servers = []
 
@@ -327,7 +327,7 @@ def test_one_of_several_requests_can_be_aborted(make_server):
 def test_a_replica_of_several_ranks_is_refused():
     from verl.workers.config import RolloutConfig
 
-    from verl_sspo.embedded.rollout import check_rollout_config
+    from verl_sspo.cpu.rollout import check_rollout_config
 
     with pytest.raises(ValueError, match="its replica would span 2"):
         check_rollout_config(RolloutConfig(name="hf"))  # verl's default is tensor_model_parallel_size=2
@@ -355,7 +355,7 @@ def test_the_recipe_is_valid():
 
 @pytest.mark.parametrize(("mode", "name"), [("sync", "ReplayBuffer"), ("colocate_async", "ReplayBufferAsync")])
 def test_the_sampler_is_verls_own_with_a_shorter_interval(mode, name):
-    from verl_sspo.embedded.sampler import POLL_INTERVAL, quick_replay_buffer
+    from verl_sspo.cpu.sampler import POLL_INTERVAL, quick_replay_buffer
 
     buffer = quick_replay_buffer(
         trainer_mode=mode,

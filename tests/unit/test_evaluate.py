@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from verl.trainer.ppo.metric_utils import process_validation_metrics
 
-from verl_sspo import evaluation, launch
 from verl_sspo.data.schema import make_row, write_rows
-from verl_sspo.evaluation import Evaluation, evaluate, pass_at_k
+from verl_sspo.experiments import evaluation
+from verl_sspo.experiments.evaluation import Evaluation, evaluate, pass_at_k
+from verl_sspo.run import launch
 
 
 @pytest.mark.parametrize(("n", "c"), [(1, 0), (1, 1), (5, 0), (5, 2), (6, 5), (6, 6)])

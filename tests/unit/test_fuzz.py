@@ -1,4 +1,4 @@
-"""A few examples of every property that scripts/fuzz.py tries for an hour."""
+"""A few examples of every property that tests/fuzz.py tries for an hour."""
 
 import shutil
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_sspo.gates import DOMAINS, SHAPES, Gate
-from verl_sspo.reference import LOG_GATES
+from verl_sspo.algorithm.gates import DOMAINS, SHAPES, Gate
+from verl_sspo.algorithm.reference import LOG_GATES
 
 GATES = [(shape, domain) for shape in SHAPES for domain in DOMAINS]
 

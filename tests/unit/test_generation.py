@@ -18,8 +18,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from verl_sspo.embedded.generation import BatchedGenerator, Request, SamplingParams, sample
-from verl_sspo.embedded.serving import GenerationThread
+from verl_sspo.cpu.generation import BatchedGenerator, Request, SamplingParams, sample
+from verl_sspo.cpu.serving import GenerationThread
 
 VOCABULARY = 50
 SIZE = dict(

@@ -19,8 +19,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
-from verl_sspo import launch
-from verl_sspo.family import running_in
+from verl_sspo.run import launch
+from verl_sspo.run.processes import running_in
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def launcher_code(tmp_path, before=""):
     """A program that trains in `run`."""
     return f"""
 from pathlib import Path
-from verl_sspo import family, launch
+from verl_sspo.run import processes as family, launch
 {before}
 try:
     launch.train([], Path({str(tmp_path / "run")!r}), config_dir=Path("recipes"), config_name="some")

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from verl.trainer.ppo.core_algos import agg_loss
 
-import verl_sspo.loss
-from verl_sspo.gates import DOMAINS, SHAPES, SIDES, Gate
-from verl_sspo.loss import sequence_coefficients, sspo_loss
-from verl_sspo.reference import LOG_GATES, sspo_loss_matrix
+import verl_sspo.algorithm.loss
+from verl_sspo.algorithm.gates import DOMAINS, SHAPES, SIDES, Gate
+from verl_sspo.algorithm.loss import sequence_coefficients, sspo_loss
+from verl_sspo.algorithm.reference import LOG_GATES, sspo_loss_matrix
 
 GATES = [
     Gate(shape, domain, 1.3, 2.1, side)
@@ -262,7 +262,7 @@ def test_blocks_of_rows_do_not_matter(monkeypatch):
     arguments = (*batch(12, rows=7), Gate())
     whole = value_and_gradient(*arguments)
     statistics = sspo_loss(*arguments)[1].as_metrics()
-    monkeypatch.setattr("verl_sspo.loss._CPU_BLOCK_TOKENS", 20)
+    monkeypatch.setattr("verl_sspo.algorithm.loss._CPU_BLOCK_TOKENS", 20)
     torch.testing.assert_close(value_and_gradient(*arguments), whole)
     assert sspo_loss(*arguments)[1].as_metrics() == pytest.approx(statistics)
 
@@ -279,11 +279,11 @@ def test_strides_do_not_matter():
 )
 def test_torch_compile_traces_the_loss_as_one_graph(gate, monkeypatch):
     """What CUDA runs compiled: here through every stage of the compiler that needs no kernel."""
-    monkeypatch.setattr("verl_sspo.loss._CPU_BLOCK_TOKENS", 1 << 30)
+    monkeypatch.setattr("verl_sspo.algorithm.loss._CPU_BLOCK_TOKENS", 1 << 30)
     arguments = (*batch(17), gate)
     eager, eager_metrics = value_and_gradient(*arguments), sspo_loss(*arguments)[1].as_metrics()
-    compiled = torch.compile(verl_sspo.loss._loss_of_rows, backend="aot_eager", dynamic=True, fullgraph=True)
-    monkeypatch.setattr("verl_sspo.loss._loss_of_rows", compiled)
+    compiled = torch.compile(verl_sspo.algorithm.loss._loss_of_rows, backend="aot_eager", dynamic=True, fullgraph=True)
+    monkeypatch.setattr("verl_sspo.algorithm.loss._loss_of_rows", compiled)
     torch.testing.assert_close(value_and_gradient(*arguments), eager)
     assert sspo_loss(*arguments)[1].as_metrics() == pytest.approx(eager_metrics)
 

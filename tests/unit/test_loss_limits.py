@@ -7,8 +7,8 @@ import torch
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig, PolicyLossConfig
 
+from verl_sspo.algorithm.gates import DOMAINS, SHAPES
 from verl_sspo.config import SSPOPolicyLossConfig
-from verl_sspo.gates import DOMAINS, SHAPES
 
 
 def actor_config(policy_loss=None, **options) -> FSDPActorConfig:
@@ -142,7 +142,7 @@ def test_global_batch_info_of_the_actor_is_used():
 
 
 def test_effective_settings_are_printed_once(capsys, monkeypatch):
-    monkeypatch.setattr("verl_sspo.algorithm._announced", False)
+    monkeypatch.setattr("verl_sspo.algorithm.registration._announced", False)
     for _ in range(2):
         run("sspo", sspo("erf", tau_pos=3.0, tau_neg=4.0), *batch())
     printed = capsys.readouterr().out

@@ -4,9 +4,9 @@ import re
 import pytest
 import torch
 
-import verl_sspo.metrics
-from verl_sspo.gates import Gate
-from verl_sspo.loss import sspo_loss
+import verl_sspo.algorithm.metrics
+from verl_sspo.algorithm.gates import Gate
+from verl_sspo.algorithm.loss import sspo_loss
 
 TAU = Gate("arctan", "log", 2.0, 4.0)
 
@@ -88,16 +88,16 @@ def test_nonfinite_log_ratios_are_counted_and_left_out():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", verl_sspo.metrics.INPUTS)
+@pytest.mark.parametrize("name", verl_sspo.algorithm.metrics.INPUTS)
 def test_each_input_that_is_not_finite_is_counted_where_it_is_valid(name, bad):
-    inputs = {key: torch.full((2, 3), 0.5) for key in verl_sspo.metrics.INPUTS}
+    inputs = {key: torch.full((2, 3), 0.5) for key in verl_sspo.algorithm.metrics.INPUTS}
     inputs[name][0, 1] = inputs[name][1, 2] = bad
     mask = torch.tensor([[True, True, True], [True, True, False]])
     loss, statistics = sspo_loss(response_mask=mask, gate=TAU, **inputs)
     got = statistics.as_metrics()
     assert all(map(math.isfinite, got.values()))
-    counts = {key: got[f"sspo/nonfinite_{key}"] for key in verl_sspo.metrics.INPUTS}
-    assert counts == {key: float(key == name) for key in verl_sspo.metrics.INPUTS}
+    counts = {key: got[f"sspo/nonfinite_{key}"] for key in verl_sspo.algorithm.metrics.INPUTS}
+    assert counts == {key: float(key == name) for key in verl_sspo.algorithm.metrics.INPUTS}
     # An infinite log-ratio saturates its gate; nothing else is trained on.
     assert loss.isfinite() == (name.endswith("log_prob") and not math.isnan(bad))
 
@@ -112,7 +112,7 @@ def test_keys_are_the_same_and_finite_without_a_valid_token(shape):
 
 
 def test_every_metric_is_defined_in_the_table_of_the_module():
-    documented = re.findall(r"`((?:sspo|actor)/\w+)`", verl_sspo.metrics.__doc__.split("|---|---|")[1])
+    documented = re.findall(r"`((?:sspo|actor)/\w+)`", verl_sspo.algorithm.metrics.__doc__.split("|---|---|")[1])
     assert sorted(documented) == sorted(metrics([[0.5]], [1.0]))
 
 

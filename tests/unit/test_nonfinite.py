@@ -10,13 +10,13 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig
 
-import verl_sspo.nonfinite
+import verl_sspo.algorithm.nonfinite
 from verl_sspo.config import SSPOPolicyLossConfig
 
 
 @pytest.fixture(autouse=True)
 def nothing_reported_yet(monkeypatch):
-    monkeypatch.setattr(verl_sspo.nonfinite, "_reported", set())
+    monkeypatch.setattr(verl_sspo.algorithm.nonfinite, "_reported", set())
 
 
 def loss_of(name=None, value=math.nan, stop=False):

@@ -12,8 +12,8 @@ import yaml
 from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 
-from verl_sspo.doctor.compose import compose_config
 from verl_sspo.doctor.configuration import configuration_findings
+from verl_sspo.run.compose import compose_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TASKS = ("gsm8k", "math", "gsm8k_deepmath", "code")

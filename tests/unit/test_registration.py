@@ -27,7 +27,7 @@ def python(code: str, tmp_path, **env: str) -> subprocess.CompletedProcess:
 
 def test_verl_finds_loss_and_estimator_in_a_new_process(tmp_path):
     done = python(FIND, tmp_path)
-    assert done.stdout.split() == ["verl_sspo.algorithm", "verl_sspo.algorithm"], done.stderr
+    assert done.stdout.split() == ["verl_sspo.algorithm.registration", "verl_sspo.algorithm.registration"], done.stderr
 
 
 def test_importing_the_package_is_cheap_and_the_mathematics_needs_no_verl(tmp_path):
@@ -35,7 +35,7 @@ def test_importing_the_package_is_cheap_and_the_mathematics_needs_no_verl(tmp_pa
 import sys, verl_sspo
 heavy = {"torch", "verl", "ray", "transformers"} & set(sys.modules)
 assert not heavy, heavy
-import verl_sspo.gates, verl_sspo.loss, verl_sspo.metrics, verl_sspo.advantage, verl_sspo.reference
+from verl_sspo.algorithm import advantage, gates, loss, metrics, reference
 heavy = {"verl", "ray", "transformers"} & set(sys.modules)
 assert not heavy, heavy
 """
@@ -47,25 +47,25 @@ def test_a_plugin_that_fails_to_load_is_loud(tmp_path):
     """verl swallows the error; the user must see it all the same."""
     code = """
 import sys
-sys.modules["verl_sspo.algorithm"] = None  # its import now fails
+sys.modules["verl_sspo.algorithm.registration"] = None  # its import now fails
 import verl
 """
     done = python(code, tmp_path)
     assert done.returncode == 0  # verl goes on
     assert "verl_sspo could not be loaded" in done.stderr
-    assert "verl_sspo.algorithm" in done.stderr
+    assert "verl_sspo.algorithm.registration" in done.stderr
     assert "doctor" in done.stderr
 
 
 def test_the_configuration_may_be_imported_before_verl(tmp_path):
     done = python("import verl_sspo.config\n" + FIND, tmp_path)
-    assert done.stdout.split() == ["verl_sspo.algorithm", "verl_sspo.algorithm"], done.stderr
+    assert done.stdout.split() == ["verl_sspo.algorithm.registration", "verl_sspo.algorithm.registration"], done.stderr
     assert "could not be loaded" not in done.stderr
 
 
 def test_loading_twice_is_harmless(tmp_path):
     done = python("import verl_sspo.plugin, verl\n" + FIND, tmp_path, VERL_USE_EXTERNAL_MODULES="verl_sspo.plugin")
-    assert done.stdout.split() == ["verl_sspo.algorithm", "verl_sspo.algorithm"], done.stderr
+    assert done.stdout.split() == ["verl_sspo.algorithm.registration", "verl_sspo.algorithm.registration"], done.stderr
 
 
 @pytest.mark.timeout(180)
@@ -83,4 +83,4 @@ def find():
 print(*ray.get(find.remote()))
 """
     done = python(code, tmp_path)
-    assert done.stdout.split() == ["verl_sspo.algorithm", "verl_sspo.algorithm"], done.stderr
+    assert done.stdout.split() == ["verl_sspo.algorithm.registration", "verl_sspo.algorithm.registration"], done.stderr

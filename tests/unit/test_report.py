@@ -14,11 +14,12 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from verl_sspo import launch
-from verl_sspo.report import paired_plot, statistics, style, suite_report, tables, training_curves
-from verl_sspo.report import runs as runs_
-from verl_sspo.suites import cell as cells
-from verl_sspo.suites.definition import Measure, load_suite
+from verl_sspo.experiments import cell as cells
+from verl_sspo.experiments import paired_plot, suite_report, tables, training_curves
+from verl_sspo.experiments import runs as runs_
+from verl_sspo.experiments.suite import Measure, load_suite
+from verl_sspo.report import statistics, style
+from verl_sspo.run import launch
 
 TINY = Path(__file__).parents[2] / "recipes" / "suites" / "tiny.yaml"
 ACCURACY = "val-core/arithmetic/acc/mean@1"
@@ -151,7 +152,7 @@ def test_a_report_of_unfinished_runs_with_gaps(root, tmp_path):
     assert "7 of 90 runs started: 4 finished" in text
     assert "1 running" in text
     assert "Failed: `lr1e-4/sapo/seed0`" in text
-    assert "python scripts/reproduce.py tiny" in text
+    assert "verl-sspo reproduce tiny" in text
     for picture in re.findall(r"\]\((pictures/\S+\.svg)\)", text):
         assert (output / picture).exists()
         assert (output / picture).with_suffix(".pdf").exists()

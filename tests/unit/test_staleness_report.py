@@ -5,10 +5,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from verl_sspo.report import staleness
-from verl_sspo.report.runs import Run
+from verl_sspo.experiments import staleness
+from verl_sspo.experiments.runs import Run
+from verl_sspo.experiments.suite import load_suite
 from verl_sspo.report.summary import Metrics
-from verl_sspo.suites.definition import load_suite
 
 SUITE = load_suite(Path(__file__).parents[2] / "recipes" / "suites" / "staleness.yaml")
 SSPO = {

@@ -1,7 +1,6 @@
 """Suites: what the YAML files stand for, and the machinery that runs cells, with a small process in verl's place."""
 
 import functools
-import importlib.util
 import json
 import os
 import re
@@ -21,14 +20,15 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from verl.utils.config import omega_conf_to_dataclass
 
-from verl_sspo import launch
 from verl_sspo.data.tasks import TASKS
-from verl_sspo.doctor.compose import compose_config
-from verl_sspo.evaluation import Evaluation
-from verl_sspo.overrides import hydra_overrides
-from verl_sspo.suites import cell as cells
-from verl_sspo.suites.definition import Cell, expand, load_suite
-from verl_sspo.suites.runner import run
+from verl_sspo.experiments import cell as cells
+from verl_sspo.experiments import reproduce
+from verl_sspo.experiments.evaluation import Evaluation
+from verl_sspo.experiments.runner import run
+from verl_sspo.experiments.suite import Cell, expand, load_suite
+from verl_sspo.run import launch
+from verl_sspo.run.compose import compose_config
+from verl_sspo.run.overrides import hydra_overrides
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SUITES = sorted((RECIPES / "suites").glob("*.yaml"))
@@ -120,7 +120,7 @@ def test_the_commands_at_its_head_make_the_data_of_a_recipe_or_suite(path):
     else:
         config = compose_config(path.stem, [], RECIPES)
     commands = re.findall(r"^#   (.*)$", path.read_text(), re.M)
-    shell = ['python() { [ "$1" != scripts/prepare_data.py ] || echo "${@:2}"; }', *commands]
+    shell = ['verl-sspo() { [ "$1" != prepare-data ] || echo "${@:2}"; }', *commands]
     lines = subprocess.run(["bash", "-c", "\n".join(shell)], capture_output=True, text=True).stdout.splitlines()
     made = {}
     for line in lines:
@@ -286,15 +286,10 @@ def test_a_folder_with_other_settings_is_not_touched(tmp_path, recipes):
 
 def test_reproduce_mixes_no_settings(tmp_path, recipes, monkeypatch, capsys):
     """The suite was edited after some cells had finished: nothing starts and nothing is written."""
-    path = Path(__file__).parents[2] / "scripts" / "reproduce.py"
-    spec = importlib.util.spec_from_file_location("reproduce", path)
-    reproduce = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reproduce)
     suite, root = tmp_path / "toy.yaml", tmp_path / "runs"
     monkeypatch.setattr(reproduce, "RECIPES", recipes)
-    monkeypatch.setattr(reproduce, "REPOSITORY", tmp_path)
     monkeypatch.setattr(reproduce, "run", lambda *args, **options: run(*args, **options, train=fake_train))
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", str(suite), "--output", str(root)])
+    monkeypatch.setattr(sys, "argv", ["reproduce", str(suite), "--output", str(root)])
     monkeypatch.chdir(tmp_path)
     text = MINIMAL + "overrides: {behaviour: finish}\n"
     suite.write_text(text)
@@ -355,8 +350,8 @@ INTERRUPTED = """
 import sys
 from pathlib import Path
 from fake_trainer import fake_train
-from verl_sspo.suites.definition import Cell
-from verl_sspo.suites.runner import run
+from verl_sspo.experiments.suite import Cell
+from verl_sspo.experiments.runner import run
 if __name__ == "__main__":
     cell = Cell("toy", "default", "a", 0, "toy", ("behaviour=hang", "seed=0"))
     run([cell], Path(sys.argv[1]), Path(sys.argv[2]), train=fake_train, poll_seconds=0.05)

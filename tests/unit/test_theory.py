@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from verl_sspo import objectives, theory
-from verl_sspo.report import trust_region
+from verl_sspo.analysis import objectives, theory, trust_region
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from verl.utils.tokenizer import hf_tokenizer
 from verl.utils.tokenizer.continuous_token import QwenContinuousTokenBuilder
 
-from verl_sspo import tiny_model
-from verl_sspo.tiny_model import create_model, create_tokenizer, prepare_arithmetic, warm_up
+from verl_sspo.quickstart import model as tiny_model
+from verl_sspo.quickstart.model import create_model, create_tokenizer, prepare_arithmetic, warm_up
 
 TOKENIZER = create_tokenizer()
 TINY = {"digits": 1, "train_size": 40, "val_size": 10, "warm_up_steps": 2, "warm_up_batch": 4}

@@ -154,7 +154,7 @@ def returns(result: Any, *arguments: Any) -> Expectation:
 PPO = "verl.trainer.ppo"
 ROLLOUT = "verl.workers.rollout"
 OURS = "verl_sspo"
-HF = "verl_sspo.embedded.rollout.HF"
+HF = "verl_sspo.cpu.rollout.HF"
 
 INTERNALS = [
     # Being loaded, and registering.
@@ -385,7 +385,7 @@ def test_the_table_is_complete():
 
 
 def test_the_replay_buffer_is_made_as_verl_makes_it():
-    from verl_sspo.embedded.sampler import quick_replay_buffer
+    from verl_sspo.cpu.sampler import quick_replay_buffer
 
     options = {"trainer_config": {}, "max_off_policy_threshold": 1, "max_off_policy_strategy": "drop"}
     buffer = quick_replay_buffer(trainer_mode="sync", sampler_kwargs={}, refill_fn=None, **options)

@@ -19,7 +19,7 @@ SENT = {
 
 @pytest.mark.parametrize(("trainers", "rollouts"), [(1, 1), (2, 3)])
 def test_every_rollout_gets_the_first_ranks_weights(trainers, rollouts):
-    from verl_sspo.embedded.weights import GlooCheckpointEngine
+    from verl_sspo.cpu.weights import GlooCheckpointEngine
 
     engines = [GlooCheckpointEngine(bucket_size=1, is_master=rank == 0) for rank in range(trainers + rollouts)]
     walked = []
@@ -68,7 +68,7 @@ import torch
 from torch.distributed.fsdp import fully_shard
 torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 import verl
-import verl_sspo.embedded.weights
+import verl_sspo.cpu.weights
 from verl.experimental.separation.engine_workers import DetachActorWorker
 
 model = fully_shard(torch.nn.Linear(2, 1), mesh=torch.distributed.init_device_mesh("cpu", (1,)))
@@ -101,7 +101,7 @@ def test_the_old_policy_that_verl_keeps_is_a_copy():
 def test_another_verl_is_refused(monkeypatch):
     from verl.utils import fsdp_utils
 
-    from verl_sspo.embedded import internals
+    from verl_sspo.cpu import internals
 
     monkeypatch.setattr(fsdp_utils, "fsdp2_sharded_save_to_cpu", lambda model, device: None)
     with pytest.raises(internals.IncompatibleVerlError, match="fsdp2_sharded_save_to_cpu"):

@@ -7,6 +7,7 @@ import torch
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig, PolicyLossConfig
 
+from verl_sspo.algorithm.gates import DOMAINS, SHAPES, SIDES
 from verl_sspo.benchmark import machine
 from verl_sspo.benchmark.bandwidth import BYTES_PER_TOKEN, copy_of_as_many
 from verl_sspo.benchmark.host_reads import host_reads
@@ -14,7 +15,6 @@ from verl_sspo.benchmark.memory import peak_bytes, saved_bytes
 from verl_sspo.benchmark.table import Aim, Column, Row, Section
 from verl_sspo.benchmark.timing import interleave
 from verl_sspo.config import SSPOPolicyLossConfig
-from verl_sspo.gates import DOMAINS, SHAPES, SIDES
 
 VERL_LOSSES = ("vanilla", "gspo", "sapo", "geo_mean", "cispo")
 # The preset v3.

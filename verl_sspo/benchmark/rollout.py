@@ -8,8 +8,8 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from verl_sspo.benchmark.table import Aim, Column, Row, Section
 from verl_sspo.benchmark.timing import Spread, interleave
-from verl_sspo.embedded.generation import BatchedGenerator, Request, SamplingParams
-from verl_sspo.tiny_model import create_model, create_tokenizer
+from verl_sspo.cpu.generation import BatchedGenerator, Request, SamplingParams
+from verl_sspo.quickstart.model import create_model, create_tokenizer
 
 COLUMNS = (
     Column("engine", "{engine}"),

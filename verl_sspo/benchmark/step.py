@@ -27,7 +27,7 @@ def measure(file: Path) -> list[Section]:
         NotMeasuredError: there is no such file, or too few steps in it.
     """
     if not file.exists():
-        raise NotMeasuredError(f"there is no {file}: run scripts/quickstart.py first, or name another file of metrics")
+        raise NotMeasuredError(f"there is no {file}: run verl_sspo.quickstart first, or name another file of metrics")
     steps = [data for data in Metrics.read(file).steps.values() if PREFIX + "step" in data][1:]
     steps = [data for data in steps if VALIDATION not in data]
     if len(steps) < 2:

@@ -1,4 +1,4 @@
-"""The data sets that `scripts/prepare_data.py` knows: where each comes from and how its rows are read."""
+"""The data sets that `verl-sspo prepare-data` knows: where each comes from and how its rows are read."""
 
 from __future__ import annotations
 

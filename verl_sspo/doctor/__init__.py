@@ -5,7 +5,7 @@
 `describe` once when a worker starts.
 """
 
-from verl_sspo.doctor.actor import actor_findings, describe
+from verl_sspo.doctor.actor import actor_findings
 from verl_sspo.doctor.finding import Finding
 
-__all__ = ["Finding", "actor_findings", "describe"]
+__all__ = ["Finding", "actor_findings"]

@@ -13,9 +13,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from verl_sspo.doctor import Finding, describe, environment
-from verl_sspo.doctor.compose import compose_config
+from verl_sspo.algorithm.description import describe
+from verl_sspo.doctor import Finding, environment
 from verl_sspo.doctor.configuration import configuration_findings
+from verl_sspo.run.compose import compose_config
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

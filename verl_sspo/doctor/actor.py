@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
+from verl_sspo.algorithm.gates import Gate
 from verl_sspo.doctor.finding import Finding
-from verl_sspo.gates import Gate
 
 SSPO_TARGET = "verl_sspo.config.SSPOPolicyLossConfig"
 #: verl's defaults of what SSPO does not read.
@@ -31,15 +30,6 @@ SMALLEST_SLOPE = 0.1
 def _has_gate(policy_loss: Any) -> bool:
     """Whether this is, or will become, an SSPOPolicyLossConfig and not verl's own class."""
     return hasattr(type(policy_loss), "gate_side") or policy_loss.get("_target_") == SSPO_TARGET
-
-
-def half_width(gate: Gate, tau: float) -> float:
-    """The log-ratio z > 0 at which the gate's slope has fallen to half of its slope on policy; inf if beyond 20."""
-    z = torch.logspace(-6, math.log10(20.0), 20_000, dtype=torch.float64)
-    temperature = torch.tensor(tau, dtype=torch.float64)
-    _, slope = gate.log_value_and_slope(z, temperature)
-    below = (slope < 0.5 * gate.on_policy_slope(temperature)).nonzero()
-    return float(z[below[0]]) if len(below) else math.inf
 
 
 def actor_findings(actor: Any) -> list[Finding]:
@@ -126,32 +116,3 @@ def _gate_findings(actor: Any) -> Iterator[Finding]:
                 "its gradient",
                 "the papers use 1 to 12",
             )
-
-
-def describe(actor: Any) -> str:
-    """The effective settings of SSPO as one readable block, with the warnings and errors below.
-
-    Args:
-        actor: verl's actor configuration, the dataclass or the composed DictConfig.
-
-    Raises:
-        ValueError: on settings that `verl_sspo.gates.Gate` excludes.
-    """
-    gate = Gate.of_policy_loss(actor.get("policy_loss"))
-    domain = "log-ratio" if gate.domain == "log" else "ratio"
-    side = "" if gate.side == "both" else ", forward side only (our extension)"
-    positive, negative = half_width(gate, gate.tau_pos), half_width(gate, gate.tau_neg)
-    lines = [
-        f"SSPO (verl_sspo {version('verl-sspo')}, verl {version('verl')})",
-        f"  gate         {gate.shape} of the {domain}{side}",
-        f"  temperature  {gate.tau_pos:g} where A > 0: half of a token's gradient passes at log-ratio {positive:.3g}",
-        f"               {gate.tau_neg:g} elsewhere: at {negative:.3g}",
-        f"  aggregation  {actor.get('loss_agg_mode')}",
-        f"  other terms  entropy bonus {actor.get('entropy_coeff', 0):g}, KL loss {_kl(actor)}",
-    ]
-    findings = [str(finding) for finding in actor_findings(actor) if finding.severity != "ok"]
-    return "\n".join([*lines, *("  " + line for text in findings for line in text.splitlines())])
-
-
-def _kl(actor: Any) -> str:
-    return f"{actor.get('kl_loss_coef'):g}" if actor.get("use_kl_loss") else "off"

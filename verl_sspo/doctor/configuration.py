@@ -14,9 +14,9 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from verl_sspo.doctor.actor import actor_findings
-from verl_sspo.doctor.compose import reference_config
 from verl_sspo.doctor.finding import Finding
 from verl_sspo.doctor.values import value_findings
+from verl_sspo.run.compose import reference_config
 
 GROUP_ESTIMATORS = ("sspo", "grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "opo", "grpo_passk")
 #: Sections that verl hands on without a schema, or that this package reads.
@@ -34,7 +34,7 @@ def configuration_findings(config: DictConfig) -> list[Finding]:
     """Everything that a composed configuration of main_ppo reveals about itself.
 
     Args:
-        config: as `verl_sspo.doctor.compose.compose_config` returns it, or as main_ppo receives it.
+        config: as `verl_sspo.run.compose.compose_config` returns it, or as main_ppo receives it.
     """
     if wrong := value_findings(config):
         return wrong
@@ -408,7 +408,7 @@ def _workers(config: DictConfig) -> Iterator[Finding]:
 
 def _weight_transfer(config: DictConfig) -> Iterator[Finding]:
     engine = config.actor_rollout_ref.rollout.checkpoint_engine
-    if config.trainer.device != "cpu" and str(engine.custom_backend_module).startswith("verl_sspo.embedded."):
+    if config.trainer.device != "cpu" and str(engine.custom_backend_module).startswith("verl_sspo.cpu."):
         key = "actor_rollout_ref.rollout.checkpoint_engine"
         yield Finding(
             "error",

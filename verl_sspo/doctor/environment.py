@@ -17,9 +17,9 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 from packaging.requirements import Requirement
 
-from verl_sspo import settings
 from verl_sspo.doctor.configuration import rollout_gpus, trainer_gpus
 from verl_sspo.doctor.finding import Finding
+from verl_sspo.run import settings
 
 #: Columns of verl's parquet rows (verl_sspo.data.schema).
 COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
@@ -212,7 +212,7 @@ def data_findings(config: DictConfig) -> Iterator[Finding]:
                     f"data.{key}: there is no {path}",
                     "scripts/quickstart.sh makes it"
                     if "task" in config
-                    else "scripts/prepare_data.py makes it: see the head of the recipe; or set the path",
+                    else "verl-sspo prepare-data makes it: see the head of the recipe; or set the path",
                 )
                 continue
             try:
@@ -229,7 +229,7 @@ def data_findings(config: DictConfig) -> Iterator[Finding]:
                     "error",
                     "data",
                     f"{path} has no {', '.join(missing)}",
-                    f"verl's rows have {', '.join(COLUMNS)}: scripts/prepare_data.py writes them",
+                    f"verl's rows have {', '.join(COLUMNS)}: verl-sspo prepare-data writes them",
                 )
             else:
                 rows += count if key == "train_files" else 0
@@ -324,7 +324,7 @@ def checkpoint_findings(config: DictConfig) -> Iterator[Finding]:
     folder = Path(config.trainer.default_local_dir)
     latest = folder / "latest_checkpointed_iteration.txt"
     recorded = latest.read_text().strip() if latest.is_file() else ""
-    # Where verl's record is lost a restart may still find a checkpoint: verl_sspo.checkpoints.
+    # Where verl's record is lost a restart may still find a checkpoint: verl_sspo.run.checkpoints.
     if not recorded and not any(folder.glob("global_step_*")):
         return
     step = f"step {recorded}" if recorded else "the last step"

@@ -8,8 +8,8 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from verl_sspo.doctor.compose import reference_config
 from verl_sspo.doctor.finding import Finding
+from verl_sspo.run.compose import reference_config
 
 #: What batches, lengths and groups of GPUs are computed from; the sizes of Megatron where there are any.
 SIZES = (
@@ -38,7 +38,7 @@ def value_findings(config: DictConfig) -> list[Finding]:
     """Errors only, each with the key that it is about; without any, the other checks can compute.
 
     Args:
-        config: as `verl_sspo.doctor.compose.compose_config` returns it.
+        config: as `verl_sspo.run.compose.compose_config` returns it.
     """
     try:
         values: Any = OmegaConf.to_container(config, resolve=True)

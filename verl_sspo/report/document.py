@@ -2,6 +2,7 @@
 
 import base64
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from markdown import markdown
@@ -19,6 +20,11 @@ p:has(> em:only-child) { font-size: 14px; color: #444; }
 @media print { body { max-width: none; margin: 0; } img, table { break-inside: avoid; } }
 """
 _IMAGE = re.compile(r'(<img [^>]*src=")([^"]+\.svg)(")')
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '∣') for cell in line)} |" for line in lines)
 
 
 def picture(path: Path, output: Path, alt: str, caption: str) -> str:

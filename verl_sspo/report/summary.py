@@ -10,9 +10,9 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from verl_sspo.launch import METRICS
+from verl_sspo.run.launch import METRICS
 
-# The mean slope of the gate, see `verl_sspo.metrics`. Other losses do not have it.
+# The mean slope of the gate, see `verl_sspo.algorithm.metrics`. Other losses do not have it.
 EFFECTIVE_UPDATE_RATIO = "actor/sspo/slope"
 ENTROPY = "actor/entropy"
 REWARD = "critic/score/mean"

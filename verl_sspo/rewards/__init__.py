@@ -92,7 +92,7 @@ def compute_score(
     """
     scored: dict[str, Any]
     if data_source == "arithmetic":
-        from verl_sspo.rewards import arithmetic
+        from verl_sspo.quickstart import reward as arithmetic
 
         scored = dict(arithmetic.score(solution_str, ground_truth))
     else:

@@ -1,5 +1,5 @@
 """What must hold whatever the input: checked briefly by tests/unit/test_fuzz.py, for as long as one likes by
-scripts/fuzz.py.
+tests/fuzz.py.
 """
 
 from collections.abc import Callable, Mapping

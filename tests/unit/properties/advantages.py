@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 from properties import Property
-from verl_sspo.advantage import group_relative_advantages
+from verl_sspo.algorithm.advantage import group_relative_advantages
 
 _EXACT = Context(prec=60, Emax=10**6, Emin=-(10**6))
 # Rewards as tasks give them, rewards that rounding makes almost equal, and the ends of float32.

@@ -11,9 +11,9 @@ from hypothesis.extra.numpy import arrays
 from verl.trainer.ppo.core_algos import agg_loss
 
 from properties import Property
-from verl_sspo.gates import DOMAINS, SHAPES, SIDES, Gate
-from verl_sspo.loss import sspo_loss
-from verl_sspo.reference import sspo_loss_matrix
+from verl_sspo.algorithm.gates import DOMAINS, SHAPES, SIDES, Gate
+from verl_sspo.algorithm.loss import sspo_loss
+from verl_sspo.algorithm.reference import sspo_loss_matrix
 
 AGG_MODES = ("seq-mean-token-mean", "token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm")
 # Largest value of each shape: G(inf).

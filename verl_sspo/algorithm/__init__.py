@@ -1,0 +1,1 @@
+"""The mathematics of SSPO without verl, and `registration`, which hands it to verl."""

@@ -1,0 +1,1 @@
+"""What the losses do outside a trainer: trust regions, bias and variance."""

@@ -1,0 +1,1 @@
+"""Suites of runs, evaluation of checkpoints, and the report of a suite."""

@@ -1,0 +1,223 @@
+"""One run of a suite and its folder.
+
+With the folder `runs/tiny/lr1e-4/sspo/seed0`:
+cell.json        what the suite asked for, and the versions of everything that ran
+config.yaml      the resolved configuration, but for the keys that name this folder
+attempt-1/       a start of main_ppo: train.log, metrics.jsonl, hydra/ (see `run.launch`); attempt-2/ and so on
+                 resume from the checkpoints that the ones before left
+checkpoints/     if the suite saves any
+trained          the training is finished
+evaluation/      of the last checkpoint, if the suite asks for it
+failure.json     why the last attempt failed
+result.json      the run is finished
+reproduce.log    progress
+"""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig
+from rich.console import Console
+
+from verl_sspo.experiments.evaluation import Trainer, evaluate, prepare_task
+from verl_sspo.experiments.suite import Cell
+from verl_sspo.run import atomic, checkpoints, launch
+from verl_sspo.run.compose import compose_config
+from verl_sspo.run.launch import attempts
+from verl_sspo.run.overrides import hydra_value
+from verl_sspo.run.processes import running_in
+from verl_sspo.run.settings import differences, resolved
+
+PLAN = "cell.json"
+CONFIG = "config.yaml"
+TRAINED = "trained"
+RESULT = "result.json"
+FAILURE = "failure.json"
+LOG = "reproduce.log"
+LOCK = ".lock"
+CHECKPOINTS = "checkpoints"
+EVALUATION = "evaluation"
+
+
+class CellRunningError(RuntimeError):
+    """Another process runs this cell."""
+
+
+def state(folder: Path) -> str:
+    """Of a cell's folder: "finished", "running", "failed", "interrupted" or "not started"."""
+    if (folder / RESULT).exists():
+        return "finished"
+    lock = folder / LOCK
+    if lock.exists():
+        try:
+            with FileLock(lock, timeout=0):
+                pass
+        except Timeout:
+            return "running"
+    if (folder / FAILURE).exists():
+        return "failed"
+    return "interrupted" if attempts(folder) else "not started"
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is one to resume from."""
+    return (folder / CHECKPOINTS / checkpoints.RECORD).exists()
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint, verl's `global_step_<n>`.
+
+    Raises:
+        FileNotFoundError: the run saved none.
+    """
+    record = folder / CHECKPOINTS / checkpoints.RECORD
+    if not record.exists():
+        raise FileNotFoundError(f"{folder} has no checkpoint to evaluate: set trainer.save_freq in the suite")
+    return record.parent / f"global_step_{int(record.read_text())}"
+
+
+def check_settings(cell: Cell, folder: Path, recipes: Path) -> DictConfig:
+    """The configuration of a cell.
+
+    Raises:
+        ValueError: the folder holds a run, finished or not, with other settings.
+    """
+    config = compose_config(cell.recipe, cell.overrides, recipes)
+    there, plan = folder / CONFIG, folder / PLAN
+    different = differences(there.read_text(), resolved(config)) if there.exists() else []
+    if plan.exists():
+        before, now = json.loads(plan.read_text())["evaluation"], asdict(cell)["evaluation"]
+        different += [f"evaluation: {before} there, {now} now"] if before != now else []
+    if different:
+        raise ValueError(
+            f"{folder} holds a run with other settings ({', '.join(different[:5])}): "
+            "move it away or give --output another folder"
+        )
+    return config
+
+
+def run_cell(cell: Cell, folder: Path, recipes: Path, train: Trainer = launch.train) -> None:
+    """Runs a cell to its end: prepares its task, trains, evaluates. Finished cells are left as they are.
+
+    With a checkpoint in the folder the training goes on from there. Without, earlier attempts are renamed and it
+    starts anew.
+
+    Args:
+        cell: what to run.
+        folder: its folder.
+        recipes: Hydra tree of the recipes.
+        train: `verl_sspo.run.launch.train`.
+
+    Raises:
+        CellRunningError: another process is at it.
+        ValueError: the folder holds a run with other settings.
+        FileNotFoundError: data files are missing.
+        launch.TrainingFailedError: main_ppo failed.
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # A report that looks at the lock holds it for a moment.
+        with FileLock(folder / LOCK, timeout=2):
+            if (folder / RESULT).exists():
+                return
+            # Without the lock: main_ppo, whose launcher and guard were both killed, goes on writing.
+            if (pid := running_in(folder)) is not None:
+                raise CellRunningError(f"process {pid} still trains in {folder}: end it first")
+            with (folder / LOG).open("a", encoding="utf-8") as log:
+                _run_locked(cell, folder, recipes, train, Console(file=log, width=120))
+    except Timeout as error:
+        raise CellRunningError(f"{folder} is being run by another process") from error
+
+
+def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console: Console) -> None:
+    started = time.time()
+    config = check_settings(cell, folder, recipes)
+    prepare_task(config, console, () if cell.evaluation is None else cell.evaluation.benchmarks)
+    atomic.write(folder / CONFIG, resolved(config))
+    atomic.write(folder / PLAN, json.dumps(asdict(cell) | _ran_with(folder), indent=2) + "\n")
+    (folder / FAILURE).unlink(missing_ok=True)
+
+    # An evaluation that failed does not repeat the training.
+    if not (folder / TRAINED).exists():
+        checkpoints.settle(folder / CHECKPOINTS)
+        train(
+            [
+                *cell.overrides,
+                f"trainer.default_local_dir={hydra_value(folder / CHECKPOINTS)}",
+                "trainer.resume_mode=auto",
+            ],
+            _next_attempt(folder),
+            config_dir=recipes,
+            config_name=cell.recipe,
+            console=console,
+        )
+        atomic.write(folder / TRAINED, "")
+    if cell.evaluation is not None:
+        if (folder / EVALUATION).exists():
+            launch.move_aside(folder / EVALUATION)
+        evaluate(
+            last_checkpoint(folder),
+            cell.evaluation,
+            folder / EVALUATION,
+            recipe=cell.recipe,
+            overrides=cell.overrides,
+            recipes=recipes,
+            train=train,
+            console=console,
+        )
+    result = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seconds": time.time() - started}
+    atomic.write(folder / RESULT, json.dumps(result, indent=2) + "\n")
+
+
+def _ran_with(folder: Path) -> dict[str, Any]:
+    """Versions of what started the training, and of what went on with it where those are others."""
+    now, plan = versions(), folder / PLAN
+    if not plan.exists() or not (has_checkpoint(folder) or (folder / TRAINED).exists()):
+        return {"ran_with": now}
+    before = json.loads(plan.read_text())
+    first, later = before["ran_with"], before.get("went_on_with", [])
+    if now not in (first, *later):
+        later = [*later, now]
+    return {"ran_with": first, "went_on_with": later} if later else {"ran_with": first}
+
+
+def _next_attempt(folder: Path) -> Path:
+    """The folder of the next start. Earlier ones that left no checkpoint are renamed: they are no part of this run."""
+    earlier = attempts(folder)
+    if earlier and not has_checkpoint(folder):
+        for attempt in earlier:
+            launch.move_aside(attempt)
+        earlier = []
+    number = int(earlier[-1].name.removeprefix("attempt-")) + 1 if earlier else 1
+    return folder / f"attempt-{number}"
+
+
+def record_failure(folder: Path, error: BaseException) -> None:
+    """Writes why a cell failed, for `state` and the report."""
+    failure = {"error": f"{type(error).__name__}: {error}"}
+    if isinstance(error, launch.TrainingFailedError):
+        failure |= {"log": str(error.log), "excerpt": error.excerpt}
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic.write(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages, the interpreter and the machine, and the commit of the checkout (`+` if it has changes)."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    installed: dict[str, str | None] = {name: version(name) for name in ("verl", "verl-sspo", "torch", "transformers")}
+    return installed | {
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
+        "commit": commit.stdout.strip() + ("+" if changes.stdout.strip() else "") if commit.returncode == 0 else None,
+    }

@@ -1,0 +1,1 @@
+"""The toy task, its tokenizer and model, and the command that trains it."""

@@ -1,0 +1,1 @@
+"""Starts, watches, resumes and cleans up a verl `main_ppo`."""

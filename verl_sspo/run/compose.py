@@ -1,0 +1,61 @@
+"""Composing a configuration the way verl's main_ppo does, without starting anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from verl_sspo.run.overrides import hydra_value
+
+# The recipes as installed; in a clone they are the top-level folder `recipes`.
+RECIPES = Path(str(files("verl_sspo.recipes")))
+
+
+def verl_config_dir() -> Path:
+    """verl's own `verl/trainer/config`."""
+    spec = find_spec("verl")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("verl is not installed: pip install -e . in the project's clone brings it")
+    return Path(spec.submodule_search_locations[0]) / "trainer" / "config"
+
+
+def compose_config(
+    config_name: str = "ppo_trainer", overrides: Sequence[str] = (), config_dir: str | Path | None = None
+) -> DictConfig:
+    """What `main_ppo --config-dir CONFIG_DIR --config-name CONFIG_NAME OVERRIDES` would run.
+
+    Args:
+        config_name: a recipe, or one of verl's own configurations.
+        overrides: Hydra overrides.
+        config_dir: folder of the recipe; None for verl's own configurations alone.
+
+    Raises:
+        hydra.errors.HydraException: on a name or an override that does not compose.
+        omegaconf.errors.OmegaConfBaseException: likewise.
+        ValueError: on a group that is set to a number, likewise.
+    """
+    own = Path(config_dir).resolve() if config_dir is not None else None
+    if own is not None and not own.is_dir():
+        raise FileNotFoundError(f"there is no folder of recipes {own}")
+    name = config_name.removesuffix(".yaml")
+    if own is not None and not any((folder / f"{name}.yaml").is_file() for folder in (own, verl_config_dir())):
+        there = ", ".join(sorted(path.stem for path in own.glob("*.yaml")))
+        raise FileNotFoundError(f"there is no recipe {name} in {own}: there are {there}")
+    primary, other = verl_config_dir(), own
+    if own is not None and (own / f"{name}.yaml").is_file():
+        primary, other = own, verl_config_dir()
+    search = [] if other is None else [f"hydra.searchpath={hydra_value([f'file://{other}'])}"]
+    with initialize_config_dir(str(primary), version_base=None):
+        return compose(name, overrides=[*search, *overrides])
+
+
+@lru_cache
+def reference_config(model_engine: str) -> DictConfig:
+    """verl's own ppo_trainer with this engine and nothing set: every key that verl knows. Do not change it."""
+    return compose_config("ppo_trainer", [f"model_engine={model_engine}"])
