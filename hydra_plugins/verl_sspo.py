@@ -1,7 +1,7 @@
-"""Lets Hydra find the recipes of verl_sspo in every `main_ppo`, from any folder, without `--config-dir`.
+"""Adds the recipes to Hydra's search path, so that every `main_ppo` finds them without `--config-dir`.
 
-Hydra imports every module of the namespace package `hydra_plugins`. Our folder is appended, so a user's own
-configuration of the same name comes first.
+Hydra imports every module of the namespace package `hydra_plugins`. The recipes come after verl's own configurations
+and after the user's `--config-dir`, which is searched first; they come before the folders of `hydra.searchpath`.
 """
 
 from hydra.core.config_search_path import ConfigSearchPath
