@@ -1,7 +1,7 @@
 """Adds the recipes to Hydra's search path, so that every `main_ppo` finds them without `--config-dir`.
 
-Hydra imports every module of the namespace package `hydra_plugins`. The recipes come after verl's own configurations
-and after the user's `--config-dir`, which is searched first; they come before the folders of `hydra.searchpath`.
+Hydra imports every module of the namespace package `hydra_plugins`. verl's own configurations and the user's
+`--config-dir` come before the recipes. The folders of `hydra.searchpath` come after them.
 """
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -10,4 +10,6 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 class RecipesSearchPath(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append(provider="verl_sspo", path="pkg://verl_sspo.recipes")
+        # Hydra inserts `--config-dir` before the first provider called "schema". Under any other name the recipes would
+        # come first and replace a user's file of the same name.
+        search_path.append(provider="schema", path="pkg://verl_sspo.recipes")
