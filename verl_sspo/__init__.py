@@ -1,6 +1,6 @@
 """Soft Sequence Policy Optimization (SSPO, arXiv:2602.19327) for verl.
 
-verl loads `verl_sspo.plugin` (entry-point group `verl.plugins`). `import verl_sspo` itself loads neither torch nor verl.
+verl loads `verl_sspo.plugin` (entry-point group `verl.plugins`). Importing this package loads neither torch nor verl.
 """
 
 from importlib.metadata import version

@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     # The rest belongs to the command.
     command = parser.parse_args(arguments[:1]).command
+    sys.argv[0] = f"verl-sspo {command}"  # what argparse calls the program in its help
     try:
         return importlib.import_module(COMMANDS[command][0]).main(arguments[1:])
     except ModuleNotFoundError as error:
