@@ -9,7 +9,7 @@ import torch
 from verl.workers.config import ActorConfig
 
 from verl_sspo.algorithm.gates import DOMAINS, SHAPES, Gate
-from verl_sspo.analysis.theory import EXACT, LENGTH, coefficients
+from verl_sspo.analysis.theory import EXACT, LENGTH, token_coefficients
 from verl_sspo.report import style
 
 BIAS = (
@@ -94,7 +94,7 @@ def draw_trust_regions(objectives: Mapping[str, ActorConfig], path: Path) -> Pat
     for i, panel in enumerate(axes):
         together, advantage = i >= 2, (1.0, -1.0)[i % 2]
         for index, (title, config) in enumerate(objectives.items()):
-            values = coefficients(config, z, advantage, together)
+            values = token_coefficients(config, z, advantage, together)
             panel.plot(z, values, label=title, linewidth=1.7, **style.line(index))
         moves = "the whole response moves" if together else f"one token of {LENGTH} moves"
         panel.set_title(f"A {'>' if advantage > 0 else '<'} 0, {moves}", loc="left", fontsize=10)

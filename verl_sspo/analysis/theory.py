@@ -25,7 +25,7 @@ from verl_sspo.analysis.objectives import actor_config, policy_gradient, policy_
 #: Exact importance weights beside the objectives: no bias, for comparison.
 EXACT = "exact importance weights"
 DRIFTS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
-# Tokens of a response in `coefficients`.
+# Tokens of a response in `token_coefficients`.
 LENGTH = 32
 
 
@@ -71,21 +71,29 @@ class Toy:
         """g, (states, tokens)."""
         return torch.func.grad(lambda theta: (self.probability(theta) * advantages).sum())(logits)
 
-    def estimates(
+    def coefficients(
         self, config: ActorConfig | None, logits: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor
     ) -> torch.Tensor:
-        """ghat(y) of one response for every y, (count, states, tokens); without `config` of exact importance weights."""
-        scores = torch.func.jacrev(self.log_prob)(logits)
+        """Of grad log pi of each token in ghat(y), (count, length); without `config` exact importance weights."""
         log_prob, old_log_prob = self.log_prob(logits), self.log_prob(old)
         token_advantages = advantages[:, None].expand_as(log_prob).contiguous()
         if config is None:
-            coefficients = token_advantages * (log_prob - old_log_prob).sum(-1, keepdim=True).exp()
-        else:
-            # On policy every token of the exact gradient has the coefficient A: that fixes the loss's scale.
-            on_policy = policy_gradient(config, old_log_prob, old_log_prob, token_advantages)[0, 0]
-            gradient = policy_gradient(config, log_prob, old_log_prob, token_advantages)
-            coefficients = gradient * token_advantages[0, 0] / on_policy
-        return torch.einsum("yt,ytsk->ysk", coefficients, scores)
+            return token_advantages * (log_prob - old_log_prob).sum(-1, keepdim=True).exp()
+        # On policy every token of the exact gradient has the coefficient A: that fixes the loss's scale.
+        on_policy = policy_gradient(config, old_log_prob, old_log_prob, token_advantages)[0, 0]
+        gradient = policy_gradient(config, log_prob, old_log_prob, token_advantages)
+        return gradient * token_advantages[0, 0] / on_policy
+
+    def estimates(
+        self, config: ActorConfig | None, logits: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor
+    ) -> torch.Tensor:
+        """ghat(y) of one response for every y, (count, states, tokens)."""
+        # sum_t c_t grad log pi(y_t): the table's entry for the token itself, less the softmax of its state.
+        coefficients = self.coefficients(config, logits, old, advantages)
+        token = torch.nn.functional.one_hot(self.sequences, logits.shape[1])
+        scores = coefficients[..., None] * (token - torch.softmax(logits, dim=-1)[self.states])
+        estimates = torch.zeros(len(self.sequences), *logits.shape, dtype=logits.dtype)
+        return estimates.scatter_add(1, self.states[..., None].expand_as(scores), scores)
 
 
 def bias_and_variance(
@@ -192,7 +200,7 @@ def limits(compared: Mapping[str, ActorConfig]) -> dict[str, pd.DataFrame]:
     }
 
 
-def coefficients(config: ActorConfig, z: torch.Tensor, advantage: float, together: bool) -> torch.Tensor:
+def token_coefficients(config: ActorConfig, z: torch.Tensor, advantage: float, together: bool) -> torch.Tensor:
     """The coefficient of the policy gradient of a response's first token, 1 on policy, (count,).
 
     Args:

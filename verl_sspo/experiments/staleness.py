@@ -79,7 +79,7 @@ def means_table(suite: Suite, data: pd.DataFrame) -> str:
     means = data.drop(columns=["seed", "step"]).groupby(["updates_per_transfer", "algorithm"]).mean()
     order = [(every, key) for every in means.index.levels[0] for key in suite.algorithms if (every, key) in means.index]
     table = means.loc[order].rename(index={key: arm.title for key, arm in suite.algorithms.items()}, level=1)
-    return table.reset_index().to_markdown(index=False, floatfmt=".3f", missingval="")
+    return table.astype(object).where(table.notna(), None).reset_index().to_markdown(index=False, floatfmt=".3f")
 
 
 def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
@@ -113,6 +113,8 @@ def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
             panel.plot(means["lag"], means[column], label=arm.title, **look, **marker)
         panel.set_xlim(left=0)
     panels[0].plot([], [], ".", color=style.GREY, markersize=3, label="one step")
-    panels[1].text(0.98, 0.02, "SAPO logs neither", transform=panels[1].transAxes, ha="right", color=style.GREY, size=8)
+    silent = [arm.title for key, arm in suite.algorithms.items() if data.loc[data["algorithm"] == key, "open"].isna().all()]
+    note = f"not logged: {', '.join(silent)}" if silent else ""
+    panels[1].text(0.03, 0.05, note, transform=panels[1].transAxes, color=style.GREY, fontsize=8)
     style.legend_below(figure, 3)
     return style.save(figure, path)
