@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from omegaconf import DictConfig
 from verl_sspo.run.overrides import hydra_value
 
 # The recipes as installed; in a clone they are the top-level folder `recipes`.
-RECIPES = Path(str(files("verl_sspo.recipes")))
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def verl_config_dir() -> Path:
