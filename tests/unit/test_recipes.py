@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 
 from verl_sspo.doctor.configuration import configuration_findings
-from verl_sspo.run.compose import compose_config
+from verl_sspo.run.compose import compose_config, verl_config_dir
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TASKS = ("gsm8k", "math", "gsm8k_deepmath", "code")
@@ -62,6 +62,12 @@ def test_combinations_use_every_file():
         files = {path.stem for path in (RECIPES / group).glob("*.yaml")}
         assert files - names - shared <= {"cpu", "cpu_vllm", "tiny"}, group
     assert {(a, h in FSDP) for _, a, h, _ in COMBINATIONS} == set(itertools.product(ALGORITHMS, (True, False)))
+
+
+def test_no_recipe_has_the_name_of_a_file_of_verl():
+    ours, verls = ({path.relative_to(root) for path in root.rglob("*.yaml")} for root in (RECIPES, verl_config_dir()))
+    assert ours
+    assert ours & verls == set()
 
 
 @pytest.mark.parametrize(("task", "algorithm", "hardware", "model"), COMBINATIONS)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 from tokenizers.pre_tokenizers import ByteLevel
@@ -188,3 +189,8 @@ def prepare_arithmetic(
                 shutil.move(directory, Path(scratch) / "outdated")
             made.rename(directory)
     return directory
+
+
+def prepare(task: DictConfig, console: Console | None = None) -> Path:
+    """`prepare_arithmetic` for the section `task` of the recipe `quickstart`."""
+    return prepare_arithmetic(Path(task.folder).parent, task.digits, task.seed, heads=task.heads, console=console)
