@@ -70,8 +70,8 @@ class PlatformCPU(PlatformBase):
         """Whether no other registered platform is available: verl takes the first that says yes, in any order."""
         names = PlatformRegistry.registered_names()
         others = [platform() for name in names if name != "cpu" and (platform := PlatformRegistry.get(name))]
-        # verl itself takes its default, a GPU, where nvidia-smi is missing but the GPU is there.
-        return not any(other.is_available() or other.is_platform_available(use_smi_check) for other in others)
+        # Where nvidia-smi is missing but a GPU is there, no platform says yes: verl takes its default, `nvidia`.
+        return not (torch.cuda.is_available() or any(other.is_platform_available(use_smi_check) for other in others))
 
     def is_available(self) -> bool:
         """True. verl asks this when it has chosen the platform: then the rest of verl is prepared for it.
