@@ -344,7 +344,7 @@ module = runner["load"]({name!r}, {sources!r})
 _REMOTE_CALL = """\
 name, arguments = runner["decode"]({call!r})
 result = runner["find_function"](module, name)(*arguments)
-print("\\n" + runner["encode"](result).decode(), file=out)
+print({word!r} + runner["encode"](result).decode(), file=out)
 """
 # How a test ended, by the status that verl's client gives it. Any other says that the server did not run it.
 _REMOTE_ERRORS = {
@@ -396,23 +396,22 @@ def _grade_on_fusion(url: str, program: str, tests: dict[str, Any], limits: Limi
     def remote(*sources: str, last: str = "", name: str = "solution") -> str:
         return _REMOTE.format(runner=inspect.getsource(sandbox_runner), name=name, sources=list(sources), last=last)
 
+    word = secrets.token_hex()  # a program that ends early does not know it
     if "inputs" in tests:
         function = tests.get("fn_name")
         runs = [
-            (remote(program, last=_REMOTE_CALL.format(call=encode(case["call"]))), "")
+            (remote(program, last=_REMOTE_CALL.format(call=encode(case["call"]), word=word)), "")
             if function
             else (remote(program, name="__main__"), case["stdin"].decode())
             for case in _cases(tests)
         ]
         results = (
-            # A result is the last line; a program that ended before wrote none.
-            (error, (stdout.rstrip("\n").rpartition("\n")[2] if function else stdout).encode(errors="replace"))
+            (error, (stdout.partition(word)[2] if function else stdout).encode(errors="replace"))
             for error, stdout in _run_on_fusion(url, runs, limits, max_concurrent)
         )
         return _compare(results, tests, all_tests=True)
     context = [tests.get("prompt", ""), *tests.get("setup", [])]
     checks = [[each] for each in tests.get("asserts", [])] or [[tests["test"], f"check({tests['entry_point']})"]]
-    word = secrets.token_hex()  # a program that ends before its check does not know it
     runs = [(remote(*context, program, *check, last=f"print({word!r}, file=out)"), "") for check in checks]
     ends = _run_on_fusion(url, runs, limits, max_concurrent)
     errors = [error or ("" if word in stdout else "the program ended") for error, stdout in ends]

@@ -74,7 +74,7 @@ def _tagged(value: Any, depth: int) -> Any:
     # `type` and the base classes' own methods: an object cannot answer for itself what it is or holds.
     kind = type(value)
     if not depth:
-        raise NotPlainError("nested too deeply")
+        raise NotPlainError("not plain data: nested too deeply")
     if value is None or kind is bool:
         return value
     if issubclass(kind, int):
@@ -97,7 +97,7 @@ def _tagged(value: Any, depth: int) -> Any:
             lazy = base in (Iterator, MappingView)
             elements = list(islice(value, MAX_YIELDED + 1) if lazy else base.__iter__(value))  # type: ignore[attr-defined]
             if lazy and len(elements) > MAX_YIELDED:
-                raise NotPlainError(f"more than {MAX_YIELDED} elements: {kind.__name__}")
+                raise NotPlainError(f"not plain data: more than {MAX_YIELDED} elements: {kind.__name__}")
             elements = [_tagged(element, depth - 1) for element in elements]
             return elements if tag == "l" else {tag: elements}
     raise NotPlainError(f"not plain data: {kind.__name__}")
