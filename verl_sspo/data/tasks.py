@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from verl_sspo.data import code, mathematics
-from verl_sspo.data.prepare import Example, Split, make_split, open_source
+from verl_sspo.data.prepare import Example, Split, make_split
+from verl_sspo.data.sources import open_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,7 @@ TASKS = {
     # it with --source.
     "livecodebench": _code("livecodebench/code_generation_lite", "livecodebench", code.read_livecodebench),
 }
-# name: the sets it is made of, and their shares
+# name: the sets it is made of, and the fraction of each
 MIXES = {"gsm8k_deepmath": (("gsm8k", "deepmath"), (0.5, 0.5))}
 LEVELS = frozenset({3, 4, 5})
 
@@ -71,6 +73,7 @@ def prepare(
     split: str | None = None,
     template: str | None = None,
     levels: frozenset[int] | None = LEVELS,
+    keep_repeated: bool = True,
 ) -> list[Split]:
     """Reads one data set.
 
@@ -81,22 +84,32 @@ def prepare(
         split: The only split to read, and the one that a single file stands for.
         template: Name of a template, or a text with `{problem}` in it.
         levels: Levels of MATH to keep; None keeps all.
+        keep_repeated: Keep rows with a problem that an earlier row has.
 
     Raises:
         SourceError: The source cannot be read.
         ValueError: There is no such template.
     """
     task = TASKS[name]
+    messages = _template(task, template)
     read: Callable[[dict[str, Any]], Example] = partial(task.read, levels=levels) if name == "math" else task.read
     opened = open_source(
         source or task.source,
-        config=config or (task.config if source in (None, task.source) else None),
+        # Of another data set on the hub nothing is known; a folder may be a copy of the task's own.
+        config=config or (task.config if source in (None, task.source) or Path(source).is_dir() else None),
         splits=(split,) if split else task.splits,
         file_split=split or task.splits[0],
     )
-    messages = _template(task, template)
     return [
-        make_split(rows, each, data_source=task.data_source, ability=task.ability, read=read, template=messages)
+        make_split(
+            rows,
+            each,
+            data_source=task.data_source,
+            ability=task.ability,
+            read=read,
+            template=messages,
+            keep_repeated=keep_repeated,
+        )
         for each, rows in opened.items()
     ]
 
