@@ -29,9 +29,7 @@ from verl_sspo.rewards import sandbox, sandbox_runner
 from verl_sspo.rewards.sandbox import Limits, SandboxError, Verdict
 from verl_sspo.rewards.sandbox_runner import Pairs, decode, encode
 
-# A fence begins its line; one that says Python may also stand behind words.
 _FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([\w+.-]*)")
-_BEHIND_WORDS = re.compile(r"^[^`\n]*[^`\s][^`\n]*(?=```[ \t]*py(?:thon)?[\d.]*[ \t]*\r?$)", re.M | re.I)
 _PYTHON = re.compile(r"py(thon|py)?[\d.]*", re.IGNORECASE)
 
 
@@ -48,7 +46,11 @@ def extract_program(solution_str: str) -> str | None:
         return solution_str if solution_str.strip() else None
     blocks: list[tuple[bool, list[str]]] = []
     indent, fence = 0, ""
-    for line in _BEHIND_WORDS.sub("", solution_str).split("\n"):
+    for line in solution_str.split("\n"):
+        # A fence that says Python may stand behind words.
+        words, ticks, language = line.rpartition("```")
+        if not fence and words.strip() and "`" not in words and _PYTHON.fullmatch(language.strip()):
+            line = ticks + language
         found = _FENCE.match(line)
         python = bool(found and _PYTHON.fullmatch(found[3]))
         closes = found and fence and found[2].startswith(fence)
