@@ -30,6 +30,19 @@ class Example:
     data_source: str | None = None  # where the row knows better than its task
 
 
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One data set."""
+
+    source: str  # id on the Hugging Face hub
+    data_source: str  # name for the reward
+    read: Callable[..., Example]
+    ability: str = "math"
+    config: str | None = None
+    splits: tuple[str, ...] = ("test",)
+    template: str = "boxed"
+
+
 @dataclasses.dataclass
 class Split:
     """Rows made from one split of a source, and an account of the others."""
@@ -100,29 +113,26 @@ def text_of(row: dict[str, Any], *names: str) -> str:
 
 
 def make_split(
+    task: Task,
     rows: list[Row],
     name: str,
-    *,
-    data_source: str,
-    ability: str,
     read: Callable[[dict[str, Any]], Example],
     template: list[dict[str, str]],
-    keep_repeated: bool = True,
+    keep_repeated: bool,
 ) -> Split:
     """Turns the rows of a source into verl's, in their order.
 
     Args:
+        task: The data set.
         rows: Rows of `open_source`.
         name: Name of the split.
-        data_source: Name of the data set for the reward.
-        ability: Kind of task.
         read: Reads one row; raises `Dropped` for those to leave out, ValueError for those that cannot be used.
         template: Chat messages, in which `{problem}` stands for the problem.
         keep_repeated: Keep rows with a problem that an earlier row has.
     """
     split = Split(name)
     first: dict[str, str] = {}
-    for index, (place, row) in enumerate(tqdm(rows, desc=f"{data_source} {name}", unit="row", leave=False)):
+    for index, (place, row) in enumerate(tqdm(rows, desc=f"{task.data_source} {name}", unit="row", leave=False)):
         try:
             if isinstance(row, ValueError):
                 raise row
@@ -135,14 +145,12 @@ def make_split(
                 split.repeated.append((place, f"repeats a problem: {first[example.problem]}"))
                 if not keep_repeated:
                     continue
+            content = [each | {"content": each["content"].replace("{problem}", example.problem)} for each in template]
             split.rows.append(
                 make_row(
-                    data_source=example.data_source or data_source,
-                    prompt=[
-                        {**message, "content": message["content"].replace("{problem}", example.problem)}
-                        for message in template
-                    ],
-                    ability=ability,
+                    data_source=example.data_source or task.data_source,
+                    prompt=content,
+                    ability=task.ability,
                     ground_truth=example.ground_truth,
                     split=name,
                     index=index,

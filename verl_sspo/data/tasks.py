@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from verl_sspo.data import code, mathematics
-from verl_sspo.data.prepare import Example, Split, make_split
+from verl_sspo.data.prepare import Example, Split, Task, make_split
 from verl_sspo.data.sources import open_source
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One data set."""
-
-    source: str  # id on the Hugging Face hub
-    data_source: str  # name for the reward
-    read: Callable[..., Example]
-    ability: str = "math"
-    config: str | None = None
-    splits: tuple[str, ...] = ("test",)
-    template: str = "boxed"
-
-    @property
-    def templates(self) -> dict[str, list[dict[str, str]]]:
-        """The prompt templates that fit the task."""
-        return code.TEMPLATES if self.ability == "code" else mathematics.TEMPLATES
-
 
 _mathematics = partial(Task, read=mathematics.read_mathematics)
 _code = partial(Task, ability="code", template="code")
@@ -100,25 +80,11 @@ def prepare(
         splits=(split,) if split else task.splits,
         file_split=split or task.splits[0],
     )
-    return [
-        make_split(
-            rows,
-            each,
-            data_source=task.data_source,
-            ability=task.ability,
-            read=read,
-            template=messages,
-            keep_repeated=keep_repeated,
-        )
-        for each, rows in opened.items()
-    ]
+    return [make_split(task, rows, each, read, messages, keep_repeated) for each, rows in opened.items()]
 
 
 def _template(task: Task, template: str | None) -> list[dict[str, str]]:
-    if template is None:
-        return task.templates[task.template]
-    if template in task.templates:
-        return task.templates[template]
-    if "{problem}" not in template:
-        raise ValueError(f"no template {template!r}: give one of {sorted(task.templates)}, or a text with {{problem}}")
-    return [{"role": "user", "content": template}]
+    templates = code.TEMPLATES if task.ability == "code" else mathematics.TEMPLATES
+    if template and template not in templates and "{problem}" not in template:
+        raise ValueError(f"no template {template!r}: give one of {sorted(templates)}, or a text with {{problem}}")
+    return templates.get(template or task.template, [{"role": "user", "content": template or ""}])

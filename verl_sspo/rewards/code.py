@@ -20,7 +20,7 @@ import math
 import re
 import secrets
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import closing
 from functools import cache
 from typing import Any
@@ -364,57 +364,47 @@ def _fusion_semaphore(max_concurrent: int) -> threading.Semaphore:
     return threading.Semaphore(max_concurrent)
 
 
-def _run_on_fusion(
-    url: str, runs: list[tuple[str, str]], limits: Limits, max_concurrent: int
-) -> Iterable[tuple[str, str]]:
-    """Runs codes with their standard inputs; for each an error ("" if it ended well) and what it printed.
+def _grade_on_fusion(url: str, program: str, tests: dict[str, Any], limits: Limits, max_concurrent: int) -> Verdict:
+    """`grade` on a SandboxFusion server, where checks share a process with the program, which can forge verdicts.
 
     Raises:
-        SandboxError: The server did not run one of them.
+        SandboxError: The server did not run one of the tests.
     """
     from verl.utils.reward_score import sandbox_fusion
 
-    codes, inputs = [code for code, _ in runs], [stdin for _, stdin in runs]
+    word = secrets.token_hex()  # a program that ends early does not know it
+    function, cases = tests.get("fn_name"), _cases(tests) if "inputs" in tests else []
+
+    def remote(*sources: str, last: str = f"print({word!r}, file=out)", name: str = "solution") -> str:
+        return _REMOTE.format(runner=inspect.getsource(sandbox_runner), name=name, sources=list(sources), last=last)
+
+    if function:
+        calls = [_REMOTE_CALL.format(call=encode(case["call"]), word=word) for case in cases]
+        codes = [remote(program, last=call) for call in calls]
+    elif cases:
+        codes = [remote(program, last="", name="__main__")] * len(cases)
+    else:
+        context = [tests.get("prompt", ""), *tests.get("setup", []), program, tests.get("test", "")]
+        codes = [remote(*context, each) for each in tests.get("asserts") or [f"check({tests['entry_point']})"]]
     _, ends = sandbox_fusion.check_correctness(
         url,
         # Outputs are not for the client to compare.
-        {"inputs": inputs, "outputs": [None] * len(runs), "assert_case": codes},
+        {
+            "inputs": [case.get("stdin", b"").decode() for case in cases] or [""] * len(codes),
+            "outputs": [None] * len(codes),
+            "assert_case": codes,
+        },
         "",
         timeout=math.ceil(limits.test_timeout),
         memory_limit_mb=limits.memory_bytes >> 20,
         concurrent_semaphore=_fusion_semaphore(max_concurrent),
     )
-    for end in ends:
-        status = end["status"]
-        if status not in _REMOTE_ERRORS:
-            reason = end["api_request_error"] or end["api_response"]
-            raise SandboxError(f"the SandboxFusion server {url} did not run a program: {status}: {reason}"[:1000])
-        yield _REMOTE_ERRORS[status], end["stdout"] or ""
-
-
-def _grade_on_fusion(url: str, program: str, tests: dict[str, Any], limits: Limits, max_concurrent: int) -> Verdict:
-    """`grade` on a SandboxFusion server, where checks share a process with the program, which can forge verdicts."""
-
-    def remote(*sources: str, last: str = "", name: str = "solution") -> str:
-        return _REMOTE.format(runner=inspect.getsource(sandbox_runner), name=name, sources=list(sources), last=last)
-
-    word = secrets.token_hex()  # a program that ends early does not know it
-    if "inputs" in tests:
-        function = tests.get("fn_name")
-        runs = [
-            (remote(program, last=_REMOTE_CALL.format(call=encode(case["call"]), word=word)), "")
-            if function
-            else (remote(program, name="__main__"), case["stdin"].decode())
-            for case in _cases(tests)
-        ]
-        results = (
-            (error, (stdout.partition(word)[2] if function else stdout).encode(errors="replace"))
-            for error, stdout in _run_on_fusion(url, runs, limits, max_concurrent)
-        )
-        return _compare(results, tests, all_tests=True)
-    context = [tests.get("prompt", ""), *tests.get("setup", [])]
-    checks = [[each] for each in tests.get("asserts", [])] or [[tests["test"], f"check({tests['entry_point']})"]]
-    runs = [(remote(*context, program, *check, last=f"print({word!r}, file=out)"), "") for check in checks]
-    ends = _run_on_fusion(url, runs, limits, max_concurrent)
-    errors = [error or ("" if word in stdout else "the program ended") for error, stdout in ends]
+    if broken := next((end for end in ends if end["status"] not in _REMOTE_ERRORS), None):
+        reason = f"{broken['status']}: {broken['api_request_error'] or broken['api_response']}"
+        raise SandboxError(f"the SandboxFusion server {url} did not run a program: {reason}"[:1000])
+    results = [(_REMOTE_ERRORS[end["status"]], end["stdout"] or "") for end in ends]
+    if cases:
+        outputs = ((error, stdout.partition(word)[2] if function else stdout) for error, stdout in results)
+        return _compare(((error, text.encode(errors="replace")) for error, text in outputs), tests, all_tests=True)
+    errors = [error or ("" if word in stdout else "the program ended") for error, stdout in results]
     return Verdict(errors.count(""), len(errors), next(filter(None, errors), ""))
