@@ -140,13 +140,11 @@ def _wall(disk_bytes: int) -> tuple[str, ...]:
 
 @cache
 def _runner_code() -> bytes:
-    code = compile(Path(sandbox_runner.__file__).read_bytes(), "<runner>", "exec", dont_inherit=True)
-    data = marshal.dumps(code)
-    return b"%08x" % len(data) + data
+    return marshal.dumps(compile(Path(sandbox_runner.__file__).read_bytes(), "<runner>", "exec", dont_inherit=True))
 
 
 # Reads the runner itself, then leaves the request for it to read.
-_STUB = "import sys,marshal;b=sys.stdin.buffer;exec(marshal.loads(b.read(int(b.read(8),16))))"
+_STUB = "import sys,marshal;exec(marshal.load(sys.stdin.buffer))"
 
 
 @contextlib.contextmanager
@@ -323,7 +321,7 @@ def run_checks(
     """Runs a data set's checks in one sandbox against the functions of a program in another.
 
     The two share two pipes, on which calls and results travel as plain data. The verdict leaves by a third, which the
-    program never sees.
+    program never sees. If the checker sends none, no test passed.
 
     Args:
         sources: Python source, hostile, run one after the other in the same module.
@@ -333,9 +331,6 @@ def run_checks(
         entry_point: Function that the checks also know as `candidate`.
         all_checks: Continue after a check failed.
         unsafe_without_sandbox: Run both unprotected.
-
-    Returns:
-        The checker's verdict; no test passed where it sent none.
 
     Raises:
         SandboxError: The sandbox does not work here.

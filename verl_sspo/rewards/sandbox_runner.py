@@ -603,7 +603,7 @@ def run_checker(request: dict[str, Any]) -> None:
 
 def main() -> None:
     """Reads the request and plays its role."""
-    request = marshal.loads(sys.stdin.buffer.read())
+    request = marshal.load(sys.stdin.buffer)
     builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # as the module `site` would
     write_frame(1, b"ready")
     # A program may say which interpreter it is; the interpreter may not say anything about the runner's host.
