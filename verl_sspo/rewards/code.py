@@ -88,7 +88,7 @@ def score(
     sandbox_fusion_url: str | None = None,
     unsafe_without_sandbox: bool = False,
 ) -> dict[str, Any]:
-    """Scores a response by running its program against tests. A row whose tests cannot be read scores 0.
+    """Scores a response by running its program against tests.
 
     Args:
         solution_str: The response.
@@ -102,12 +102,10 @@ def score(
         unsafe_without_sandbox: Run programs without any protection, with the rights of the caller.
 
     Raises:
+        ValueError: The tests cannot be read; `compute_score` counts such a row.
         SandboxError: The sandbox does not work on this host, or the SandboxFusion server does not.
     """
-    try:
-        tests = tests_of(ground_truth)
-    except (ValueError, RecursionError) as error:
-        return {"error": f"ungraded: {error}"}
+    tests = tests_of(ground_truth)
     program = extract_program(solution_str)
     if program is None:
         return {"error": "no code block"}
@@ -159,7 +157,10 @@ def tests_of(ground_truth: Any) -> dict[str, Any]:
     Raises:
         ValueError: There are none, or they have none of the forms above.
     """
-    tests = json.loads(ground_truth) if isinstance(ground_truth, str) else ground_truth
+    try:
+        tests = json.loads(ground_truth) if isinstance(ground_truth, str) else ground_truth
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     if isinstance(tests, list) and all(isinstance(each, dict) and {"input", "output"} <= each.keys() for each in tests):
         names = {_function_of(each) for each in tests}
         if len(names) > 1:

@@ -93,14 +93,13 @@ def compare_outputs(output: bytes, expected: str, floats: bool) -> None:
 
 
 def read_the_tests(truth: str) -> None:
-    """Code: any ground truth gives tests, or a score of 0 and why."""
+    """Code: any ground truth gives tests in one of three forms, or a ValueError."""
     try:
         tests = tests_of(truth)
-    except (ValueError, RecursionError):
-        assert compute_score("taco", "```python\npass\n```", truth)["error"].startswith("ungraded: ")
-    else:
-        assert len(tests.get("inputs", [])) == len(tests.get("outputs", []))
-        assert tests_of(json.dumps(tests)) == tests
+    except ValueError:
+        return
+    assert len(tests.get("inputs", [])) == len(tests.get("outputs", []))
+    assert tests_of(json.dumps(tests)) == tests
 
 
 # Ground truths of programming tasks: the right keys, with values right and wrong.
