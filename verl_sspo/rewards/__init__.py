@@ -91,7 +91,7 @@ def compute_score(
         SandboxError: Model-written programs cannot run safely on this host.
     """
     scored: dict[str, Any]
-    if data_source == "arithmetic":
+    if data_source == "arithmetic" or data_source.startswith("word_problems/"):
         from verl_sspo.quickstart import reward as arithmetic
 
         scored = dict(arithmetic.score(solution_str, ground_truth))
