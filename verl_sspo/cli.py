@@ -10,6 +10,7 @@ import sys
 # command: (module with `main(argv) -> exit status`, the extra of pyproject.toml it needs, what it does).
 COMMANDS = {
     "quickstart": ("verl_sspo.quickstart.__main__", "report", "train a tiny model with SSPO on a laptop"),
+    "train": ("verl_sspo.run.train", None, "check, train and resume a recipe in a run folder"),
     "doctor": ("verl_sspo.doctor.__main__", None, "check a machine, a recipe and its overrides before a run"),
     "prepare-data": ("verl_sspo.data.__main__", "data", "turn a data set into verl's rows"),
     "evaluate": ("verl_sspo.experiments.evaluate", "report", "measure a model or a checkpoint on benchmarks"),

@@ -29,10 +29,10 @@ from rich.console import Console
 
 from verl_sspo.experiments.evaluation import Trainer, evaluate, prepare_task
 from verl_sspo.experiments.suite import Cell
-from verl_sspo.run import atomic, checkpoints, launch
-from verl_sspo.run.compose import compose_config
+from verl_sspo.run import checkpoints, launch
+from verl_sspo.run.compose import compose_config, hydra_value
+from verl_sspo.run.folder import write_atomically
 from verl_sspo.run.launch import attempts
-from verl_sspo.run.overrides import hydra_value
 from verl_sspo.run.processes import running_in
 from verl_sspo.run.settings import differences, resolved
 
@@ -142,8 +142,8 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
     started = time.time()
     config = check_settings(cell, folder, recipes)
     prepare_task(config, console, () if cell.evaluation is None else cell.evaluation.benchmarks)
-    atomic.write(folder / CONFIG, resolved(config))
-    atomic.write(folder / PLAN, json.dumps(asdict(cell) | _ran_with(folder), indent=2) + "\n")
+    write_atomically(folder / CONFIG, resolved(config))
+    write_atomically(folder / PLAN, json.dumps(asdict(cell) | _ran_with(folder), indent=2) + "\n")
     (folder / FAILURE).unlink(missing_ok=True)
 
     # An evaluation that failed does not repeat the training.
@@ -160,7 +160,7 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
             config_name=cell.recipe,
             console=console,
         )
-        atomic.write(folder / TRAINED, "")
+        write_atomically(folder / TRAINED, "")
     if cell.evaluation is not None:
         if (folder / EVALUATION).exists():
             launch.move_aside(folder / EVALUATION)
@@ -175,7 +175,7 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
             console=console,
         )
     result = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seconds": time.time() - started}
-    atomic.write(folder / RESULT, json.dumps(result, indent=2) + "\n")
+    write_atomically(folder / RESULT, json.dumps(result, indent=2) + "\n")
 
 
 def _ran_with(folder: Path) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def record_failure(folder: Path, error: BaseException) -> None:
     if isinstance(error, launch.TrainingFailedError):
         failure |= {"log": str(error.log), "excerpt": error.excerpt}
     folder.mkdir(parents=True, exist_ok=True)
-    atomic.write(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
+    write_atomically(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
 
 
 def versions() -> dict[str, str | None]:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from verl_sspo.quickstart import task as arithmetic
 
@@ -188,3 +190,14 @@ def prepare_arithmetic(
                 shutil.move(directory, Path(scratch) / "outdated")
             made.rename(directory)
     return directory
+
+
+def make_task(task: DictConfig, console: Console | None = None) -> None:
+    """Makes what the section `task` of a recipe asks for, see `recipes/quickstart.yaml`.
+
+    Raises:
+        ValueError: there are too few problems with so many digits.
+    """
+    # Saving 0.5 MB needs no progress bar.
+    disable_progress_bar()
+    prepare_arithmetic(Path(task.folder).parent, task.digits, task.seed, heads=task.heads, console=console)

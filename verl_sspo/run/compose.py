@@ -1,20 +1,25 @@
 """Composing a configuration the way verl's main_ppo does, without starting anything."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.utils import get_method
 from omegaconf import DictConfig
-
-from verl_sspo.run.overrides import hydra_value
+from rich.console import Console
 
 # The recipes as installed; in a clone they are the top-level folder `recipes`.
 RECIPES = Path(str(files("verl_sspo.recipes")))
+
+# What Hydra's override grammar reads as one unquoted string.
+_PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)\Z)[A-Za-z_/][A-Za-z0-9_./@-]*", re.IGNORECASE)
 
 
 def verl_config_dir() -> Path:
@@ -36,17 +41,21 @@ def compose_config(
         config_dir: folder of the recipe; None for verl's own configurations alone.
 
     Raises:
-        hydra.errors.HydraException: on a name or an override that does not compose.
+        hydra.errors.HydraException: a name or an override does not compose.
         omegaconf.errors.OmegaConfBaseException: likewise.
-        ValueError: on a group that is set to a number, likewise.
+        ValueError: a group is set to a number.
+        FileNotFoundError: there is no such folder or recipe.
     """
     own = Path(config_dir).resolve() if config_dir is not None else None
     if own is not None and not own.is_dir():
         raise FileNotFoundError(f"there is no folder of recipes {own}")
     name = config_name.removesuffix(".yaml")
     if own is not None and not any((folder / f"{name}.yaml").is_file() for folder in (own, verl_config_dir())):
-        there = ", ".join(sorted(path.stem for path in own.glob("*.yaml")))
-        raise FileNotFoundError(f"there is no recipe {name} in {own}: there are {there}")
+        # `base` is what the recipes share, and nothing to train by itself.
+        there = sorted(path.stem for path in own.glob("*.yaml") if path.stem != "base")
+        close = difflib.get_close_matches(name, there, n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise FileNotFoundError(f"there is no recipe {name}: {meant}{own} has {', '.join(there)}")
     primary, other = verl_config_dir(), own
     if own is not None and (own / f"{name}.yaml").is_file():
         primary, other = own, verl_config_dir()
@@ -59,3 +68,49 @@ def compose_config(
 def reference_config(model_engine: str) -> DictConfig:
     """verl's own ppo_trainer with this engine and nothing set: every key that verl knows. Do not change it."""
     return compose_config("ppo_trainer", [f"model_engine={model_engine}"])
+
+
+def make_task(config: DictConfig, console: Console | None = None) -> None:
+    """Makes the data and the model of a recipe that brings its own, which `task.made_by` names a function for.
+
+    The function is called with the section `task`; it makes only what is missing.
+
+    Raises:
+        ValueError: there is no task with these settings.
+    """
+    if "task" in config:
+        get_method(config.task.made_by)(config.task, console)
+
+
+def hydra_overrides(*settings: Mapping[str, Any]) -> list[str]:
+    """Mappings as Hydra overrides, later ones over earlier ones: nested keys are joined by dots."""
+    flat = {key: value for each in settings for key, value in _flat(each)}
+    return [f"{key}={hydra_value(value)}" for key, value in flat.items()]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def hydra_value(value: Any) -> str:
+    """A value in Hydra's grammar. What is no number, list or mapping is a text, e.g. a path."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(hydra_value(each) for each in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{hydra_value(each)}' for key, each in value.items())}}}"
+    return str(value) if _PLAIN.fullmatch(str(value)) else quoted(str(value))
+
+
+def quoted(text: str) -> str:
+    """A text in Hydra's quotes."""
+    return QuotedString(text=text, quote=Quote.single).with_quotes()
