@@ -4,7 +4,6 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 # The recipes as installed; in a clone they are the top-level folder `recipes`.
-RECIPES = Path(str(files("verl_sspo.recipes")))
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 # What Hydra's override grammar reads as one unquoted string.
 _PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)\Z)[A-Za-z_/][A-Za-z0-9_./@-]*", re.IGNORECASE)
