@@ -27,7 +27,8 @@ from verl_sspo.experiments.evaluation import Evaluation
 from verl_sspo.experiments.runner import run
 from verl_sspo.experiments.suite import Cell, expand, load_suite
 from verl_sspo.run import launch
-from verl_sspo.run.compose import compose_config, hydra_overrides
+from verl_sspo.run.compose import compose_config
+from verl_sspo.run.overrides import hydra_overrides
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SUITES = sorted((RECIPES / "suites").glob("*.yaml"))

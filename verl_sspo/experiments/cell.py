@@ -30,9 +30,10 @@ from rich.console import Console
 from verl_sspo.experiments.evaluation import Trainer, evaluate, prepare_task
 from verl_sspo.experiments.suite import Cell
 from verl_sspo.run import checkpoints, launch
-from verl_sspo.run.compose import compose_config, hydra_value
+from verl_sspo.run.compose import compose_config
 from verl_sspo.run.folder import write_atomically
 from verl_sspo.run.launch import attempts
+from verl_sspo.run.overrides import hydra_value
 from verl_sspo.run.processes import running_in
 from verl_sspo.run.settings import differences, resolved
 

@@ -24,7 +24,8 @@ from omegaconf import MISSING, DictConfig
 from rich.console import Console
 
 from verl_sspo.run import launch
-from verl_sspo.run.compose import compose_config, hydra_value, make_task
+from verl_sspo.run.compose import compose_config
+from verl_sspo.run.overrides import hydra_value
 
 PROBLEMS = "problems.parquet"
 METRICS = "metrics.json"
@@ -68,7 +69,11 @@ def prepare_task(config: DictConfig, console: Console | None = None, benchmarks:
     Raises:
         FileNotFoundError: data files are missing; the message says which.
     """
-    make_task(config, console)
+    if "task" in config:
+        from verl_sspo.quickstart.model import prepare_arithmetic
+
+        task = config.task
+        prepare_arithmetic(Path(task.folder).parent, task.digits, task.seed, heads=task.heads, console=console)
     files = list(benchmarks)
     for named in (config.data.train_files, config.data.val_files):
         files += [named] if isinstance(named, str) else list(named)

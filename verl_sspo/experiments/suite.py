@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from verl_sspo.experiments.evaluation import Evaluation
-from verl_sspo.run.compose import hydra_overrides
+from verl_sspo.run.overrides import hydra_overrides
 
 # The row of the model before training, in `Published.values`.
 UNTRAINED = "untrained"

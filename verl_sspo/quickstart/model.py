@@ -192,12 +192,8 @@ def prepare_arithmetic(
     return directory
 
 
-def make_task(task: DictConfig, console: Console | None = None) -> None:
-    """Makes what the section `task` of a recipe asks for, see `recipes/quickstart.yaml`.
-
-    Raises:
-        ValueError: there are too few problems with so many digits.
-    """
+def prepare(task: DictConfig, console: Console | None = None) -> Path:
+    """`prepare_arithmetic` for the section `task` of the recipe `quickstart`."""
     # Saving 0.5 MB needs no progress bar.
     disable_progress_bar()
-    prepare_arithmetic(Path(task.folder).parent, task.digits, task.seed, heads=task.heads, console=console)
+    return prepare_arithmetic(Path(task.folder).parent, task.digits, task.seed, heads=task.heads, console=console)

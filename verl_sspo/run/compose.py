@@ -1,24 +1,20 @@
 """Composing a configuration the way verl's main_ppo does, without starting anything."""
 
+from __future__ import annotations
+
 import difflib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.utils import get_method
 from omegaconf import DictConfig
-from rich.console import Console
+
+from verl_sspo.run.overrides import hydra_value
 
 # The recipes as installed; in a clone they are the top-level folder `recipes`.
 RECIPES = Path(__file__).parents[1] / "recipes"
-
-# What Hydra's override grammar reads as one unquoted string.
-_PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)\Z)[A-Za-z_/][A-Za-z0-9_./@-]*", re.IGNORECASE)
 
 
 def verl_config_dir() -> Path:
@@ -67,49 +63,3 @@ def compose_config(
 def reference_config(model_engine: str) -> DictConfig:
     """verl's own ppo_trainer with this engine and nothing set: every key that verl knows. Do not change it."""
     return compose_config("ppo_trainer", [f"model_engine={model_engine}"])
-
-
-def make_task(config: DictConfig, console: Console | None = None) -> None:
-    """Makes the data and the model of a recipe that brings its own, which `task.made_by` names a function for.
-
-    The function is called with the section `task`; it makes only what is missing.
-
-    Raises:
-        ValueError: there is no task with these settings.
-    """
-    if "task" in config:
-        get_method(config.task.made_by)(config.task, console)
-
-
-def hydra_overrides(*settings: Mapping[str, Any]) -> list[str]:
-    """Mappings as Hydra overrides, later ones over earlier ones: nested keys are joined by dots."""
-    flat = {key: value for each in settings for key, value in _flat(each)}
-    return [f"{key}={hydra_value(value)}" for key, value in flat.items()]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def hydra_value(value: Any) -> str:
-    """A value in Hydra's grammar. What is no number, list or mapping is a text, e.g. a path."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        return f"[{','.join(hydra_value(each) for each in value)}]"
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}:{hydra_value(each)}' for key, each in value.items())}}}"
-    return str(value) if _PLAIN.fullmatch(str(value)) else quoted(str(value))
-
-
-def quoted(text: str) -> str:
-    """A text in Hydra's quotes."""
-    return QuotedString(text=text, quote=Quote.single).with_quotes()

@@ -23,8 +23,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from verl_sspo.run.compose import compose_config, hydra_value, quoted
+from verl_sspo.run.compose import compose_config
 from verl_sspo.run.folder import LOG, METRICS, attempts, keep_attempt, move_aside
+from verl_sspo.run.overrides import hydra_value, quoted
 from verl_sspo.run.processes import RUN_ID, WRITES_TO, Family, guarded
 from verl_sspo.run.screen import Screen
 
@@ -136,11 +137,11 @@ def train(
     ours = {RUN_ID: family.run_id, "VERL_FILE_LOGGER_PATH": str(metrics)}
     command = [sys.executable, "-m", "verl.trainer.main_ppo"]
     command += ["--config-dir", str(config_dir), "--config-name", config_name]
-    command += [f"{WRITES_TO}{quoted(f'{run_dir}/hydra')}", *overrides]
+    command += [f"{WRITES_TO}{quoted(f'{run_dir}/hydra')}"]
     if address:
-        command += _to_join(overrides, ours, config_dir, config_name)
+        command += [*overrides, *_to_join(overrides, ours, config_dir, config_name)]
     else:
-        command += [f"+ray_kwargs.ray_init._temp_dir={ray_dir}"]
+        command += [f"+ray_kwargs.ray_init._temp_dir={quoted(str(ray_dir))}", *overrides]
     environment = os.environ | ours | {"RAY_ADDRESS": address or "local", "PYTHONUNBUFFERED": "1"}
     try:
         with signals_interrupt(), log.open("xb") as log_file, guarded(family, ray_dir, log_file):
@@ -275,7 +276,7 @@ def _follow(
             entry = json.loads(line)
             # NaN has no JSON: verl writes null.
             screen.step(entry["step"], {k: math.nan if v is None else v for k, v in entry["data"].items()})
-        if dead and family.is_replaced(*dead):
+        if dead and family.is_restarted(dead[0]):
             screen.print(f"Ray has restarted {family.name(dead[0])}: the run continues")
             dead = None
             ended = child.poll() is not None

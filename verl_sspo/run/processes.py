@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import psutil
 
-from verl_sspo.run.compose import quoted
+from verl_sspo.run.overrides import quoted
 
 # Every process of a run inherits this variable. It tells them from those of other runs and other Ray clusters.
 RUN_ID = "VERL_SSPO_RUN_ID"
@@ -42,8 +42,9 @@ class Family:
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         self.known: set[psutil.Process] = set()
-        # What Ray calls them, e.g. `WorkerDict.actor_update_actor`.
-        self._titles: dict[psutil.Process, str] = {}
+        # What Ray calls them, e.g. `WorkerDict.actor_update_actor`, and the first and the last look at such an actor.
+        self._actors: dict[psutil.Process, tuple[str, int, int]] = {}
+        self._looks = 0
 
     def add(self, pid: int) -> None:
         """Makes a process known whose descendants belong to the run."""
@@ -61,26 +62,28 @@ class Family:
         while new:
             self.known.update(found := children[new.pop().pid])
             new += found
+        self._looks += 1
         for process in self.known & there:
             with contextlib.suppress(psutil.Error, IndexError):
                 if (title := process.cmdline()[0]).startswith("ray::"):
-                    self._titles[process] = title.removeprefix("ray::")
+                    before, first, _ = self._actors.get(process, ("", 0, 0))
+                    title = title.removeprefix("ray::")
+                    first = first if _actor(before) == _actor(title) else self._looks
+                    self._actors[process] = title, first, self._looks
 
     def name(self, pid: int) -> str:
         """A process of the run, dead or alive, as a person would call it."""
-        title = next((title for process, title in self._titles.items() if process.pid == pid), "a worker")
+        title = next((title for process, (title, _, _) in self._actors.items() if process.pid == pid), "a worker")
         return f"{title} (process {pid})"
 
-    def is_replaced(self, pid: int, since: float) -> bool:
-        """Whether Ray has restarted the actor of a dead process: another one of its class began after `since`."""
-        classes = {process: re.split(r"\W", title)[0] for process, title in self._titles.items()}
-        lost = {name for process, name in classes.items() if process.pid == pid}
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return any(
-                name in lost and process.pid != pid and is_alive(process) and process.create_time() > since
-                for process, name in classes.items()
-            )
-        return False
+    def is_restarted(self, pid: int) -> bool:
+        """Whether Ray has restarted the actor of a dead process: one of its class appeared when it was gone."""
+        dead = [seen for process, seen in self._actors.items() if process.pid == pid]
+        return any(
+            _actor(title) == _actor(lost) and first > last and is_alive(process)
+            for lost, _, last in dead
+            for process, (title, first, _) in self._actors.items()
+        )
 
     def alive(self) -> list[psutil.Process]:
         for process in psutil.process_iter():
@@ -121,6 +124,11 @@ class Family:
                     process.kill()
             psutil.wait_procs(alive, timeout=1)
         return alive
+
+
+def _actor(title: str) -> str:
+    """The class in what Ray calls a process: `WorkerDict` of `WorkerDict.actor_update_actor`."""
+    return re.split(r"\W", title)[0]
 
 
 def is_alive(process: psutil.Process) -> bool:

@@ -31,9 +31,11 @@ from rich.text import Text
 
 from verl_sspo.report.summary import SECONDS_PER_STEP, Metrics, summarize, table
 from verl_sspo.run import checkpoints, launch, settings
-from verl_sspo.run.compose import RECIPES, compose_config, hydra_value, make_task
+from verl_sspo.run.compose import RECIPES, compose_config
 from verl_sspo.run.folder import DOCTOR, LOG, METRICS, attempts, keep_attempt, move_aside, write_atomically
+from verl_sspo.run.overrides import hydra_value
 from verl_sspo.run.processes import running_in
+from verl_sspo.run.task import prepare_task
 
 SUMMARY = "summary.json"
 
@@ -104,7 +106,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
                 f"Complete: {run_dir} is trained to step {step} of {total}. To train longer, raise trainer."
                 "total_training_steps or total_epochs; to train anew, add trainer.resume_mode=disable.",
             )
-            _report(arguments, time.monotonic() - started)
+            _report(arguments)
             return 0
         if step is not None:
             keep_attempt(run_dir)
@@ -203,8 +205,8 @@ def _check(config: DictConfig, address: str | None, console: Console) -> list[An
     if any(each.severity == "error" for each in found):
         return found
     try:
-        make_task(config, console)
-    except ValueError as error:
+        prepare_task(config, console)
+    except (ValueError, FileNotFoundError) as error:
         raise NotStartedError(str(error)) from error
     tell(environment.package_findings(config))
     tell(environment.data_findings(config))
@@ -277,48 +279,52 @@ def read_metrics(run_dir: Path) -> Metrics:
     return Metrics.read_attempts([*attempts(run_dir), run_dir])
 
 
-def _report(arguments: argparse.Namespace, seconds: float) -> None:
-    """The result: a table, a few answers, where everything is, and what to do next."""
+def _report(arguments: argparse.Namespace, seconds: float | None = None) -> None:
+    """Prints a table, a few answers, where everything is, and what to do next.
+
+    Args:
+        seconds: wall time of the command that has trained; where it is not known, the steps' own time is told.
+    """
     run_dir, config, out = arguments.run_dir, arguments.config, Console()
     saved, answers = Path(config.trainer.default_local_dir), Path(config.trainer.validation_data_dir)
     metrics, places = read_metrics(run_dir), {"log": run_dir / LOG, "metrics": run_dir / METRICS}
-    if metrics.series(SECONDS_PER_STEP)[0]:
-        if not (run_dir / SUMMARY).exists():
-            summary = summarize(metrics, seconds=seconds)
+    if durations := metrics.series(SECONDS_PER_STEP)[1]:
+        if seconds is not None or not (run_dir / SUMMARY).exists():
+            summary = summarize(metrics, seconds=sum(durations) if seconds is None else seconds)
             write_atomically(run_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
         summary = json.loads((run_dir / SUMMARY).read_text())
         out.print(table(summary, f"{arguments.task}: {config.actor_rollout_ref.actor.policy_loss.loss_mode.upper()}"))
         places["figures"] = run_dir / SUMMARY
-    for prompt, lines in sample_answers(answers):
-        _print(out, f"{prompt}\n" + "\n".join(f"  {line}" for line in lines))
+    if samples := list(sample_answers(answers)):
+        _print(out, "answers of the first and the last validation, with their scores:")
+        _print(out, "\n".join(f"  {line}" for lines in samples for line in lines) + "\n")
     if any(answers.glob("*.jsonl")):
         places["answers"] = answers
     commands = {}
     if (step := checkpoints.last(saved)) is not None:
         places["checkpoints"] = saved
         checkpoint = _short(saved / f"global_step_{step}")
-        commands["evaluate"] = [_program(), "evaluate", checkpoint, "--recipe", arguments.task, *arguments.overrides]
-    commands["train longer"] = [*shlex.split(_command(arguments)), "trainer.total_training_steps=N"]
+        kept = [each for each in arguments.overrides if not each.startswith("trainer.")]
+        commands["evaluate"] = [_program(), "evaluate", checkpoint, "--recipe", arguments.task, *kept]
+        commands["train longer"] = [*shlex.split(_command(arguments)), "trainer.total_training_steps=N"]
     _print(out, "\n".join(f"{name:13} {_short(place)}" for name, place in places.items()))
     _print(out, "\n".join(f"{name:13} {shlex.join(words)}" for name, words in commands.items()))
 
 
-def sample_answers(folder: Path, count: int = 3, width: int = 62) -> Iterator[tuple[str, list[str]]]:
-    """Prompts with the answers and scores of the first and the last validation, from verl's dump.
+def sample_answers(folder: Path, count: int = 3, width: int = 60) -> Iterator[list[str]]:
+    """A prompt, and the answers that it had in the first and the last validation, from verl's dump.
 
     Yields:
-        The end of a prompt, and one line for each of the two answers; long answers are cut in the middle.
+        Three lines of less than 80 columns; long texts are cut in the middle.
     """
     dumps = sorted(folder.glob("*.jsonl"), key=lambda path: int(path.stem))
     if len(dumps) < 2:
         return
-    first, last = (_first_answers(path) for path in (dumps[0], dumps[-1]))
-    for prompt in [prompt for prompt in first if prompt in last][:count]:
-        pairs = ((dumps[0], first[prompt]), (dumps[-1], last[prompt]))
-        yield (
-            _shortened(prompt, width),
-            [f"step {path.stem:5} {_shortened(text, width):{width}} {score:g}" for path, (text, score) in pairs],
-        )
+    before, after = (_first_answers(path) for path in (dumps[0], dumps[-1]))
+    for prompt in [prompt for prompt in before if prompt in after][:count]:
+        pairs = ((dumps[0].stem, *before[prompt]), (dumps[-1].stem, *after[prompt]))
+        answers = [f"  step {step:5} {score:<5.3g} {_shortened(text, width)}" for step, text, score in pairs]
+        yield [_shortened(prompt, width), *answers]
 
 
 def _first_answers(path: Path, most: int = 1000) -> dict[str, tuple[str, float]]:
