@@ -106,7 +106,6 @@ def test_quickstart_then_again_and_interrupted(tmp_path, task):
     written = weights.stat().st_mtime_ns
     # A shell's background job ignores SIGINT, and passes that on.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    anew = "trainer.total_training_steps=100", "trainer.val_before_train=false", "trainer.resume_mode=disable"
     second = subprocess.Popen(
         command(
             run,

@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--quickstart-metrics",
         type=Path,
-        default=Path("runs/quickstart/metrics.jsonl"),
+        default=Path("runs/quickstart/sspo/metrics.jsonl"),
         help="what `step` reads; default: that of the last verl_sspo.quickstart",
     )
     parser.add_argument("--output", type=Path, help="folder for results.md and results.json")
