@@ -17,7 +17,8 @@ from verl_sspo.algorithm.reference import sspo_loss_matrix
 from verl_sspo.config import SSPOPolicyLossConfig
 
 PROMPTS, RESPONSES = [3, 1, 2, 4, 2, 1, 5, 1], [5, 2, 7, 1, 3, 6, 30, 1]
-ROWS = range(len(RESPONSES))
+SIZE = len(RESPONSES)
+ROWS = range(SIZE)
 # Rows that never have a valid token, as verl's padding rows.
 EMPTY = [1, 7]
 MODES = ["seq-mean-token-mean", "token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
@@ -62,7 +63,7 @@ def config_of(cls, mode):
     )
 
 
-def loss_of(config, rows, chosen, dp_size, size=len(RESPONSES)):
+def loss_of(config, rows, chosen, dp_size, size=SIZE):
     """verl's ppo_loss on some of the rows of a mini-batch of `size`, and the gradient of each response's log-probs."""
     chosen = list(chosen)
     # The engine's output: one value per token of prompt and response, shifted left by one.
@@ -138,7 +139,7 @@ def test_ranks_and_micro_batches_give_the_loss_of_the_mini_batch(rows, cls, mode
     assert (gradients[2][2:4] == 0).all()
 
 
-def logged(config, rows, ranks, size=len(RESPONSES)):
+def logged(config, rows, ranks, size=SIZE):
     """What verl logs of one update: each rank is a list of micro-batches, each of these a list of rows.
 
     Reduced as verl's engine, worker and trainer do: over micro-batches, ranks and mini-batches.
