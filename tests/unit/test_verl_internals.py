@@ -200,7 +200,7 @@ INTERNALS = [
     Internal(
         "verl.workers.config.ActorConfig",
         "algorithm.py",
-        has_fields("policy_loss", "global_batch_info", "use_torch_compile", "loss_agg_mode", "loss_scale_factor"),
+        has_fields("policy_loss", "global_batch_info", "loss_agg_mode", "loss_scale_factor"),
     ),
     Internal("verl.workers.config.FSDPActorConfig", "benchmark/losses.py", has_fields("global_batch_info")),
     Internal(

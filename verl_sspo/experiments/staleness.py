@@ -28,9 +28,7 @@ METRICS = {
     "abs_log_ratio": "actor/sspo/abs_log_ratio",
     "slope": EFFECTIVE_UPDATE_RATIO,
     "weight": "actor/sspo/sequence_weight",
-    "weight_std": "actor/sspo/sequence_weight_std",
-    "weight_min": "actor/sspo/sequence_weight_min",
-    "weight_max": "actor/sspo/sequence_weight_max",
+    "abs_log_weight": "actor/sspo/abs_log_weight",
 }
 
 
@@ -65,7 +63,7 @@ def table(suite: Suite, runs: list[Run]) -> pd.DataFrame:
 
 def summary(suite: Suite, data: pd.DataFrame) -> str:
     """Means over all steps at one frequency of transfers, as Markdown; accuracies are those at the end."""
-    columns = ("lag", "kl", "abs_log_ratio", "slope", "clipped", "weight_std", "weight_min", "weight_max", "entropy")
+    columns = ("lag", "kl", "abs_log_ratio", "slope", "clipped", "weight", "abs_log_weight", "entropy")
     means = data.groupby(["updates_per_transfer", "algorithm"]).mean(numeric_only=True)
     rows = [
         [f"{suite.algorithms[algorithm].title}, {every}", f"{own.lag:.1f}"]
@@ -88,13 +86,8 @@ def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
         look = style.line(index) | {"marker": style.MARKERS[index], "markersize": 5}
         shown = [(drift, "kl"), (ratio, "open")]
         if steps.weight.notna().any():
-            for name, colour, low, high in (
-                ("smallest and largest", "#E4E4E4", means.weight_min, means.weight_max),
-                ("± standard deviation", "#B0B0B0", means.weight - means.weight_std, means.weight + means.weight_std),
-            ):
-                weight.fill_between(means.lag, low, high, color=colour, label=name)
-            weight.plot(means.lag, means.weight, **look)
-            weight.legend(frameon=False, fontsize=8)
+            weight.plot(steps.lag, steps.abs_log_weight, ".", color=look["color"], alpha=0.3, markersize=3)
+            weight.plot(means.lag, means.abs_log_weight, **look)
         elif not steps.clipped.any():
             # verl's SAPO logs 0 for what it does not have.
             shown.remove((ratio, "open"))
@@ -104,7 +97,7 @@ def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
         accuracy.plot(means.lag, 100 * means.accuracy, **look)
     _name(drift, "KL(rollout's policy, present one), nats a token")
     _name(ratio, "effective update ratio (GSPO: share not clipped)")
-    _name(weight, "sequence weights of SSPO")
+    _name(weight, "mean |log S| of SSPO's sequence weights")
     _name(accuracy, "validation accuracy at the end, %")
     style.legend_below(figure, drift, 3)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,9 +21,9 @@ PANELS = {
     "entropy, nats a token": ENTROPY,
     "gradient norm": "actor/grad_norm",
     "effective update ratio": EFFECTIVE_UPDATE_RATIO,
-    "spread of sequence weights": "actor/sspo/sequence_weight_std",
-    "effective sample size, share": "actor/sspo/effective_sample_size",
-    "corrective tokens, share": "actor/sspo/share_corrective",
+    "sequence weights, mean |log S|": "actor/sspo/abs_log_weight",
+    "gradient lost on forward tokens": "actor/sspo/lost_forward",
+    "gradient lost on corrective tokens": "actor/sspo/lost_corrective",
 }
 
 
