@@ -16,13 +16,14 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from verl_sspo.algorithm.gates import Gate
 from verl_sspo.algorithm.metrics import Diagnostics, token_sums
 
 # On a CPU, rows are computed in blocks of about this many tokens, so that intermediates stay in the cache.
-_CPU_BLOCK_TOKENS = 1 << 16
+_CPU_BLOCK_TOKENS = 1 << 17
 
 
 def sspo_loss(
@@ -126,18 +127,18 @@ def _loss_of_rows(
     dtype, masked = gradient.dtype, ~mask
     z = (log_prob.to(dtype) - old_log_prob.to(dtype)).masked_fill_(masked, 0.0)
     advantages = advantages.to(dtype).masked_fill(masked, 0.0)
-    # 1.0 or 0.0: on a CPU, arithmetic is several times faster than torch.where.
-    positive = torch.gt(advantages, 0.0, out=torch.empty_like(z))
-    tau = (1.0 - positive).mul_(gate.tau_neg).add_(positive, alpha=gate.tau_pos)
+    # tau_pos where A > 0, else tau_neg; on a CPU several times faster than torch.where.
+    tau = F.threshold_(torch.gt(advantages, 0.0, out=torch.empty_like(z)).mul_(gate.tau_pos), 0.0, gate.tau_neg)
     log_f, slope = gate.log_value_and_slope(z, tau)
-    toward = torch.sign(advantages).mul_(z)  # > 0: the token moved the way its advantage pushes
-    if gate.side == "forward":  # slope 1 elsewhere
-        slope.sub_(1.0).mul_(torch.gt(toward, 0.0, out=torch.empty_like(z))).add_(1.0)
-
     if gate.is_sapo:  # f(1) is not 1 there, so log f is not 0 at masked tokens
         log_f.masked_fill_(masked, 0.0)
     counts = lengths.clamp(min=1)
     log_weights = log_f.sum(dim=-1) / counts
+    del log_f  # its memory serves the next tensor: on a CPU, fresh memory costs more than the arithmetic on it
+    toward = torch.sign(advantages).mul_(z)  # > 0: the token moved the way its advantage pushes
+    if gate.side == "forward":  # slope 1 elsewhere
+        slope.sub_(1.0).mul_(torch.gt(toward, 0.0, out=torch.empty_like(z))).add_(1.0)
+
     # A tiny temperature allows weights beyond the range of the dtype: keep them, and their product with A, finite.
     log_weights = log_weights.clamp(max=0.45 * math.log(torch.finfo(dtype).max))
     scale = -coefficients * log_weights.exp()

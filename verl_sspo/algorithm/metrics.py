@@ -44,11 +44,12 @@ def token_sums(z: torch.Tensor, toward: torch.Tensor, slope: torch.Tensor, advan
 
     Args:
         z, toward, slope, advantages: (rows, T); 0, 0, 1 and 0 at tokens that take no part. `toward` is sgn(A) z.
-            `slope` is overwritten.
+            `z` and `slope` are overwritten.
     """
     lost = slope.neg_().add_(1.0)
-    distance = z.abs()
-    sums = {"lost": lost.sum(dim=-1), "actor/ppo_kl": -z.sum(dim=-1), "sspo/abs_log_ratio": distance.sum(dim=-1)}
+    sums = {"lost": lost.sum(dim=-1), "actor/ppo_kl": -z.sum(dim=-1)}
+    distance = z.abs_()
+    sums["sspo/abs_log_ratio"] = distance.sum(dim=-1)
     # A set of tokens is a tensor of 1.0 and 0.0: a CPU multiplies floats several times faster than it selects by a
     # boolean mask.
     members = torch.empty_like(z)
