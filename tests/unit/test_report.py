@@ -35,7 +35,7 @@ def write_run(root, algorithm, seed, accuracies, *, finished=True, variant="lr1e
         if step > 0:
             data |= {"critic/score/mean": accuracy - 0.1, "actor/entropy": 0.5 / step, "actor/grad_norm": 1.0 + step}
         if step > 0 and sspo:
-            data |= {"actor/sspo/slope": 1 - step / 20, "actor/sspo/sequence_weight_std": 0.01 * step}
+            data |= {"actor/sspo/slope": 1 - step / 20, "actor/sspo/abs_log_weight": 0.01 * step}
         lines.append(json.dumps({"step": step, "data": data}) + "\n")
     (attempt_folder / launch.METRICS).write_text("".join(lines))
     place = {"suite": "tiny", "variant": variant, "algorithm": algorithm, "seed": seed}

@@ -14,9 +14,7 @@ SUITE = load_suite(Path(__file__).parents[2] / "recipes" / "suites" / "staleness
 SSPO = {
     "sspo/slope": 0.5,
     "sspo/sequence_weight": 1.0,
-    "sspo/sequence_weight_std": 0.1,
-    "sspo/sequence_weight_min": 0.5,
-    "sspo/sequence_weight_max": 2.0,
+    "sspo/abs_log_weight": 0.1,
 }
 
 
@@ -60,11 +58,11 @@ def test_table_and_picture(tmp_path):
     assert data.slope.isna().tolist() == [True] * 4 + [False] * 4
     assert data.accuracy.isna().tolist() == [True, False] * 4
     last = data.iloc[-1]
-    assert (last.slope, last.reward, last.accuracy, last.weight_min, last.weight_max) == (0.5, 0.25, 0.75, 0.5, 2.0)
+    assert (last.slope, last.reward, last.accuracy, last.weight, last.abs_log_weight) == (0.5, 0.25, 0.75, 1.0, 0.1)
     assert pd.isna(last.clipped)
     lines = staleness.summary(SUITE, data).splitlines()[2:]
     assert [line.split(" | ")[0] for line in lines] == ["| SSPO, 1", "| SSPO, 4", "| GSPO, clip 0.03, 4", "| SAPO, 4"]
-    assert lines[1] == "| SSPO, 4 | 4.5 | 0.010 |  | 0.500 |  | 0.100 | 0.500 | 2.000 |  | 25.0 | 75.0 |"
+    assert lines[1] == "| SSPO, 4 | 4.5 | 0.010 |  | 0.500 |  | 1.000 | 0.100 |  | 25.0 | 75.0 |"
     picture = staleness.draw(SUITE, data, tmp_path / "picture" / "staleness.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
 

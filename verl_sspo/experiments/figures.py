@@ -18,9 +18,9 @@ PANELS = {
     "entropy, nats per token": ENTROPY,
     "gradient norm": "actor/grad_norm",
     "effective update ratio": EFFECTIVE_UPDATE_RATIO,
-    "spread of sequence weights": "actor/sspo/sequence_weight_std",
-    "effective sample size, fraction": "actor/sspo/effective_sample_size",
-    "corrective tokens, fraction": "actor/sspo/share_corrective",
+    "sequence weights, mean |log S|": "actor/sspo/abs_log_weight",
+    "gradient lost on forward tokens": "actor/sspo/lost_forward",
+    "gradient lost on corrective tokens": "actor/sspo/lost_corrective",
 }
 
 
