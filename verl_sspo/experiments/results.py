@@ -172,6 +172,7 @@ def differences_table(results: Results, variant: str) -> str:
                 "95 %, this one": f"[{low}, {high}]" if low else "",
                 "95 %, all at once": f"[{low_all}, {high_all}]" if low else "",
                 "p, Holm": "" if np.isnan(row["p_all"]) else f"{row['p_all']:.3f}",
+                "p, signs": "" if np.isnan(row["p_sign"]) else f"{row['p_sign']:.3f}",
             }
         )
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) if rows else ""

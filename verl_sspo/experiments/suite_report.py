@@ -44,7 +44,8 @@ def write_suite_report(root: Path, output: Path) -> tuple[Path, Path]:
     for variant, arm in suite.variants.items():
         of_variant = f", {arm.title}" if len(suite.variants) > 1 else ""
         parts.append(f"## Results{of_variant}")
-        started = [key for key in suite.algorithms if key in set(results.runs.query("variant == @variant")["algorithm"])]
+        present = set(results.runs.loc[results.runs["variant"] == variant, "algorithm"])
+        started = [key for key in suite.algorithms if key in present]
         if not started:
             parts.append("No run has started.")
             continue
@@ -132,7 +133,9 @@ def differences_note(results: Results, variant: str) -> str:
         f"Intervals: paired t; the second one holds for all {comparisons} comparisons of this table at once "
         f"(Bonferroni). p, Holm: paired t test, corrected for the {comparisons} comparisons by Holm's method. p, signs: "
         f"exact two-sided sign-flip test, which assumes nothing about the distribution, not corrected; with {seeds} "
-        f"seeds it cannot be below 1/{2 ** (seeds - 1)}, so no sign pattern is significant here by itself. Simulated "
+        f"seeds it cannot be below 1/{2 ** (seeds - 1)}"
+        + (", so that no sign pattern alone is significant at 5 %. " if seeds < 6 else ". ")
+        + "Simulated "
         f"coverage with {seeds} seeds: the interval of one comparison holds the true mean in {alone} differences; all "
         f"{comparisons} intervals hold theirs at once, were they independent, in {together}. An interval that excludes "
         "0 thus rests on differences that are about normal."
