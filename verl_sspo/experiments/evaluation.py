@@ -5,7 +5,7 @@ joins them with the benchmark's rows.
 
 With the folder `evaluation`:
 greedy/, samples/    the runs, see `verl_sspo.run.launch`; generations/ in each holds verl's dump
-problems.parquet     one row per answer: mode, benchmark, problem, sample, score, correct, prompt, ground_truth, response
+problems.parquet     a row per answer: mode, benchmark, problem, sample, score, correct, prompt, ground_truth, response
 metrics.json         {"evaluation/<benchmark>/<measure>": value}, measures: greedy, avg@<n>, pass@<k>
 """
 
@@ -130,7 +130,9 @@ def evaluate(
     answers = []
     for mode, sampling in modes.items():
         dump = output / mode / "generations"
-        settings = [f"actor_rollout_ref.rollout.val_kwargs.{key}={hydra_value(value)}" for key, value in sampling.items()]
+        settings = [
+            f"actor_rollout_ref.rollout.val_kwargs.{key}={hydra_value(value)}" for key, value in sampling.items()
+        ]
         settings.append(f"trainer.validation_data_dir={hydra_value(dump.resolve())}")
         train([*common, *settings], output / mode, config_dir=recipes, config_name=recipe, console=console)
         answers.append(join(problems, read_generations(dump)).assign(mode=mode))
@@ -233,7 +235,9 @@ def join(problems: pd.DataFrame, generations: pd.DataFrame) -> pd.DataFrame:
         by_truth.setdefault(row.ground_truth, []).append(row)
     places: dict[str, int] = {}
     taken: set[int] = set()
-    for group, prompt, truth in generations.groupby("group", sort=False)[["prompt", "ground_truth"]].first().itertuples():
+    for group, prompt, truth in (
+        generations.groupby("group", sort=False)[["prompt", "ground_truth"]].first().itertuples()
+    ):
         text = _normal(prompt)
         candidates = [row for row in by_truth.get(truth, []) if row.question in text]
         if not candidates:

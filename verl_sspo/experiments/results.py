@@ -53,7 +53,9 @@ class Results:
         if first:
             # The mean over the steps of a run has no value before training.
             steps = steps[(steps["step"] == 0) & (measure.summary == "last")]
-        summary = steps.groupby(["seed", "algorithm"])[measure.metrics].agg("mean" if measure.summary == "mean" else "last")
+        summary = steps.groupby(["seed", "algorithm"])[measure.metrics].agg(
+            "mean" if measure.summary == "mean" else "last"
+        )
         table = summary.mean(axis=1, skipna=False).unstack("algorithm")
         return table.reindex(columns=[key for key in self.suite.algorithms if key in table]).dropna(how="all")
 
@@ -64,13 +66,13 @@ class Results:
             A row per seed and a column per (measure, algorithm); a row per (measure, algorithm). Measures in percent
             are in points.
         """
-        columns = {}
+        columns: dict[tuple[str, str], pd.Series] = {}
         for title, measure in self.suite.measures.items():
             table = (100 if measure.percent else 1) * self.values(measure, variant)
             if self.suite.baseline in table:
                 others = table.drop(columns=self.suite.baseline)
                 columns |= {(title, key): others[key] - table[self.suite.baseline] for key in others}
-        raw = pd.DataFrame(columns)
+        raw = pd.DataFrame(columns, columns=pd.MultiIndex.from_tuples(list(columns) or [("", "")]))
         return raw, paired_differences(raw)
 
     def collapsed(self, variant: str, algorithm: str) -> str:
@@ -81,7 +83,9 @@ class Results:
         seeds = self.values(reward, variant)[algorithm].dropna().index
         own = self.steps[(self.steps["variant"] == variant) & (self.steps["algorithm"] == algorithm)]
         rewards = [own.loc[own["seed"] == seed, REWARD].dropna() for seed in seeds]
-        ended = [each.iloc[1:].tail(LAST_ROLLOUTS).mean() < COLLAPSED * each.iloc[0] for each in rewards if len(each) > 1]
+        ended = [
+            each.iloc[1:].tail(LAST_ROLLOUTS).mean() < COLLAPSED * each.iloc[0] for each in rewards if len(each) > 1
+        ]
         return f"{sum(ended)}/{len(ended)}" if ended else ""
 
 
@@ -123,7 +127,8 @@ def measured_table(results: Results, variant: str) -> str:
     trained = {title: results.values(measure, variant) for title, measure in measures}
     # Before training all algorithms of a seed are the same model.
     before = {
-        title: results.values(measure, variant, first=True).mean(axis=1).to_frame(UNTRAINED) for title, measure in measures
+        title: results.values(measure, variant, first=True).mean(axis=1).to_frame(UNTRAINED)
+        for title, measure in measures
     }
     external = {key: title for published in suite.published for key, title in published.rows.items()}
     names = {UNTRAINED: "before training", **{key: arm.title for key, arm in suite.algorithms.items()}, **external}
@@ -134,7 +139,9 @@ def measured_table(results: Results, variant: str) -> str:
             for title in suite.measures
         }
         printed = {
-            f"{title}, {each.status} [{i}]": "" if (value := each.values.get(key, {}).get(title)) is None else f"{value:g}"
+            f"{title}, {each.status} [{i}]": ""
+            if (value := each.values.get(key, {}).get(title)) is None
+            else f"{value:g}"
             for i, each in enumerate(suite.published, 1)
             for title in suite.measures
         }
@@ -142,7 +149,7 @@ def measured_table(results: Results, variant: str) -> str:
         if seeds or any(printed.values()):
             cells = {title: _mean_and_range(found[title], measure) for title, measure in measures}
             ended = {"collapsed": results.collapsed(variant, key)}
-            rows.append({"": name, "seeds": seeds or ""} | cells | ended | printed)
+            rows.append({"": name, "seeds": str(seeds or "")} | cells | ended | printed)
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from verl_sspo.experiments import cell as cells_
 from verl_sspo.experiments.suite import Cell
@@ -88,7 +88,7 @@ def run(
     progress = Progress(*columns, speed_estimate_period=1e9, **options)  # type: ignore[arg-type]
     total = len(pending)
     overall = progress.add_task("suite", total=total)
-    running: dict[int, _Running] = {}
+    running: dict[TaskID, _Running] = {}
 
     def say(text: str) -> None:
         left = progress.tasks[0].time_remaining

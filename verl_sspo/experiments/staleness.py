@@ -107,13 +107,14 @@ def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
                 panel.plot(steps["lag"], steps[column], ".", color=look["color"], alpha=0.3, markersize=3)
             if column == "weight":
                 low, high = (means["weight"] + sign * means["weight_std"] for sign in (-1, 1))
-                band = {"color": style.LIGHT_GREY, "label": "± one standard deviation (SSPO)"}
-                panel.fill_between(means["lag"], low, high, **band)
-            marker = {"marker": style.MARKERS[index], "markersize": 5}
-            panel.plot(means["lag"], means[column], label=arm.title, **look, **marker)
+                label = "± one standard deviation (SSPO)"
+                panel.fill_between(means["lag"], low, high, color=style.LIGHT_GREY, label=label)
+            marker = style.MARKERS[index]
+            panel.plot(means["lag"], means[column], label=arm.title, marker=marker, markersize=5, **look)
         panel.set_xlim(left=0)
     panels[0].plot([], [], ".", color=style.GREY, markersize=3, label="one step")
-    silent = [arm.title for key, arm in suite.algorithms.items() if data.loc[data["algorithm"] == key, "open"].isna().all()]
+    logged = set(data.dropna(subset="open")["algorithm"])
+    silent = [arm.title for key, arm in suite.algorithms.items() if key in set(data["algorithm"]) - logged]
     note = f"not logged: {', '.join(silent)}" if silent else ""
     panels[1].text(0.03, 0.05, note, transform=panels[1].transAxes, color=style.GREY, fontsize=8)
     style.legend_below(figure, 3)

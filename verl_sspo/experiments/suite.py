@@ -216,7 +216,7 @@ def expand(
     ):
         if variant in (variants or suite.variants) and algorithm in (algorithms or suite.algorithms):
             # The last one wins in Hydra, except for groups (algo=...), which come before all values.
-            settings = (suite.overrides, of_variant.overrides, of_algorithm.overrides, dict.fromkeys(suite.seed_keys, seed))
-            overrides = tuple(hydra_overrides(*settings))
-            cells.append(Cell(name, variant, algorithm, seed, suite.recipe, overrides, suite.evaluation))
+            seeded = dict.fromkeys(suite.seed_keys, seed)
+            overrides = hydra_overrides(suite.overrides, of_variant.overrides, of_algorithm.overrides, seeded)
+            cells.append(Cell(name, variant, algorithm, seed, suite.recipe, tuple(overrides), suite.evaluation))
     return cells

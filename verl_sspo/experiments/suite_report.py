@@ -131,9 +131,9 @@ def differences_note(results: Results, variant: str) -> str:
     together = ", ".join(f"{100 * value**comparisons:.0f} % ({kind})" for kind, value in all_.items())
     return note + (
         f"Intervals: paired t; the second one holds for all {comparisons} comparisons of this table at once "
-        f"(Bonferroni). p, Holm: paired t test, corrected for the {comparisons} comparisons by Holm's method. p, signs: "
-        f"exact two-sided sign-flip test, which assumes nothing about the distribution, not corrected; with {seeds} "
-        f"seeds it cannot be below 1/{2 ** (seeds - 1)}"
+        f"(Bonferroni). p, Holm: paired t test, corrected for the {comparisons} comparisons by Holm's method. p, "
+        "signs: exact two-sided sign-flip test, which assumes nothing about the distribution, not corrected; with "
+        f"{seeds} seeds it cannot be below 1/{2 ** (seeds - 1)}"
         + (", so that no sign pattern alone is significant at 5 %. " if seeds < 6 else ". ")
         + "Simulated "
         f"coverage with {seeds} seeds: the interval of one comparison holds the true mean in {alone} differences; all "

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -35,8 +36,8 @@ def draw(metrics: Metrics, path: Path, title: str, caption: str) -> Path:
     if values:
         accuracy.plot(steps, values, "o-", color=style.ORANGE, clip_on=False, label="validation accuracy")
         for i, place, align in ((0, (9, -9), "left"), (-1, (0, 9), "right")):
-            options = {"textcoords": "offset points", "ha": align, "color": style.ORANGE, "weight": "bold"}
-            accuracy.annotate(f"{values[i]:.2f}", (steps[i], values[i]), place, **options)
+            options: dict[str, Any] = {"textcoords": "offset points", "ha": align, "weight": "bold"}
+            accuracy.annotate(f"{values[i]:.2f}", (steps[i], values[i]), place, color=style.ORANGE, **options)
     accuracy.set_ylim(0, 1)
     accuracy.set_ylabel("fraction of responses that are right")
     steps, values = metrics.series(ENTROPY)
@@ -45,7 +46,7 @@ def draw(metrics: Metrics, path: Path, title: str, caption: str) -> Path:
     entropy.set_ylabel("nats per token")
     if ratios[1]:
         panels[2].plot(*ratios, color=style.PURPLE, linewidth=1.6, label="one step")
-        panels[2].axhline(1, color=style.GREY, linewidth=1, linestyle="--", label="1: the gate lets every update through")
+        panels[2].axhline(1, color=style.GREY, linestyle="--", label="1: the gate lets every update through")
         panels[2].set_ylim(min(0.8, *ratios[1]), 1.02)
         panels[2].set_ylabel("mean slope of the gate")
     titles = ("Accuracy", "Entropy of the policy", "Effective update ratio")

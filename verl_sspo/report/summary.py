@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -101,7 +102,8 @@ def summarize(metrics: Metrics, seconds: float) -> dict[str, float | int | None]
     Raises:
         ValueError: nothing was trained.
     """
-    accuracy, entropy = metrics.accuracy[1] or [None], metrics.series(ENTROPY)[1] or [None]
+    accuracy: list[Any] = metrics.accuracy[1] or [None]
+    entropy: list[Any] = metrics.series(ENTROPY)[1] or [None]
     durations, ratios = metrics.series(SECONDS_PER_STEP)[1], metrics.series(EFFECTIVE_UPDATE_RATIO)[1]
     if not durations:
         raise ValueError("the run has no training step")
