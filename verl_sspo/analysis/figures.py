@@ -15,9 +15,9 @@ from verl_sspo.report import style
 BIAS = (
     "Gradient of each objective against the exact one, on enumerable toy problems (3 tokens, sequences of 3, random "
     "rewards and policies), one sampled response, over the mean |log-ratio| between old and current policy; means "
-    "over 20 problems. Top: the policy moved in a random direction. Bottom: along the policy gradient. Bias and variance are "
-    "relative to the exact gradient, the cosine is that between mean and exact gradient. A trust region is a bias on "
-    "purpose: a method that stops or turns back once the policy has moved shows here as biased."
+    "over 20 problems. Top: the policy moved in a random direction. Bottom: along the policy gradient. Bias and "
+    "variance are relative to the exact gradient, the cosine is that between mean and exact gradient. A trust region "
+    "is a bias on purpose: a method that stops or turns back once the policy has moved shows here as biased."
 )
 LIMITS = (
     "Limits of SSPO, through the losses themselves. Left: as the temperature falls, the gradient tends to that of "

@@ -11,7 +11,6 @@ the measures (metrics.json).
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -73,7 +72,6 @@ def main(argv: list[str] | None = None) -> int:
     table.index = pd.MultiIndex.from_tuples([key.split("/")[1:] for key in metrics], names=["benchmark", "measure"])
     print(table.unstack(sort=False).to_markdown(tablefmt="simple", floatfmt=".4g", missingval="-"))
     print(f"every answer: {output / PROBLEMS}")
-    print(json.dumps(metrics), file=sys.stderr)
     return 0
 
 

@@ -36,22 +36,12 @@ Trainer = Callable[..., Path]
 
 @dataclass
 class Evaluation:
-    """What is evaluated.
+    """What is evaluated; raises ValueError on a value out of range, or where nothing is."""
 
-    Args:
-        benchmarks: parquet files in verl's schema, `<benchmark>/test.parquet`.
-        greedy: one greedy answer per problem.
-        samples: sampled answers per problem, for avg@k and pass@k; 0 for none.
-        temperature, top_p: of these samples.
-
-    Raises:
-        ValueError: a value out of range, or nothing to evaluate.
-    """
-
-    benchmarks: list[str] = MISSING
-    greedy: bool = True
-    samples: int = 0
-    temperature: float = 1.0
+    benchmarks: list[str] = MISSING  # parquet files in verl's schema, `<benchmark>/test.parquet`
+    greedy: bool = True  # one greedy answer per problem
+    samples: int = 0  # sampled answers per problem, for avg@k and pass@k
+    temperature: float = 1.0  # of the samples
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
@@ -89,12 +79,10 @@ def evaluate(
             ranks as it was saved from.
         evaluation: benchmarks and sampling.
         output: its folder, see the module; what an evaluation that did not finish left there is renamed.
-        recipe: recipe of `recipes`.
+        recipe, recipes: name of the recipe, and the folder it lies in.
         overrides: Hydra overrides, those of the training for a checkpoint of verl. `data.val_max_samples=N` asks the
             first N problems alone.
-        recipes: Hydra tree of the recipes.
-        train: `verl_sspo.run.launch.train`.
-        console: where the progress goes.
+        train, console: what runs main_ppo, and where the progress goes.
 
     Returns:
         What metrics.json holds.

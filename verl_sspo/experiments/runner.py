@@ -65,12 +65,10 @@ def run(
 
     Args:
         cells: what to run, in this order.
-        root: folder of the suite's runs; the cells' folders are below.
-        recipes: Hydra tree of the recipes.
+        root, recipes: folder of the suite's runs, and Hydra tree of the recipes.
         jobs: cells side by side. Each then has the CPU cores divided by `jobs` as threads.
-        console: where the progress goes, stderr without it.
+        console, poll_seconds: where the progress goes (stderr), and how often it is updated.
         train: what runs main_ppo; a function of a module, since it is called in another process.
-        poll_seconds: how often the progress is updated.
 
     Raises:
         KeyboardInterrupt: on SIGINT, SIGTERM or SIGHUP, after the running cells have ended their processes.

@@ -9,7 +9,7 @@ from verl_sspo.experiments import cell
 from verl_sspo.experiments.results import PLACE, Results
 from verl_sspo.experiments.suite import Suite
 from verl_sspo.report import style
-from verl_sspo.report.document import picture
+from verl_sspo.report.style import picture
 from verl_sspo.report.summary import EFFECTIVE_UPDATE_RATIO, REWARD
 
 #: Columns of the data: name -> metric of verl, the mean over the updates of a step. Only SSPO logs `actor/sspo/*`.

@@ -9,30 +9,16 @@ from pathlib import Path
 import pandas as pd
 
 from verl_sspo.experiments import figures, staleness
-from verl_sspo.experiments.results import (
-    COLLAPSED,
-    LAST_ROLLOUTS,
-    PLACE,
-    Results,
-    differences_table,
-    measured_table,
-    read_results,
-)
+from verl_sspo.experiments.results import COLLAPSED, LAST_ROLLOUTS, PLACE, Results, read_results
 from verl_sspo.experiments.suite import Measure, expand
-from verl_sspo.report.document import picture, write
+from verl_sspo.experiments.tables import differences_table, measured_table
 from verl_sspo.report.statistics import LEVEL, simulated_coverage, simultaneous_level
+from verl_sspo.report.style import picture
 from verl_sspo.run.compose import RECIPES
 
 
-def write_suite_report(root: Path, output: Path) -> tuple[Path, Path]:
-    """The report of a suite's runs, as far as they are.
-
-    Args:
-        root: folder of the runs.
-        output: folder of the report.
-
-    Returns:
-        report.md and report.html.
+def write_suite_report(root: Path, output: Path) -> Path:
+    """Writes the report of the runs below `root`, as far as they are, and returns its report.md.
 
     Raises:
         FileNotFoundError: `root` holds no runs of a suite.
@@ -75,7 +61,8 @@ def write_suite_report(root: Path, output: Path) -> tuple[Path, Path]:
     parts.append(f"## Versions\n\n{versions(results)}")
     output.mkdir(parents=True, exist_ok=True)
     write_data(results, output)
-    return write(parts, output, suite.title)
+    (output / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return output / "report.md"
 
 
 def progress(results: Results) -> str:

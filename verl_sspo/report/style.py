@@ -58,3 +58,8 @@ def save(figure: Figure, path: Path) -> Path:
         else:
             figure.savefig(path, dpi=160)
     return path
+
+
+def picture(path: Path, output: Path, alt: str, caption: str) -> str:
+    """A picture with its caption, as Markdown of a report in the folder `output`."""
+    return f"![{alt}]({path.relative_to(output)})\n\n*{caption}*"
