@@ -26,7 +26,7 @@ class Results:
     """What the runs of a suite have logged."""
 
     suite: Suite
-    # A row per started run: variant, algorithm, seed, suite (its name), state (`cell.state`), folder, versions (a list).
+    # A row per started run: variant, algorithm, seed, suite (its name), state (`cell.state`), folder, versions (list).
     runs: pd.DataFrame
     # A row per run and step: variant, algorithm, seed, step, and a column per metric of verl.
     steps: pd.DataFrame

@@ -35,7 +35,7 @@ def draw(metrics: Metrics, path: Path, title: str, caption: str) -> Path:
     steps, values = metrics.accuracy
     if values:
         accuracy.plot(steps, values, "o-", color=style.ORANGE, clip_on=False, label="validation accuracy")
-        for i, place, align in ((0, (9, -9), "left"), (-1, (0, 9), "right")):
+        for i, place, align in ((0, (9, -9), "left"), (-1, (0, 9), "right"))[-len(values) :]:
             options: dict[str, Any] = {"textcoords": "offset points", "ha": align, "weight": "bold"}
             accuracy.annotate(f"{values[i]:.2f}", (steps[i], values[i]), place, color=style.ORANGE, **options)
     accuracy.set_ylim(0, 1)
