@@ -94,12 +94,6 @@ def run_cell(cell: Cell, folder: Path, recipes: Path, train: Trainer = launch.tr
     With a checkpoint in the folder the training resumes from it. Without, earlier attempts are renamed and it starts
     from the beginning.
 
-    Args:
-        cell: what to run.
-        folder: its folder.
-        recipes: Hydra tree of the recipes.
-        train: `verl_sspo.run.launch.train`.
-
     Raises:
         CellRunningError: another process runs it.
         ValueError: the folder holds a run with other settings.

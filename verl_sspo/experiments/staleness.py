@@ -9,7 +9,7 @@ from verl_sspo.experiments import cell
 from verl_sspo.experiments.results import PLACE, Results
 from verl_sspo.experiments.suite import Suite
 from verl_sspo.report import style
-from verl_sspo.report.document import picture
+from verl_sspo.report.style import picture
 from verl_sspo.report.summary import EFFECTIVE_UPDATE_RATIO, REWARD
 
 #: Columns of the data: name -> metric of verl, the mean over the updates of a step. Only SSPO logs `actor/sspo/*`.
@@ -109,7 +109,8 @@ def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
             panel.plot(means["lag"], means[column], label=arm.title, **look, **marker)
         panel.set_xlim(left=0)
     panels[0].plot([], [], ".", color=style.GREY, markersize=3, label="one step")
-    silent = [arm.title for key, arm in suite.algorithms.items() if data.loc[data["algorithm"] == key, "open"].isna().all()]
+    logged = set(data.dropna(subset="open")["algorithm"])
+    silent = [arm.title for key, arm in suite.algorithms.items() if key in set(data["algorithm"]) - logged]
     note = f"not logged: {', '.join(silent)}" if silent else ""
     panels[1].text(0.03, 0.05, note, transform=panels[1].transAxes, color=style.GREY, fontsize=8)
     style.legend_below(figure, 3)
