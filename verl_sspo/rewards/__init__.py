@@ -46,6 +46,8 @@ MATHEMATICS = frozenset(
         "numina_olympiads",
     }
 )
+# Their prompts ask for a last line `Answer: 13`, as verl's own reward reads it.
+ANSWER_LINE = frozenset({"math", "math_dapo", "math_dapo_reasoning"})
 CODE = frozenset(
     {
         "apps",
@@ -112,6 +114,8 @@ def compute_score(
                 f"{sorted(MATHEMATICS)} and {sorted(CODE)}"
             )
         options = {name: value for name, value in kwargs.items() if name in _options(score)}
+        if score is mathematics.score:
+            options["answer_line"] = data_source.startswith("aime") or data_source in ANSWER_LINE
         scored = score(solution_str, ground_truth, **options)
     if unknown := scored.keys() - COLUMNS.keys():
         raise TypeError(f"the reward of {data_source!r} returned {sorted(unknown)}, which COLUMNS does not list")
