@@ -105,6 +105,7 @@ def clean(text: str) -> str:
     text = re.sub(r"(?<=\d)( ?\\text ?\{ ?(?!and\b|or\b)[a-z][^{}]*) (?:and|or) ?\}(?= ?\d)", r"\1}, ", text)
     text = re.sub(r"(?<=\d) ?x ?(?=10 ?\^)", r"\\times ", text)
     text = re.sub(r"\( ?(?:\\text ?\{ ?mod ?\}|\\mod|mod)([^()]*)\)", r"\\pmod{\1}", text)
+    text = re.sub(r"\\pmod ?\{ ?(\w+) ?\}", r"\\pmod \1", text)
     text = re.sub(r"_ ?\{ ?\\text ?\{ ?(\w+) ?\} ?\}", lambda m: f"_{_base(m[1])}", text)
     # "for all x" says nothing that the formula does not.
     text = re.sub(r",? ?(?:\\text ?\{ ?,? ?for all (?:real )?\}|for all) ?[a-z]$", "", text)
@@ -220,7 +221,7 @@ def _read_group(text: str) -> Value | None:
         if re.search(r"\||:", inner):  # { x : x > 0 } is no list of elements
             return Text(_bound(text))
         return Group("set", tuple(each for part in _split(inner, "[,;]")[::2] for each in _listed(clean(part))))
-    if opening == "[" and closing == "]" and ";" in inner:  # [1,2;3,4]
+    if opening == "[" and closing == "]" and ";" in inner and "," in inner:  # [1,2;3,4]
         rows = [_split(row, ",")[::2] for row in _split(inner, ";")[::2]]
         return _matrix("matrix", rows)
     if opening in ("(", "[") and closing in (")", "]") and _encloses(text):
@@ -629,7 +630,7 @@ def _solutions(relation: Relation) -> list[Region]:
 def _equal_regions(gold: Region, answer: Region) -> bool:
     def same(left: Bound, right: Bound) -> bool:
         if isinstance(left[0], str) or isinstance(right[0], str):
-            return left[0] == right[0]
+            return left == right
         return left[1] == right[1] and formula.equal(left[0], right[0])
 
     return same(gold[1], answer[1]) and same(gold[2], answer[2])

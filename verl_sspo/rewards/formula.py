@@ -158,13 +158,9 @@ class _Parser:
 
     def signed(self) -> Node:
         if self.take("-"):
-            self.depth += 1
-            if self.depth > MAX_DEPTH:
-                raise Unreadable("too deep")
-            node = ("neg", self.signed())
-            self.depth -= 1
-            return node
-        return self.signed() if self.take("+") and self.peek() not in ("+", "-") else self.power()
+            return ("neg", self.power())
+        self.take("+")
+        return self.power()
 
     def starts_atom(self) -> bool:
         token = self.peek()

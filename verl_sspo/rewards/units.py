@@ -69,6 +69,7 @@ def _unit(text: str, before: str) -> Unit | None:
     for digit in re.findall(r"(?<=[a-zA-Z ])\^ ?\{? ?([23])", words):
         power *= int(digit)
     words = re.sub(r"(?<=[a-zA-Z ])\^ ?(?:\{ ?[23] ?\}|[23])", "", words).strip(" .").replace("per cent", "percent")
+    words = re.sub(r" (?:old|long|tall|wide|high|deep|away|apart)$", "", words)
     if re.fullmatch(r"\^ ?\\circ ?[CFK]", words):
         return Unit(f"degree {words[-1]}")
     words = words.replace("^ \\circ", "^\\circ")
