@@ -1,8 +1,8 @@
 r"""Final answers: read into a value with a type, and compared by type.
 
-A value is a number or formula with its unit, a relation, a group (list, set, tuple or interval, union, matrix, vector,
-cases, ratio), or a text. What cannot be read whole is a text, which equals only the same text: a formula that is not
-understood is never taken for another.
+A value is a formula with its unit, a relation, a group (list, set, tuple, interval, union, matrix, vector, ratio) or a
+text. What cannot be read whole is a text, which equals only the same text: a formula that is not understood is never
+taken for another.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 from verl_sspo.rewards import formula
-from verl_sspo.rewards.formula import Node, Unreadable
-from verl_sspo.rewards.units import Unit, split_unit
+from verl_sspo.rewards.formula import Node, Unreadable, minus, number
+from verl_sspo.rewards.notation import UPRIGHT, clean, key_of, words_of
+from verl_sspo.rewards.units import NO_UNIT, Unit, split_unit
 
 MAX_LENGTH = 1000  # characters of an answer; longer ones count only if they are the same text
 MAX_PARTS = 64  # elements of a set or list whose order is free
@@ -24,13 +25,17 @@ SECONDS = 2.0  # processor time for one answer
 
 @dataclass(frozen=True)
 class Text:
-    key: str  # what has to be the same
+    key: str
 
 
 @dataclass(frozen=True)
 class Formula:
     node: Node
-    unit: Unit | None = None
+    unit: Unit = NO_UNIT
+
+    @property
+    def is_number(self) -> bool:
+        return not formula.variables(self.node)
 
 
 @dataclass(frozen=True)
@@ -41,346 +46,208 @@ class Relation:
 
 @dataclass(frozen=True)
 class Group:
-    kind: str  # "list", "set", "union", "(,)", "[,)" and so on, "matrix 2", "vector", "cases", "ratio"
+    # "list", "set", "union", "all", "vector", "ratio", "(,)", "[,)" ..., "matrix [2, 2]", "cases [2, 2]"
+    kind: str
     parts: tuple[Value, ...]
 
 
 Value = Text | Formula | Relation | Group
-
-# --- one spelling ------------------------------------------------------------------------------------------------
-
-_PLAIN = {
-    **dict.fromkeys("−–—‑", "-"), "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "π": r"\pi ",
-    "θ": r"\theta ", "∞": r"\infty ", "°": r"^\circ ", "±": r"\pm ", "∪": r"\cup ", "≤": r"\le ", "≥": r"\ge ",
-    "≠": r"\ne ", "∅": r"\emptyset ", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "∕": "/",
-    "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "²": "^2", "³": "^3", "√": r"\sqrt ", "∈": r"\in ", "ℝ": r"\mathbb{R}",
-    "′": "'", "£": r"\pounds ", "€": r"\euro ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "",
-    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\leq": r"\le", r"\leqslant": r"\le",
-    r"\geq": r"\ge", r"\geqslant": r"\ge", r"\neq": r"\ne", r"\lt": "<", r"\gt": ">", "<=": r"\le ", ">=": r"\ge ",
-    "!=": r"\ne ", "**": "^", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\varnothing": r"\emptyset", r"\to": r"\to",
-    r"\degree": r"^\circ", r"^{\circ}": r"^\circ", r"\lbrack": "[", r"\rbrack": "]", r"\lparen": "(",
-    r"\rparen": ")", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\prime": "'", r"^{\prime}": "'", r"\dbinom": r"\binom",
-    r"\tbinom": r"\binom", r"\mid": "|", r"\colon": ":", r"\dots": r"\ldots", "...": r"\ldots ", r"\cdots": r"\ldots", "…": r"\ldots ",
-}  # fmt: skip
-_PLAIN_RE = re.compile(
-    "|".join(re.escape(key) + r"(?![a-zA-Z])" * key[-1].isalpha() for key in sorted(_PLAIN, key=len, reverse=True))
-)
-_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-_TEXT = r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mathsf|mbox|operatorname)\*?\s*\{([^{}]*)\}"
-_UPRIGHT = _TEXT.replace("|mathbf", "")
-_ANSWER_IS = r"(?:the )?(?:final )?answer ?(?:is ?:?|:) ?"
-_OPENING = re.compile(rf"(?:\\text ?\{{ ?{_ANSWER_IS}\}}|{_ANSWER_IS})(?![a-zA-Z])", re.IGNORECASE)
-_BASES = "two three four five six seven eight nine ten eleven twelve".split()
-
-
-def clean(text: str) -> str:
-    """One spelling for what LaTeX, Markdown and people spell in several ways."""
-    text = re.sub(r"<\|[^|>]*\|>$", "", text.translate(_FULL_WIDTH).strip())
-    text = re.sub(r"(?:\\\\|[\s.;,])+$", "", text)
-    for left, right in (("**", "**"), ("`", "`"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
-        if text.startswith(left) and text.endswith(right) and len(text) > len(left + right):
-            inner = text[len(left) : -len(right)]
-            text = text if left in inner else inner.strip()
-    # "The answer is 18" and \text{12 students} are answers in a wrapper.
-    if opening := _OPENING.match(text):
-        return clean(text[opening.end() :])
-    if (upright := re.fullmatch(_UPRIGHT, text)) and re.search(r"\d", upright[1]):
-        return clean(upright[1])
-    text = re.sub(r"\\(?:displaystyle|textstyle|limits|left|right|bf|rm|[bB]igg?[lr]?)(?![a-zA-Z])\.?", "", text)
-    text = re.sub(r"\\textcolor ?\{\w+\}|\\color ?\{\w+\}", "", text)
-    text = _PLAIN_RE.sub(lambda found: _PLAIN[found[0]], text)
-    text = re.sub(r"\\!\s*", "", text)
-    text = re.sub(r"(?<=\d)(?:\\[,;: ]|~)(?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"\\[,;:> ]|~|\\q?quad(?![a-zA-Z])", " ", text.replace("\\\\", "\0")).replace("\0", "\\\\")
-    text = text.replace("{,}", ",").replace(r"\%", "%").replace(r"\$", "$")
-    # \frac12, \frac1{2}, \frac{1}2, \sqrt2
-    text = re.sub(r"\\frac\s*([\da-zA-Z])", r"\\frac{\1}", text)
-    text = re.sub(r"(\\frac\s*\{[^{}]*\})\s*([\da-zA-Z])", r"\1{\2}", text)
-    text = re.sub(r"\\sqrt\s*(\d|[a-zA-Z](?![a-zA-Z]))", r"\\sqrt{\1}", text)
-    text = re.sub(rf"\\(?:text|mathrm|operatorname)\s*\{{ ?({formula.FUNCTIONS}) ?\}}", r"\\\1 ", text)
-    text = re.sub(r"\\math(?:rm|bf)\s*\{([ei])\}", lambda m: m[1] if "rm" in m[0] else m[0], text)
-    text = re.sub(r"(\d+)\^\\circ ?(\d+)'", lambda m: rf"{m[1]}\frac{{{m[2]}}}{{60}}^\circ", text)
-    text = re.sub(r"(?<![\d/])(\d+) (\d+) ?/ ?(\d+)", r"\1\\frac{\2}{\3}", text)  # 1 1/2
-    # 9 \text{ chickens and } 10 \text{ rabbits}
-    text = re.sub(r"(?<=\d)( ?\\text ?\{ ?(?!and\b|or\b)[a-z][^{}]*) (?:and|or) ?\}(?= ?\d)", r"\1}, ", text)
-    text = re.sub(r"(?<=\d) ?x ?(?=10 ?\^)", r"\\times ", text)
-    text = re.sub(r"\( ?(?:\\text ?\{ ?mod ?\}|\\mod|mod)([^()]*)\)", r"\\pmod{\1}", text)
-    text = re.sub(r"\\pmod ?\{ ?(\w+) ?\}", r"\\pmod \1", text)
-    text = re.sub(r"_ ?\{ ?\\text ?\{ ?(\w+) ?\} ?\}", lambda m: f"_{_base(m[1])}", text)
-    # "for all x" says nothing that the formula does not.
-    text = re.sub(r",? ?(?:\\text ?\{ ?,? ?for all (?:real )?\}|for all) ?[a-z]$", "", text)
-    text = re.sub(r"\s+", " ", text).strip().rstrip(".;,").strip()
-    return re.sub(r"^= ?", "", text)
-
-
-def _base(word: str) -> str:
-    return f"{{{_BASES.index(word) + 2}}}" if word in _BASES else f"{{{word}}}"
-
-
-def key_of(text: str) -> str:
-    """A cleaned text without what has no meaning at all."""
-    plain = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", re.sub(_UPRIGHT, r"\1", text))
-    return re.sub(r"(?<=[\^_])\{(\w)\}", r"\1", re.sub(r"^0+(?=\d)", "", plain))
-
+EVERYTHING = Text(r"\mathbb{R}")
+INFINITE = ("-\\infty", "\\infty")
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
 _SIGNS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\approx": "~"}
 _FLIPPED = {"=": "=", "<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
-_SIGN_RE = r"\\(?:le|ge|ne|approx)(?![a-zA-Z])|[=<>]"
+_SIGN = r"\\(?:le|ge|ne|approx)(?![a-zA-Z])|[=<>]"
 # With these a comma separates no elements, and a letter may be bound.
 _WHOLE = re.compile(
-    r"\\(?:in|notin|forall|exists|equiv|pmod|ldots|subset\w*|lim|int|partial)(?![a-zA-Z])|\b(?:if|for|where|when|except)\b"
+    r"\\(?:in|notin|forall|exists|equiv|pmod|ldots|lim|int|sum|prod|partial)(?![a-zA-Z])"
+    r"|\b(?:if|for|where|when|except)\b"
 )
-_BOUND = re.compile(r"(?<![\\a-zA-Z])([a-z]) ?\\in(?![a-zA-Z])|\\\{ ?([a-z]) ?[|:]")
 _MATRIX = re.compile(
-    r"(?P<scale>[^&,]*?)(?P<open>[(\[]?) ?\\begin ?\{(?P<kind>[pbBvV]?matrix|smallmatrix|array|cases)\}(?:\{[lcr| ]*\})?"
+    r"(?P<scale>[^&=]*?)[(\[]? ?\\begin ?\{(?P<kind>[pbBvV]?matrix|smallmatrix|array|cases)\}(?:\{[lcr| ]*\})?"
     r"(?P<body>.*)\\end ?\{(?P=kind)\} ?[)\]]?",
     re.DOTALL,
 )
 _AND_OR = r",? ?\\text ?\{ ?,? ?(?:and|or) ?\} ?|,? ?(?<![a-zA-Z])(?:and|or) ?(?=[^a-z ]|[a-z]\b)|[,;]"
-_CHOICE = re.compile(r"(?:option |choice )?(\()?([A-J])(\)|[.:](?= |$))?(?: ?(\S.*))?", re.IGNORECASE | re.DOTALL)
-INFINITY = r"\infty"
-_MONEY = {"$": "$", r"\pounds": "£", r"\euro": "€"}
+_PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-zA-Z])")
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Splits where the separator stands outside of all brackets; the pieces and the separators in turn."""
-    parts, depth, start, skip = [], 0, 0, 0
-    for found in re.finditer(rf"(?P<cut>{separator})|\\begin\{{|\\end\{{|\\[{{}}]|\\.|[{{(\[\])}}]", text, re.DOTALL):
+    """Splits where the separator stands outside of all brackets: the pieces and the separators in turn."""
+    parts, depth, start = [], 0, 0
+    for found in re.finditer(rf"(?P<cut>{separator})|\\(?:begin|end)\{{|\\[{{}}]|\\.|[{{(\[\])}}]", text, re.DOTALL):
         word = found[0]
-        if found.start() < skip:
-            continue
         if found["cut"] is not None and not depth:
             parts += [text[start : found.start()].strip(), word.strip()]
-            start = skip = found.end()
+            start = found.end()
+        elif word.startswith("\\begin"):  # its brace, and what \end{...} closes
+            depth += 2
         elif word in ("\\{", "{", "(", "["):
             depth += 1
-        elif word == "\\begin{":  # its brace, and what \end{...} closes
-            depth += 2
         elif word in ("\\}", "}", ")", "]"):
             depth -= 1
     return [*parts, text[start:].strip()]
 
 
-def _encloses(text: str) -> bool:
-    """Whether the bracket at the beginning is closed by the one at the end. Half-open intervals close any with any."""
-    depth = 0
-    for found in re.finditer(r"\\[{}]|\\.|[{(\[\])}]", text, re.DOTALL):
-        if found[0] in (r"\{", "{", "(", "["):
-            depth += 1
-        elif found[0] in (r"\}", "}", ")", "]"):
-            depth -= 1
+def _inside(text: str) -> tuple[str, str, str]:
+    """The bracket at the beginning, what it encloses, and the one at the end; "" where one pair encloses not all."""
+    found = re.fullmatch(r"(\\\{|[{(\[])(.*?)(\\\}|[})\]])", text, re.DOTALL)
+    # An interval may open and close with any bracket.
+    if found and found[1].strip("\\") + found[3].strip("\\") in ("{}", "()", "[]", "(]", "[)"):
+        depth = 1
+        for bracket in re.findall(r"\\[{}]|\\.|[{(\[\])}]", found[2]):
+            depth += (bracket in ("\\{", "{", "(", "[")) - (bracket in ("\\}", "}", ")", "]"))
             if not depth:
-                return found.end() == len(text)
-    return False
+                break
+        if depth == 1:
+            return found[1], found[2].strip(), found[3]
+    return "", text, ""
 
 
 def read(text: str) -> Value:
     """Reads a cleaned text."""
     text = re.sub(r"^[a-zA-Z] ?\\in(?![a-zA-Z])", "", text).strip()  # "x in [0, 1]" is the interval
-    while text[:1] + text[-1:] in ("()", "{}") and _encloses(text) and len(_split(text[1:-1], "[,;]")) == 1:
-        text = text[1:-1].strip()
-    if re.fullmatch(rf"[+-]? ?\{INFINITY}", text):
+    opening, inner, _ = _inside(text)
+    if opening in ("(", "{") and text[-1] != "]" and len(_split(inner, "[,;]")) == 1:
+        return read(inner)
+    if key_of(text).removeprefix("+") in INFINITE:
         return Text(key_of(text).removeprefix("+"))
     if text in (r"\emptyset", r"\{\}", r"\{ \}"):
         return Group("set", ())
-    if r"\begin" in text:
-        return _read_matrix(text)
-    if _WHOLE.search(text):
-        return Text(_bound(text))
-    if (number := _read_formula(text)) is not None:
-        return number
-    return _read_group(text) or _read_relation(text) or Text(_words(text))
+    if r"\begin" not in text and _WHOLE.search(text):
+        return Text(words_of(text))
+    return read_formula(text) or _read_matrix(text) or _read_group(text) or _read_relation(text) or Text(words_of(text))
 
 
-def _bound(text: str) -> str:
-    """The key of a text with a bound letter, whatever the letter is."""
-    if (found := _BOUND.search(text)) and (letter := found[1] or found[2]):
-        text = re.sub(rf"(?<![\\a-zA-Z]){letter}(?![a-zA-Z])|(?<=\d){letter}(?![a-zA-Z])", "□", text)
-        text = re.sub(r"(\\\{ ?□) ?:", r"\1|", text)
-    return _words(text)
+def read_formula(text: str) -> Formula | None:
+    """A number or formula with or without a unit; None for everything else."""
+    if re.fullmatch(r"\D{0,3}\d{1,3}( \d{3})+(\.\d+)?", text):
+        text = re.sub(r"(?<=\d) ", "", text)
+    for body, unit in split_unit(text):
+        words = re.sub(rf"\\[a-zA-Z]+|(?<![a-zA-Z])(?:{formula.FUNCTIONS})(?![a-zA-Z])", " ", body)
+        if re.search(r"[a-zA-Z]{4,}|cis", words):
+            continue
+        try:
+            node = formula.parse(body)
+        except Unreadable:
+            continue
+        # Degrees inside of a formula are numbers: cos 60 degrees.
+        if unit.name != "degree" or not re.search("[a-z]", re.sub(r"\\(?:frac|sqrt|pi)", "", body)):
+            return Formula(node, unit)
+    return None
+
+
+def _read_matrix(text: str) -> Group | None:
+    found = _MATRIX.fullmatch(text)
+    if not found or r"\begin" in found["body"]:
+        return None
+    kind = found["kind"] if found["kind"] in ("vmatrix", "Vmatrix", "cases") else "matrix"
+    rows = [[cell.strip(" ,") for cell in row.split("&")] for row in found["body"].split(r"\\") if row.strip()]
+    cells = [read(cell) for row in rows for cell in row]
+    if scale := found["scale"].strip():
+        factor = read_formula(scale)
+        entries = [cell.node for cell in cells if isinstance(cell, Formula)]
+        if not factor or kind != "matrix" or len(entries) < len(cells):
+            return None
+        # A quotient, because a product of numbers is left to the reader.
+        cells = [Formula(("/", entry, ("/", number(1), factor.node))) for entry in entries]
+    return Group(f"{kind} {[len(row) for row in rows]}", tuple(cells))
 
 
 def _read_group(text: str) -> Value | None:
     if angle := re.fullmatch(r"\\langle(.*)\\rangle", text):
-        return Group("vector", tuple(read(part) for part in _split(angle[1], ",")[::2]))
+        return Group("vector", tuple(map(read, _split(angle[1], ",")[::2])))
     separated = _split(text, _AND_OR)
     if len(separated) > 1:
-        words = {re.sub(r"\\text|[^a-z]", "", word) for word in separated[1::2]} - {""}
-        parts = [each for part in separated[::2] for each in _listed(clean(part))]
-        if all(isinstance(part, Relation) and set(part.signs) != {"="} for part in parts):
-            return Group("union" if words == {"or"} else "all", tuple(parts))
-        return Group("list", tuple(_without_name(parts)))
+        parts = _elements(separated)
+        if all(isinstance(part, Relation) and "=" not in part.signs for part in parts):
+            words = {re.sub(r"\\text|[^a-z]", "", word) for word in separated[1::2]} - {""}
+            return Group("union" if words == {"or"} else "all", parts)
+        return Group("list", _without_name(parts))
     if len(union := _split(text, r"\\cup(?![a-zA-Z])")) > 1:
-        return Group("union", tuple(read(part) for part in union[::2]))
-    opening = r"\{" if text.startswith(r"\{") else text[:1]
-    closing = r"\}" if text.endswith(r"\}") else text[-1:]
-    inner = text[len(opening) : len(text) - len(closing)]
-    if opening == r"\{" and closing == r"\}" and _encloses(text):
-        if re.search(r"\||:", inner):  # { x : x > 0 } is no list of elements
-            return Text(_bound(text))
-        return Group("set", tuple(each for part in _split(inner, "[,;]")[::2] for each in _listed(clean(part))))
-    if opening == "[" and closing == "]" and ";" in inner and "," in inner:  # [1,2;3,4]
-        rows = [_split(row, ",")[::2] for row in _split(inner, ";")[::2]]
-        return _matrix("matrix", rows)
-    if opening in ("(", "[") and closing in (")", "]") and _encloses(text):
-        parts = _split(inner, "[,;]")[::2]
-        if len(parts) > 1:
-            if _number_of(text, r"\\(?:pm|mp)(?![a-zA-Z])") == 1:
-                return Group("list", tuple(_listed(text)))
-            return Group(f"{opening},{closing}", tuple(read(part) for part in parts))
+        return Group("union", tuple(map(read, union[::2])))
+    opening, inner, closing = _inside(text)
+    if opening == r"\{":  # { x : x > 0 } is no list of elements
+        return None if re.search(r"[|:]", inner) else Group("set", _elements(_split(inner, "[,;]")))
+    if len(_PLUS_MINUS.findall(text)) == 1:
+        return Group("list", _without_name(_either(text)))
+    if opening in ("(", "["):
+        parts = tuple(map(read, _split(inner, "[,;]")[::2]))
+        return Group(f"{opening},{closing}", parts) if len(parts) > 1 else None
     colons = _split(text, ":")
     if len(colons) > 1 and not re.search(r"(?<!\d)\d{1,2} ?: ?\d\d(?!\d)", text):
-        parts = [read(part) for part in colons[::2]]
-        if all(isinstance(part, Formula) and not part.unit for part in parts):
-            return Group("ratio", tuple(parts))
-    if _number_of(text, r"\\(?:pm|mp)(?![a-zA-Z])") == 1:
-        return Group("list", tuple(_without_name(_listed(text))))
+        parts = tuple(map(read, colons[::2]))
+        if all(isinstance(part, Formula) and not part.unit.name for part in parts):
+            return Group("ratio", parts)
     return None
 
 
-def _number_of(text: str, pattern: str) -> int:
-    return len(re.findall(pattern, text))
+def _elements(separated: list[str]) -> tuple[Value, ...]:
+    """The elements of a set or list, each as clean as a whole answer: `$1$, $2\\pm1$` has three."""
+    return tuple(element for part in separated[::2] for element in _either(clean(part)))
 
 
-def _listed(text: str) -> list[Value]:
+def _either(text: str) -> tuple[Value, ...]:
     """A value, or both values of what has one plus-minus."""
-    either = r"\\(?:pm|mp)(?![a-zA-Z])"
-    if _number_of(text, either) == 1:
-        return [read(re.sub(r"\( ?\+", "(", re.sub(either, sign, text)).removeprefix("+")) for sign in "+-"]
-    return [read(text)]
+    if len(_PLUS_MINUS.findall(text)) != 1:
+        return (read(text),)
+    return tuple(read(re.sub(r"^ ?\+|(?<=[(=,]) ?\+", "", _PLUS_MINUS.sub(sign, text))) for sign in "+-")
 
 
-def _without_name(parts: Sequence[Value]) -> Sequence[Value]:
+def _without_name(parts: tuple[Value, ...]) -> tuple[Value, ...]:
     """`x = 1, x = 2` and `x = 1, 2` are `1, 2`."""
-    names = {named[0] for part in parts if (named := _named(part))}
-    if len(names) != 1:
+    named = [_named(part) for part in parts]
+    if len({each[0] for each in named if each}) != 1:
         return parts
-    return [named[1] if (named := _named(part)) else part for part in parts]
-
-
-def _read_matrix(text: str) -> Value:
-    found = _MATRIX.fullmatch(text)
-    if not found or r"\begin" in found["body"]:
-        return _read_relation(text) or Text(_words(text))
-    if found["scale"].rstrip().endswith("="):
-        return _read_relation(text) or Text(_words(text))
-    rows = [[cell.strip(" ,") for cell in row.split("&")] for row in found["body"].split(r"\\") if row.strip()]
-    if scale := found["scale"].strip():
-        try:
-            nodes = [("scaled", formula.parse(scale), formula.parse(cell)) for row in rows for cell in row]
-        except Unreadable:
-            return Text(_words(text))
-        if found["kind"] in ("vmatrix", "Vmatrix", "cases"):
-            return Text(_words(text))
-        return Group(f"matrix {[len(row) for row in rows]}", tuple(map(Formula, nodes)))
-    if found["kind"] == "vmatrix" and len(rows) < 5 and all(len(row) == len(rows) for row in rows):
-        try:
-            return Formula(_determinant([[formula.parse(cell) for cell in row] for row in rows]))
-        except Unreadable:
-            pass
-    return _matrix(found["kind"] if found["kind"] in ("vmatrix", "Vmatrix", "cases") else "matrix", rows)
-
-
-def _matrix(kind: str, rows: list[list[str]]) -> Group:
-    return Group(f"{kind} {[len(row) for row in rows]}", tuple(read(cell) for row in rows for cell in row))
-
-
-def _determinant(rows: list[list[Node]]) -> Node:
-    if len(rows) == 1:
-        return rows[0][0]
-    minors = [_determinant([row[:column] + row[column + 1 :] for row in rows[1:]]) for column in range(len(rows))]
-    terms = [("*", cell, minor) for cell, minor in zip(rows[0], minors, strict=True)]
-    return ("evaluated", ("+", *(("neg", term) if column % 2 else term for column, term in enumerate(terms))))
-
-
-def _read_formula(text: str) -> Formula | None:
-    """A number or formula with or without a unit; None for everything else."""
-    if re.fullmatch(r"\D{0,3}\d{1,3}( \d{3})+(\.\d+)?", text):
-        text = re.sub(r"(?<=\d) ", "", text)
-    currency = re.match(r"([+-]?) ?(\$|\\pounds|\\euro) ?(?=[\d.+-])", text)
-    body = text[: currency.start(2)] + text[currency.end() :] if currency else text
-    for part, unit in split_unit(body):
-        try:
-            node = formula.parse(_letters(part))
-        except Unreadable:
-            continue
-        if unit.name == "degree" and re.search("[a-z]", re.sub(r"\\(?:frac|sqrt|pi)", "", part)):  # cos 60 degrees
-            continue
-        if currency:
-            if unit.name and "/" not in unit.name and unit.name != _MONEY[currency[2]]:
-                return None
-            unit = Unit(_MONEY[currency[2]])
-        return Formula(node, unit if unit.name else None)
-    return None
-
-
-def is_number(text: str) -> bool:
-    """Whether a cleaned text is a number, with or without a unit."""
-    found = _read_formula(text)
-    return found is not None and not formula.variables(found.node)
-
-
-def _letters(text: str) -> str:
-    """The text of a formula; words are none."""
-    if re.search(r"[a-zA-Z]{4,}|cis", re.sub(rf"\\[a-zA-Z]+|(?<![a-zA-Z])(?:{formula.FUNCTIONS})(?![a-zA-Z])", " ", text)):
-        raise Unreadable(text)
-    return text
+    return tuple(each[1] if each else part for each, part in zip(named, parts, strict=True))
 
 
 def _read_relation(text: str) -> Value | None:
-    pieces = _split(text, _SIGN_RE)
-    if len(pieces) < 3:
-        return None
+    pieces = _split(text, _SIGN)
     parts, signs = pieces[::2], [_SIGNS[sign] for sign in pieces[1::2]]
-    if not all(parts):
+    if not signs or not all(parts):
         return None
     if "~" in signs:  # "sqrt 5, about 2.236" is the root of five if that is about its value
-        place = signs.index("~")
-        about = parts[place:]
-        nodes = [each.node for part in about if isinstance(each := read(part), Formula)]
-        if set(signs[place:]) != {"~"} or len(nodes) != len(about):
+        first = signs.index("~")
+        numbers = [each.node for each in map(read, parts[first:]) if isinstance(each, Formula) and each.is_number]
+        if len(numbers) < len(parts) - first or not all(_is_close(numbers[0], each) for each in numbers[1:]):
             return None
-        if formula.variables(*nodes) or not all(_is_close(nodes[0], node) for node in nodes[1:]):
-            return None
-        parts, signs = parts[: place + 1], signs[:place]
-        if not signs:
-            return read(parts[0])
-    if set(signs) == {"="}:
-        values = [read(part) for part in parts]
-        numbers = [each for each in values if isinstance(each, Formula) and not formula.variables(each.node)]
-        # "2 + 3 = 5" is 5 only if it is true; "x = 2 + 3 = 5" is "x = 5".
-        tail = values if len(numbers) == len(values) else values[1:]
-        if len(tail) > 1:
-            if not all(compare(first, second) for first, second in pairwise(tail)):
-                return Relation(tuple(parts), tuple(signs))
-            if tail is values:
-                return values[-1] if len({key_of(part) for part in parts}) > 1 else None  # 3 = 3
-            parts, signs = [parts[0], parts[-1]], ["="]
+        parts, signs = parts[: first + 1], signs[:first]
+    values = [read(part) for part in parts]
+    if set(signs) <= {"="} and all(isinstance(each, Formula) and each.is_number for each in values):
+        # "2 + 3 = 5" is 5, "3 = 3" and "6 = 5" are no answers.
+        distinct = len(values) == 1 or len({key_of(part) for part in parts}) > 1
+        true = all(compare(first, second) for first, second in pairwise(values))
+        return values[-1] if distinct and true else Relation(tuple(parts), tuple(signs))
+    if len(signs) > 1 and set(signs) == {"="} and all(compare(one, other) for one, other in pairwise(values[1:])):
+        parts, signs = [parts[0], parts[-1]], ["="]  # "x = 2 + 3 = 5" is "x = 5"
     return Relation(tuple(parts), tuple(signs))
 
 
 def _is_close(exact: Node, rounded: Node) -> bool:
-    difference = ("abs", formula.minus(exact, rounded))
-    return formula.sign(formula.minus(("*", ("num", Fraction(1, 100)), ("abs", exact)), difference)) > 0
+    allowed = ("/", ("abs", exact), number(100))
+    return formula.sign(minus(allowed, ("abs", minus(exact, rounded)))) > 0
 
 
-# What makes a text more than words: a digit or an operator; a hyphen between letters is none.
-_MARK = re.compile(r"[\d\\^_=<>+*/]|(?<![a-zA-Z])-|-(?![a-zA-Z])")
+_LETTER = r"(?:[a-zA-Z]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|rho|sigma))(?:_(?:\w|\{ ?\w+ ?\}))?"
+_NAME = re.compile(
+    rf"(?![ei]$){_LETTER}'*|[a-zA-Z]'*\( ?[\w, ]+ ?\)|[A-Z]{{2}}|\( ?{_LETTER}(?: ?, ?{_LETTER})+ ?\)"
+    rf"|\\(?:vec|mathbf|angle|overline)[{{ ]?\w+\}}?|{UPRIGHT}"
+)
 
 
-def _words(text: str) -> str:
-    """Words in one spelling. Beside a digit or an operator every sign, bracket and variable counts."""
-    plain = re.sub(_UPRIGHT, r" \1 ", text)
-    if not _MARK.search(plain):
-        words = re.findall(r"\w+|[^\w\s(){}\[\].,'\"-]", plain)
-        short = len(words) == 1 and len(words[0]) < 3
-        return " ".join(words) if short else " ".join(words).lower()
-    text = re.sub(_UPRIGHT, lambda upright: f" {upright[1].lower()} ", text)
-    # PM, pm and p.m., but not R and r
-    text = re.sub(r"(?<![\\a-zA-Z])(?:[a-zA-Z]\.?){2,}", lambda word: word[0].lower().replace(".", ""), text)
-    return key_of(re.sub(r"\.(?!\d)", "", text))
+def _named(value: Value) -> tuple[str, Value] | None:
+    """Name and value of "x = 5", "f(x) = 2x", "(x, y) = (1, 2)"; None where neither side is just a name."""
+    if not isinstance(value, Relation) or value.signs != ("=",):
+        return None
+    for name, other in (value.parts, value.parts[::-1]):
+        if _NAME.fullmatch(name):
+            known = read(other)
+            says_nothing = isinstance(known, Formula) and key_of(name) in formula.variables(known.node)
+            return None if says_nothing else (key_of(name), known)
+    return None
 
 
 # --- comparing ---------------------------------------------------------------------------------------------------
@@ -398,114 +265,109 @@ def is_equal(gold: str, answer: str) -> bool:
     gold, answer = clean(gold), clean(answer)
     if not gold or not answer:
         return False
-    left, right = read(gold), read(answer)
-    if isinstance(right, Relation) and _is_false(right):
+    try:
+        right, given = read(gold), read(answer)
+        if isinstance(given, Relation) and _is_false(given):
+            return False
+        words = key_of(gold), key_of(answer)
+        same_word = words[0].lower() == words[1].lower() and all(re.fullmatch("[A-Z]?[a-z]+", each) for each in words)
+        if words[0] == words[1] or (same_word and len(words[0]) > 1):
+            return True
+        return _equal_choices(gold, answer) or compare(right, given)
+    except RecursionError:  # hundreds of brackets in each other
         return False
-    keys = key_of(gold), key_of(answer)
-    if keys[0] == keys[1] or all(re.fullmatch("[A-Z]?[a-z]+", key) for key in keys) and keys[0].lower() == keys[1].lower():
-        return len(keys[0]) > 1 or keys[0] == keys[1]
-    return _equal_choices(gold, answer) or compare(left, right)
 
 
 def _is_false(relation: Relation) -> bool:
-    """Whether an equation says of numbers that they are equal, and they are not."""
-    values = [read(part) for part in relation.parts]
-    numbers = all(isinstance(each, Formula) and not formula.variables(each.node) for each in values)
-    return numbers and set(relation.signs) == {"="}
+    """Whether this is an equation of numbers; those that say something true are read as their last number."""
+    values = map(read, relation.parts)
+    return set(relation.signs) == {"="} and all(isinstance(each, Formula) and each.is_number for each in values)
+
+
+_CHOICE = re.compile(r"(?:[Oo]ption |[Cc]hoice )?(\()?([A-J])(\)|[.:](?= |$))?(?: ?(\S.*))?", re.DOTALL)
 
 
 def _equal_choices(gold: str, answer: str) -> bool:
-    """Options of a multiple choice: the letter, the letter with its text, or the text where the gold answer has it."""
-    plain, said = (" ".join(re.sub(_TEXT, r"\1 ", text).split()) for text in (gold, answer))
-    if re.fullmatch("[A-J]{2,6}", plain) and sorted(set(plain)) == list(plain):
-        letters = re.split(r" ?(?:,|and|\s) ?", said)
-        return sorted(letters) == list(plain)
-    option, chosen = _option(plain), _option(said)
-    if not option:
+    """Multiple choice: the letter, the letter with its text, or the text where the gold answer has it."""
+    plain, said = (" ".join(re.sub(UPRIGHT, r"\1 ", text).split()) for text in (gold, answer))
+    if re.fullmatch("[A-J]{2,6}", plain) and sorted(set(plain)) == list(plain):  # several letters
+        return sorted(re.split(" ?, ?| and | ", said)) == list(plain)
+    right, given = _choice(plain), _choice(said)
+    if not right:
         return False
-    if chosen:
-        both = option[1] and chosen[1]
-        return option[0] == chosen[0] and (not both or compare(read(clean(option[1])), read(clean(chosen[1]))))
-    return bool(option[1]) and compare(read(clean(option[1])), read(answer))
+    if not given:
+        return bool(right[1]) and compare(read(clean(right[1])), read(answer))
+    differ = right[1] and given[1] and not compare(read(clean(right[1])), read(clean(given[1])))
+    return right[0] == given[0] and not differ
 
 
-def _option(text: str) -> tuple[str, str] | None:
+def _choice(text: str) -> tuple[str, str] | None:
+    """Letter and text of an option."""
     found = _CHOICE.fullmatch(text)
-    if not found or not found[2].isupper() or (found[1] and found[3] != ")"):
+    if not found or (found[1] and found[3] != ")"):
         return None
     rest = found[4] or ""
-    if rest and (not found[3] or not re.match(r"[\w$\\]", rest) or _CHOICE.fullmatch(rest)):
+    if rest and (not found[3] or not re.match(r"(?!(?:and|or|not)\b)[\w$\\]", rest) or _CHOICE.fullmatch(rest)):
         return None
     return found[2], rest
 
 
 def compare(gold: Value, answer: Value) -> bool:
     """Whether two values are the same answer."""
+    if gold == answer:
+        return gold != Text("")
     regions = _regions(gold), _regions(answer)
-    if regions[0] and regions[1] and not (isinstance(gold, Relation) and isinstance(answer, Relation) and gold == answer):
-        names = {name for name, *_ in (*regions[0], *regions[1])} - {""}
-        return len(names) < 2 and _same_elements(regions[0], regions[1], _equal_regions)
+    if regions[0] and regions[1]:
+        names = {region.name for region in (*regions[0], *regions[1])} - {""}
+        return len(names) < 2 and _same_elements(*regions, _equal_regions)
     if isinstance(gold, Relation) and isinstance(answer, Relation):
         return _equal_relations(gold, answer)
-    for first, second in ((gold, answer), (answer, gold)):
-        if isinstance(first, Relation):
-            named = _named(first)
-            if not named or isinstance(second, Relation):
-                return False
-            return compare(named[1], second) if first is gold else compare(second, named[1])
+    # "x = 5" answers what "5" answers.
+    if isinstance(gold, Relation) or isinstance(answer, Relation):
+        named = _named(gold) or _named(answer)
+        return named is not None and compare(*((named[1], answer) if isinstance(gold, Relation) else (gold, named[1])))
     if isinstance(gold, Group) and isinstance(answer, Group):
         return _equal_groups(gold, answer)
-    if isinstance(gold, Formula) and isinstance(answer, Formula):
-        return _equal_formulas(gold, answer)
-    return isinstance(gold, Text) and isinstance(answer, Text) and gold.key == answer.key != ""
+    return isinstance(gold, Formula) and isinstance(answer, Formula) and _equal_formulas(gold, answer)
 
 
 def _equal_formulas(gold: Formula, answer: Formula) -> bool:
-    if "mod" in str(answer.node) or formula.is_unevaluated(answer.node) and not formula.is_unevaluated(gold.node):
+    left, right = gold.node, answer.node
+    if formula.is_unevaluated(right) and not formula.is_unevaluated(left):
         return False
-    equal = formula.equal
-    if gold.unit and answer.unit:
-        scaled = gold.unit.ratio(answer.unit)
-        return scaled is not None and equal(("*", ("num", scaled), gold.node), answer.node)
-    name = (gold.unit or answer.unit or Unit("")).name
-    if name == "%":
-        percent, number = (gold.node, answer.node) if gold.unit else (answer.node, gold.node)
-        if equal(("/", percent, ("num", Fraction(100))), number):
-            return True
-        # 25 answers 25%, and 100% answers 100; below one and at one, a number without the sign is a fraction.
-        more = formula.sign(formula.minus(("abs", number), ("num", Fraction(1))))
-        return (more > 0 or bool(gold.unit) and more == 0) and equal(percent, number)
-    if name == "degree":
-        degrees, number = (gold.node, answer.node) if gold.unit else (answer.node, gold.node)
-        if "pi" in str(number) and equal(("*", degrees, formula._PI_OVER_180), number):
-            return True
-    return equal(gold.node, answer.node)
+    if gold.unit.name and answer.unit.name:
+        ratio = gold.unit.ratio(answer.unit)
+        return ratio is not None and formula.equal(("*", number(ratio), left), right)
+    with_unit, plain = (left, right) if gold.unit.name else (right, left)
+    unit = gold.unit.name or answer.unit.name
+    if unit == "%":
+        # 25% is 1/4, and 25 too. Below one a number without the sign is a fraction; 1 is 100%, and 1% is 1.
+        size = formula.sign(minus(("abs", plain), number(1)))
+        same = (size > 0 or (bool(gold.unit.name) and size == 0)) and formula.equal(with_unit, plain)
+        return same or formula.equal(("/", with_unit, number(100)), plain)
+    if unit == "degree" and "'pi'" in str(plain) and formula.equal(("*", with_unit, formula.DEGREE), plain):
+        return True
+    return formula.equal(left, right)
 
 
 def _equal_groups(gold: Group, answer: Group) -> bool:
-    free = {"set", "list"}
-    if {gold.kind, answer.kind} <= free or gold.kind == answer.kind in ("union", "all"):
-        named = [[_named(part) for part in group.parts] for group in (gold, answer)]
-        if all(all(names) for names in named):  # x = 1, y = 2
-            return _same_elements(gold.parts, answer.parts, compare)
-        if any(len({each[0] for each in names if each}) > 1 for names in named):
-            return False
-        return _same_elements(gold.parts, answer.parts, compare)
+    kinds = {gold.kind, answer.kind}
+    if kinds <= {"set", "list"} or kinds == {"union"} or kinds == {"all"}:
+        # `x = 1, y = 2` has an order, which `1, 2` does not say.
+        named = [{each[0] for each in map(_named, group.parts) if each} for group in (gold, answer)]
+        return named[0] == named[1] and _same_elements(gold.parts, answer.parts, compare)
     if len(gold.parts) != len(answer.parts):
         return False
-    if gold.kind == answer.kind == "ratio":
+    if kinds == {"ratio"}:
         nodes = [[part.node for part in group.parts if isinstance(part, Formula)] for group in (gold, answer)]
-        return all(
-            formula.equal(("*", nodes[0][0], second), ("*", nodes[1][0], first))
-            for first, second in zip(*nodes, strict=True)
-        )
+        pairs = zip(*nodes, strict=True)
+        return all(formula.equal(("*", nodes[0][0], two), ("*", nodes[1][0], one)) for one, two in pairs)
     column = f"matrix {[1] * len(gold.parts)}"
-    vectors = {gold.kind, answer.kind}
-    same = gold.kind == answer.kind or ("vector" in vectors and vectors <= {"vector", column, "(,)"})
+    same = len(kinds) == 1 or ("vector" in kinds and kinds <= {"vector", column, "(,)"})
     return same and all(map(compare, gold.parts, answer.parts))
 
 
-def _same_elements(gold: Sequence, answer: Sequence, same: Callable) -> bool:
+def _same_elements(gold: Sequence[Any], answer: Sequence[Any], same: Callable[[Any, Any], bool]) -> bool:
     if len(gold) != len(answer) or len(gold) > MAX_PARTS:
         return False
     left = list(answer)
@@ -518,63 +380,47 @@ def _same_elements(gold: Sequence, answer: Sequence, same: Callable) -> bool:
     return True
 
 
-_LETTER = r"(?:[a-zA-Z]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|rho|sigma))(?:_(?:\w|\{ ?\w+ ?\}))?"
-_NAME = re.compile(
-    rf"{_LETTER}'*|[a-zA-Z]'*\( ?[\w, ]+ ?\)|[A-Z]{{2}}|\( ?{_LETTER}(?: ?, ?{_LETTER})+ ?\)"
-    rf"|(?:\\(?:vec|mathbf|angle|overline)[{{ ]?\w+\}}?|{_UPRIGHT})(?:_\w)?"
-)
-
-
-def _named(value: Value) -> tuple[str, Value] | None:
-    """Name and value of "x = 5", "f(x) = 2x", "(x, y) = (1, 2)"; None where the left side is not just a name."""
-    if not isinstance(value, Relation) or value.signs != ("=",):
-        return None
-    for name, other in (value.parts, value.parts[::-1]):
-        if _NAME.fullmatch(name) and name not in ("e", "i"):
-            known = read(other)
-            if isinstance(known, Formula) and key_of(name) in {each.rstrip(";") for each in formula.variables(known.node)}:
-                return None
-            return key_of(name), known
-    return None
-
-
 def _equal_relations(gold: Relation, answer: Relation) -> bool:
     if len(gold.signs) != len(answer.signs):
         return False
-    for parts, signs in (
-        (answer.parts, answer.signs),
-        (answer.parts[::-1], tuple(_FLIPPED[sign] for sign in answer.signs[::-1])),
-    ):
-        if gold.signs == signs and any(key_of(a) == key_of(b) for a, b in zip(gold.parts, parts, strict=True)):
-            return all(key_of(a) == key_of(b) or compare(read(a), read(b)) for a, b in zip(gold.parts, parts, strict=True))
+    flipped = Relation(answer.parts[::-1], tuple(_FLIPPED[sign] for sign in answer.signs[::-1]))
+    for other in (answer, flipped):
+        pairs = list(zip(gold.parts, other.parts, strict=True))
+        if gold.signs == other.signs and any(key_of(one) == key_of(two) for one, two in pairs):
+            return all(key_of(one) == key_of(two) or compare(read(one), read(two)) for one, two in pairs)
     if len(gold.signs) > 1:
         return False
     try:
-        first, second = (formula.minus(*map(formula.parse, each.parts)) for each in (gold, answer))
+        left, right = (minus(*map(formula.parse, each.parts)) for each in (gold, answer))
     except Unreadable:
         return False
-    ratio = formula.ratio_sign(first, second)
-    if ratio:
-        return answer.signs[0] == (gold.signs[0] if ratio > 0 else _FLIPPED[gold.signs[0]])
-    if gold.signs != ("=",) or answer.signs != ("=",):
+    if ratio := formula.ratio_sign(left, right):
+        return gold.signs == (answer.signs if ratio > 0 else flipped.signs)
+    shared = formula.variables(left) & formula.variables(right)
+    if gold.signs != ("=",) or answer.signs != ("=",) or len(shared) < 2:
         return False
-    for name in sorted(formula.variables(first) & formula.variables(second)):
-        solved = formula.solve(first, name), formula.solve(second, name)
-        if solved[0] and solved[1]:
-            return len(formula.variables(first, second)) > 1 and formula.equal(solved[0][0], solved[1][0])
-    return False
+    solved = [(formula.solve(left, name), formula.solve(right, name)) for name in sorted(shared)]
+    return any(one and two and formula.equal(one[0], two[0]) for one, two in solved)
 
 
 # --- intervals ---------------------------------------------------------------------------------------------------
 
-Bound = tuple[Node | str, bool]  # a formula, or an infinity; whether it belongs to the interval
-Region = tuple[str, Bound, Bound]  # the variable, where there is one
+
+@dataclass(frozen=True)
+class Region:
+    """An interval: where it begins and ends, a formula or one of `INFINITE`, and whether the ends belong to it."""
+
+    low: Node | str = INFINITE[0]
+    high: Node | str = INFINITE[1]
+    has_low: bool = False
+    has_high: bool = False
+    name: str = ""  # of the variable, where there is one
 
 
 def _regions(value: Value) -> list[Region]:
     """The intervals of an inequality, a union or an interval that is no point; empty for everything else."""
-    if value == Text(r"\mathbb{R}"):
-        return [("", ("-\\infty", False), (INFINITY, False))]
+    if value == EVERYTHING:
+        return [Region()]
     if isinstance(value, Relation):
         return _solutions(value)
     if not isinstance(value, Group):
@@ -582,55 +428,47 @@ def _regions(value: Value) -> list[Region]:
     if value.kind == "union":
         parts = [_interval(part) or _regions(part) for part in value.parts]
         return [region for part in parts for region in part] if all(parts) else []
-    infinite = any(isinstance(part, Text) and part.key.endswith(INFINITY) for part in value.parts)
+    infinite = any(isinstance(part, Text) and part.key in INFINITE for part in value.parts)
     return _interval(value) if infinite or value.kind in ("[,)", "(,]", "[,]") else []
 
 
 def _interval(value: Value) -> list[Region]:
     if not isinstance(value, Group) or len(value.parts) != 2 or value.kind[0] not in "([":
         return []
-    ends = [each.node if isinstance(each, Formula) else each.key if isinstance(each, Text) else None for each in value.parts]
-    if None in ends:
-        return []
-    return [("", (ends[0], value.kind[0] == "["), (ends[1], value.kind[-1] == "]"))]  # type: ignore[list-item]
+    low, high = (part.node if isinstance(part, Formula) else getattr(part, "key", None) for part in value.parts)
+    return [Region(low, high, value.kind[0] == "[", value.kind[-1] == "]")] if low and high else []
 
 
 def _solutions(relation: Relation) -> list[Region]:
     """The intervals of inequalities that are linear in one variable."""
-    if "=" in relation.signs or "~" in relation.signs:
-        return []
-    low: Bound = ("-\\infty", False)
-    high: Bound = (INFINITY, False)
-    name = ""
-    for sign, (left, right) in zip(relation.signs, pairwise(relation.parts), strict=True):
+    low: tuple[Any, bool] = (INFINITE[0], False)
+    high: tuple[Any, bool] = (INFINITE[1], False)
+    names: set[str] = set()
+    for sign, pair in zip(relation.signs, pairwise(relation.parts), strict=True):
         try:
-            node = formula.minus(formula.parse(left), formula.parse(right))
+            node = minus(*map(formula.parse, pair))
         except Unreadable:
             return []
-        names = formula.variables(node)
-        solved = formula.solve(node, next(iter(names))) if len(names) == 1 else None
+        names |= formula.variables(node)
+        solved = formula.solve(node, min(names)) if len(names) == 1 and sign not in "=~" else None
         slope = formula.sign(solved[1]) if solved else 0
-        if not solved or not slope or name not in ("", *names):
+        if not solved or not slope:
             return []
-        name = next(iter(names))
         sign = sign if slope > 0 else _FLIPPED[sign]
-        if sign == "!=":
-            return [(name, low, (solved[0], False)), (name, (solved[0], False), high)] if len(relation.signs) == 1 else []
-        if sign[0] == "<":
-            if high[0] != INFINITY:
-                return []
-            high = (solved[0], sign == "<=")
+        if sign == "!=" and len(relation.signs) == 1:
+            return [Region(high=solved[0], name=min(names)), Region(low=solved[0], name=min(names))]
+        if sign[0] == "<" and high[0] == INFINITE[1]:
+            high = solved[0], sign == "<="
+        elif sign[0] == ">" and low[0] == INFINITE[0]:
+            low = solved[0], sign == ">="
         else:
-            if low[0] != "-\\infty":
-                return []
-            low = (solved[0], sign == ">=")
-    return [(name, low, high)]
+            return []
+    return [Region(low[0], high[0], low[1], high[1], min(names))]
 
 
 def _equal_regions(gold: Region, answer: Region) -> bool:
-    def same(left: Bound, right: Bound) -> bool:
-        if isinstance(left[0], str) or isinstance(right[0], str):
-            return left == right
-        return left[1] == right[1] and formula.equal(left[0], right[0])
+    def same(one: Node | str, other: Node | str) -> bool:
+        return one == other or (isinstance(one, tuple) and isinstance(other, tuple) and formula.equal(one, other))
 
-    return same(gold[1], answer[1]) and same(gold[2], answer[2])
+    closed = (gold.has_low, gold.has_high) == (answer.has_low, answer.has_high)
+    return closed and same(gold.low, answer.low) and same(gold.high, answer.high)

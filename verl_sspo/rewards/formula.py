@@ -1,38 +1,38 @@
 r"""Formulas of LaTeX: read whole or not at all, and compared by their values.
 
 `parse` reads every sign of a formula or raises `Unreadable`. `equal` evaluates two formulas at fixed points: rational
-values exactly, others with so many digits that the smallest value on the way counts. No size is unbounded: a tower of
-powers is undefined here, and a formula never takes more than the seconds of `limit`.
+values exactly, all others with so many digits that the smallest value on the way counts. Everything is bounded: a
+tower of powers is undefined here, and no comparison takes longer than `limit` allows.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import random
 import re
 import threading
 import time
 from contextvars import ContextVar
 from fractions import Fraction
+from functools import reduce
 from typing import Any
 
 import mpmath
 
-MAX_BITS = 400_000  # of an exact number
-MAX_SPREAD = 1000.0  # decimal places between the values on the way of an inexact number
-MAX_DEPTH = 40
-POINTS = 18
+MAX_BITS = 100_000  # of the parts of an exact number
+MAX_PLACES = 1000.0  # decimal places between 1 and the values on the way of an inexact number
 ENOUGH = 4  # points at which both formulas have a value
 
-Node = tuple[Any, ...]  # the operation, then its operands
+Node = tuple[Any, ...]  # an operation and its operands; ("num", Fraction), ("var", name) or ("const", name)
 
 _mp = mpmath.MPContext()
-_lock = threading.Lock()  # mpmath caches its constants for all threads
+_lock = threading.Lock()  # mpmath shares the precision and its caches between threads
 _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
 
 
 class Unreadable(ValueError):
-    """The text is no formula, or one with more than one meaning."""
+    """The text is no formula, or it has several meanings."""
 
 
 class Undefined(ArithmeticError):
@@ -40,36 +40,48 @@ class Undefined(ArithmeticError):
 
 
 def limit(seconds: float) -> None:
-    """Formulas of this thread raise TimeoutError after so many seconds of its own processor time."""
+    """From now on, this thread's formulas raise TimeoutError after so many seconds of its processor time."""
     _deadline.set(time.thread_time() + seconds)
+
+
+def number(value: int | Fraction) -> Node:
+    return ("num", Fraction(value))
+
+
+def minus(left: Node, right: Node) -> Node:
+    return ("+", left, ("neg", right))
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
 _CIRCULAR = ("sin", "cos", "tan", "cot", "sec", "csc")
-_INVERSE = {f"arc{name}": f"a{name}" for name in _CIRCULAR}
-_UNARY = {*_CIRCULAR, *_INVERSE, "sinh", "cosh", "tanh", "log", "ln", "lg", "exp"}
+_UNARY = {*_CIRCULAR, *(f"arc{name}" for name in _CIRCULAR), "sinh", "cosh", "tanh", "log", "ln", "exp"}
 _SEVERAL = {"gcd", "lcm", "max", "min"}
-FUNCTIONS = "|".join(sorted(_UNARY | _SEVERAL | {"sqrt"}, key=len, reverse=True))
-_GREEK = set(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon "
-    "phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar".split()
+#: Names of functions, which people write without the backslash too. A regular expression.
+FUNCTIONS = "|".join(sorted({*_UNARY, *_SEVERAL, "sqrt"}, key=len, reverse=True))
+_LETTER = (
+    r"(?:[a-zA-Z]|\\(?:alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|(?:var)?theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau"
+    r"|upsilon|(?:var)?phi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Sigma|Phi|Psi|Omega|ell)(?![a-zA-Z]))"
 )
-_DECORATED = {"hat", "vec", "bar", "dot", "ddot", "tilde", "overline", "widehat", "mathbf", "boldsymbol", "mathcal"}
-# What stands in front of a bracket as a function; other letters multiply it.
-_APPLIED = set("fghuFGH") | {"\\phi", "\\varphi", "\\psi", "\\Gamma", "\\delta"}
+_DECORATED = r"\\(?:hat|vec|bar|d?dot|tilde|overline|mathbf|boldsymbol|mathcal)(?: ?\{[^{}]*\}| [a-zA-Z])"
+# f(x) is the value of a function; other letters multiply a bracket.
+_APPLIED = r"(?:[fghuFGH]|\\(?:var)?phi|\\psi|\\Gamma|\\delta)'*\([^()]*\)|[a-zA-Z]'+\([^()]*\)"
 _TOKEN = re.compile(
-    r"\s*(\d*\.\d*\\overline ?\{ ?\d+ ?\}|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+"
-    r"|\\[a-zA-Z]+|\\[{}|]|\S)",
+    rf"(?P<num>\d*\.\d+\\overline ?\{{ ?\d+ ?\}}|\d*\.\\overline ?\{{ ?\d+ ?\}}"
+    rf"|(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\d.])|\.\d+)"
+    rf"|(?P<name>{_APPLIED}|(?:{_DECORATED}|{_LETTER})(?:_(?:\{{[^{{}}]*\}}|\w))?'*)"
+    r"|(?P<command>\\[a-zA-Z]+)|(?P<sign>\S)",
     re.ASCII,
 )
-# Differentials look like products of letters, products of vectors like products of numbers.
+# Differentials look like products of letters, and products of vectors like products of numbers.
 _AMBIGUOUS = re.compile(
-    r"\\frac ?\{[^{}]*d[^{}]*\} ?\{ ?d ?\\?[a-zA-Z]|d\w? ?/ ?d\w|\\(?:vec|mathbf|boldsymbol).*\\(?:cdot|times)"
-    r"|\\(?:cdot|times).*\\(?:vec|mathbf|boldsymbol)",
+    r"\\frac ?\{[^{}]*d[^{}]*\} ?\{ ?d ?\\?[a-zA-Z]|d\w? ?/ ?d\w"
+    r"|\\(?:vec|mathbf).*\\(?:cdot|times)|\\(?:cdot|times).*\\(?:vec|mathbf)",
     re.DOTALL,
 )
-_PI_OVER_180 = ("/", ("const", "pi"), ("num", Fraction(180)))
+DEGREE: Node = ("/", ("const", "pi"), number(180))
+_ATOMS = {"\\frac", "\\binom", "\\sqrt", "\\pi", "\\lfloor", "\\lceil"}
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 def parse(text: str) -> Node:
@@ -81,80 +93,71 @@ def parse(text: str) -> Node:
     text = re.sub(rf"(?<![\\a-zA-Z])({FUNCTIONS}|pi)(?![a-zA-Z])", r"\\\1 ", text)
     if _AMBIGUOUS.search(text):
         raise Unreadable(text)
-    parser = _Parser(_TOKEN.findall(text))
+    parser = _Parser([(str(found.lastgroup), found[0]) for found in _TOKEN.finditer(text)])
     node = parser.sum()
-    if parser.next() is not None:
+    if parser.kind:
         raise Unreadable(text)
     return node
 
 
-def _number(token: str) -> Fraction:
+def _literal(token: str) -> Node:
     lead, _, period = token.replace(",", "").partition(r"\overline")
     if not period:
-        mantissa, _, exponent = lead.lower().partition("e")
-        if len(exponent) > 4:
+        if len(lead.lower().partition("e")[2]) > 4:
             raise Unreadable(token)
-        whole, _, places = mantissa.partition(".")
-        return Fraction(int(whole + places or "0"), 10 ** len(places)) * Fraction(10) ** int(exponent or 0)
+        return number(Fraction(lead))
     digits = period.strip("{} ")
-    shift = len(lead.partition(".")[2])
-    return Fraction(lead.rstrip(".") or "0") + Fraction(int(digits), (10 ** len(digits) - 1) * 10**shift)
+    places = len(lead.partition(".")[2])
+    return number(Fraction(lead.rstrip(".") or "0") + Fraction(int(digits), (10 ** len(digits) - 1) * 10**places))
 
 
 class _Parser:
-    def __init__(self, tokens: list[str]) -> None:
-        self.tokens, self.place, self.depth, self.bars = tokens, 0, 0, 0
+    def __init__(self, tokens: list[tuple[str, str]]) -> None:
+        self.tokens = [*tokens, ("", "")]
+        self.place = 0
+        self.bars = 0  # open ones
 
-    def peek(self) -> str | None:
-        return self.tokens[self.place] if self.place < len(self.tokens) else None
+    @property
+    def kind(self) -> str:
+        return self.tokens[self.place][0]
 
-    def next(self) -> str | None:
-        token = self.peek()
-        self.place += 1
-        return token
+    @property
+    def token(self) -> str:
+        return self.tokens[self.place][1]
 
-    def take(self, token: str) -> bool:
-        found = self.peek() == token
-        self.place += found
-        return found
+    def next(self) -> str:
+        self.place += self.kind != ""
+        return self.tokens[self.place - 1][1]
+
+    def take(self, *tokens: str) -> str:
+        return self.next() if self.token in tokens and self.kind else ""
 
     def need(self, token: str) -> None:
         if not self.take(token):
-            raise Unreadable(token)
+            raise Unreadable(f"no {token}")
 
     def sum(self) -> Node:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unreadable("too deep")
         terms = [self.product()]
-        while (sign := self.peek()) in ("+", "-"):
-            self.next()
+        while sign := self.take("+", "-"):
             term = self.product()
             terms.append(term if sign == "+" else ("neg", term))
-        self.depth -= 1
         return terms[0] if len(terms) == 1 else ("+", *terms)
 
     def product(self) -> Node:
         node = self.signed()
-        while (token := self.peek()) is not None:
-            if token in ("*", "\\cdot", "\\times"):
-                self.next()
+        while True:
+            if self.take("*", "\\cdot", "\\times"):
                 node = _times(node, self.signed())
-            elif token in ("/", "\\div"):
-                self.next()
+            elif self.take("/", "\\div"):
                 node = ("/", node, self.signed())
                 if self.starts_atom():  # 1/2x
                     raise Unreadable("a/bc")
-            elif token in ("\\bmod", "\\mod"):
-                self.next()
-                node = ("mod", node, self.signed())
+            elif self.kind == "num":
+                raise Unreadable("two numbers side by side")
             elif self.starts_atom():
-                if token[0] in "0123456789.":  # two numbers side by side
-                    raise Unreadable(token)
                 node = _times(node, self.power())
             else:
-                break
-        return node
+                return node
 
     def signed(self) -> Node:
         if self.take("-"):
@@ -162,235 +165,136 @@ class _Parser:
         self.take("+")
         return self.power()
 
-    def starts_atom(self) -> bool:
-        token = self.peek()
-        if token is None or (token == "|" and self.bars):
-            return False
-        return (token[0].isascii() and token[0].isalnum()) or token[0] in ".({[|" or self.is_function() or token in _COMMANDS
-
     def is_function(self) -> bool:
-        return (self.peek() or "")[1:] in _UNARY | _SEVERAL and (self.peek() or "")[0] == "\\"
+        return self.kind == "command" and self.token[1:] in _UNARY | _SEVERAL
+
+    def starts_atom(self) -> bool:
+        opens = self.token in _CLOSING or (self.token == "|" and not self.bars)
+        return self.kind in ("num", "name") or self.token in _ATOMS or self.is_function() or opens
 
     def power(self) -> Node:
-        token = self.peek() or ""
+        whole = self.token.isdecimal()
         node = self.atom()
-        if token.isascii() and token.isdigit() and self.peek() == "\\frac":  # 1\frac{1}{2}
-            part = self.atom()
-            if part[0] == "/" and part[1][0] == part[2][0] == "num":
-                top, bottom = part[1][1], part[2][1]
-                if not (top.denominator == bottom.denominator == 1 and top < bottom):
-                    raise Unreadable("neither a mixed number nor a product")
-                node = ("num", node[1] + top / bottom)
-            elif self.peek() == "^":
-                raise Unreadable("^")
-            else:
-                node = _times(node, part)
+        if whole and self.token == "\\frac":
+            node = self.mixed(node)
         while self.take("!"):
             node = ("!", node)
         if self.take("^"):
-            exponent = self.argument(circ=True)
-            node = _times(node, _PI_OVER_180) if exponent[0] == "circ" else ("^", node, exponent)
-            if self.peek() in ("^", "!"):
-                raise Unreadable("^")
+            exponent = self.exponent()
+            node = ("^", node, exponent) if exponent else _times(node, DEGREE)
+            if self.token in ("^", "!"):
+                raise Unreadable("a^b^c")
         return node
 
-    def argument(self, circ: bool = False) -> Node:
-        r"""What \frac, \sqrt and ^ take: a group, or one atom."""
-        if self.take("{"):
-            if circ and self.take("\\circ"):
-                self.need("}")
-                return ("circ",)
-            node = self.sum()
-            self.need("}")
-            return node
-        if circ and self.take("\\circ"):
-            return ("circ",)
-        if circ and self.take("-"):
+    def mixed(self, whole: Node) -> Node:
+        r"""1\frac{1}{2} is 1.5, 2\frac{x}{3} a product, and 2\frac{3}{2} neither."""
+        part = self.atom()
+        if part[1][0] != "num" or part[2][0] != "num":
+            return _times(whole, part)
+        value = part[1][1] / part[2][1] if part[2][1] else Fraction(1)
+        if part[1][1].denominator != 1 or part[2][1].denominator != 1 or value >= 1:
+            raise Unreadable("neither a mixed number nor a product")
+        return number(whole[1] + value)
+
+    def exponent(self) -> Node | None:
+        """What stands behind ^; None for the sign of degrees."""
+        if self.take("\\circ"):
+            return None
+        if self.take("-"):
             return ("neg", self.atom())
         return self.atom()
 
-    def raw(self, close: str | None = None) -> str:
-        """The text of the next token or group, unread."""
-        token = self.next()
-        closing = {"{": "}", "(": ")"}.get(token or "")
-        if token is None or token in "})^_":
-            raise Unreadable("nothing to name")
-        if not closing:
-            return token
-        inner, depth = [], 1
-        while depth:
-            part = self.next()
-            if part is None:
-                raise Unreadable(closing)
-            depth += (part in "{(") - (part in "})")
-            inner.append(part)
-        return " ".join(inner[:-1])
-
-    def bracketed(self, close: str) -> list[Node]:
-        nodes = [self.sum()]
-        while self.take(","):
-            nodes.append(self.sum())
-        self.need(close)
-        return nodes
-
     def atom(self) -> Node:
-        token = self.next()
-        if token is None:
-            raise Unreadable("ends early")
-        if token[0] in "0123456789" or token[0] == "." and len(token) > 1:
-            if self.peek() == "_":  # digits in a base
+        kind, token = self.kind, self.next()
+        if kind == "num":
+            if self.token == "_":  # digits in a base
                 raise Unreadable("_")
-            return ("num", _number(token))
-        if token in "({[":
-            nodes = self.bracketed({"(": ")", "{": "}", "[": "]"}[token])
-            if len(nodes) > 1:
-                raise Unreadable(",")
-            return nodes[0]
+            return _literal(token)
+        if kind == "name":
+            return ("const", token) if token in ("e", "i") else ("var", re.sub(r"[{} ]", "", token))
+        if token in _CLOSING:
+            return self.until(_CLOSING[token])
         if token == "|":
             self.bars += 1
-            node = self.sum()
+            node = self.until("|")
             self.bars -= 1
-            self.need("|")
             return ("abs", node)
-        if token.isascii() and token.isalpha():
-            return self.name(token)
-        name = token[1:]
-        if name in _UNARY | _SEVERAL:
-            return self.function(name)
-        if name == "pi":
+        if token == "\\pi":
             return ("const", "pi")
-        if name in _GREEK:
-            return self.name(token)
-        if name in _DECORATED:
-            return self.name(f"{token}{{{self.raw()}}}")
-        if name == "frac":
-            return ("/", self.argument(), self.argument())
-        if name == "binom":
-            return ("binom", self.argument(), self.argument())
-        if name == "sqrt":
-            root: Node = ("num", Fraction(2))
-            if self.take("["):
-                root = self.sum()
-                self.need("]")
-            return ("^", self.argument(), ("/", ("num", Fraction(1)), root))
-        if name in ("lfloor", "lceil"):
-            node = self.sum()
-            self.need("\\r" + name[1:])
-            return (name[1:], node)
-        if name in ("sum", "prod"):
-            self.need("_")
-            self.need("{")
-            index = self.next() or ""
-            self.need("=")
-            low = self.sum()
-            self.need("}")
-            self.need("^")
-            if not re.fullmatch("[a-zA-Z]", index):
-                raise Unreadable(index)
-            high = self.argument()
-            return (name, index, low, high, _rename(self.product(), index))
+        if token in ("\\frac", "\\binom"):
+            return ("/" if token == "\\frac" else "binom", self.atom(), self.atom())
+        if token == "\\sqrt":
+            root = self.until("]") if self.take("[") else number(2)
+            return ("^", self.atom(), ("/", number(1), root))
+        if token in ("\\lfloor", "\\lceil"):
+            return (token[2:], self.until("\\r" + token[2:]))
+        name = token[1:]
+        if kind == "command" and name in _UNARY:
+            return self.function(name)
+        if kind == "command" and name in _SEVERAL:
+            self.need("(")
+            nodes = [self.sum()]
+            while self.take(","):
+                nodes.append(self.sum())
+            self.need(")")
+            return (name, *nodes)
         raise Unreadable(token)
 
-    def name(self, token: str) -> Node:
-        plain = True
-        while self.peek() in ("'", "_"):
-            plain = False
-            token += self.next() or ""
-            if token[-1] == "_":
-                token += "".join(self.raw().split()) + ";"
-        if self.peek() == "(" and (token.rstrip("'") in _APPLIED or "'" in token):
-            return ("var", f"{token}({self.raw()})")
-        return ("const", token) if plain and token in ("e", "i") else ("var", token)
+    def until(self, closing: str) -> Node:
+        node = self.sum()
+        self.need(closing)
+        return node
 
     def function(self, name: str) -> Node:
-        base = power = None
-        while self.peek() in ("_", "^"):
-            if self.next() == "_":
-                base = self.argument()
-            else:
-                power = self.argument(circ=True)
-        if name in _SEVERAL:
-            self.need("(")
-            return (name, *self.bracketed(")"))
-        if self.take("("):
-            (node, *more) = self.bracketed(")")
-            if more:
+        base = self.atom() if self.take("_") else None
+        power = self.exponent() if self.take("^") else None
+        bracketed = self.token in ("(", "[", "{", "|")
+        node = self.atom() if bracketed else self.power()
+        while not bracketed and self.starts_atom() and not self.is_function():
+            if self.kind == "sign" or self.kind == "num":  # \ln x(x+1)
                 raise Unreadable(name)
-        elif self.is_function():
-            node = self.power()
-        else:
-            if self.peek() == "|" and not self.bars:
-                node = self.atom()
-            else:
-                node = self.power()
-            while self.starts_atom() and not self.is_function():
-                if self.peek() in ("(", "[", "|"):  # \ln x(x+1)
-                    raise Unreadable(name)
-                node = _times(node, self.power())
-        if power == ("neg", ("num", Fraction(1))):
-            if name not in _CIRCULAR:
-                raise Unreadable(name)
-            name, power = f"arc{name}", None
-        if base is not None and name != "log":
+            node = _times(node, self.power())
+        inverse = power == ("neg", number(1))
+        if (inverse and name not in _CIRCULAR) or (base and name != "log"):
             raise Unreadable(name)
+        called: Node = (f"arc{name}" if inverse else name, node)
         if name == "exp":
-            called: Node = ("^", ("const", "e"), node)
-        elif name in ("log", "lg"):
-            called = ("/", ("ln", node), ("ln", base or ("num", Fraction(10))))
-        else:
-            called = (name, node)
-        return ("^", called, power) if power else called
-
-
-_COMMANDS = {f"\\{name}" for name in {*_GREEK, *_DECORATED, "pi", "frac", "binom", "sqrt", "lfloor", "lceil", "sum", "prod"}}
+            called = ("^", ("const", "e"), node)
+        elif name == "log":
+            called = ("/", ("ln", node), ("ln", base or number(10)))
+        return ("^", called, power) if power and not inverse else called
 
 
 def _times(left: Node, right: Node) -> Node:
     return ("*", *(left[1:] if left[0] == "*" else [left]), right)
 
 
-def _rename(node: Node, index: str) -> Node:
-    """The body of a sum over i, where i is no imaginary unit."""
-    if node == ("const", index):
-        return ("var", index)
-    return tuple(_rename(part, index) if isinstance(part, tuple) else part for part in node)
-
-
 def _walk(node: Node) -> list[Node]:
-    found = [node]
-    for part in node[1:]:
-        if isinstance(part, tuple):
-            found += _walk(part)
-    return found
+    return [node, *(each for part in node[1:] if isinstance(part, tuple) for each in _walk(part))]
 
 
 def variables(*nodes: Node) -> set[str]:
-    """Names of the free variables."""
-    names: set[str] = set()
-    for node in nodes:
-        if node[0] == "var":
-            names.add(node[1])
-        elif node[0] in ("sum", "prod"):
-            names |= variables(node[2], node[3]) | variables(node[4]) - {node[1]}
-        elif node[0] == "at":
-            names |= variables(node[1]) - node[2].keys()
-        else:
-            names |= variables(*(part for part in node[1:] if isinstance(part, tuple)))
-    return names
+    """Names of the variables."""
+    return {each[1] for node in nodes for each in _walk(node) if each[0] == "var"}
 
 
-def _is_plain(node: Node) -> bool:
-    return node[0] == "num" or node[0] in ("neg", "/") and all(map(_is_plain, node[1:]))
+def _at(node: Node, point: dict[str, Fraction]) -> Node:
+    """The formula with numbers for some of its variables."""
+    if node[0] == "var" and node[1] in point:
+        return number(point[node[1]])
+    return tuple(_at(part, point) if isinstance(part, tuple) else part for part in node)
 
 
 def is_unevaluated(node: Node) -> bool:
-    """Whether an operation is left to the reader: 17*23, 1/2+1/3, gcd(12, 18), a sum. Powers and roots are not."""
-    for each in _walk(node):
-        if each[0] in ("+", "*") and sum(map(_is_plain, each[1:])) > 1:
-            return True
-        if each[0] in ("sum", "prod", "mod", "evaluated", *_SEVERAL) and not variables(each):
-            return True
-    return False
+    """Whether an operation is left to the reader: 17*23, 1/2+1/3, gcd(12, 18). Powers, roots and a fraction are not."""
+
+    def plain(part: Node) -> bool:
+        return part[0] == "num" or (part[0] in ("neg", "/") and all(map(plain, part[1:])))
+
+    return any(
+        (each[0] in ("+", "*") and sum(map(plain, each[1:])) > 1) or (each[0] in _SEVERAL and not variables(each))
+        for each in _walk(node)
+    )
 
 
 # --- evaluating --------------------------------------------------------------------------------------------------
@@ -401,187 +305,122 @@ class _Evaluation:
 
     def __init__(self, digits: int) -> None:
         _mp.dps = digits
-        self.spread = 0.0  # the largest |log10| of a value on the way, and of the parts of a fraction
+        self.places = 0.0  # the largest |log10| of a value on the way, and of the parts of a fraction
 
-    def value(self, node: Node, env: dict[str, Fraction]) -> Any:
+    def value(self, node: Node, point: dict[str, Fraction]) -> Any:
         if time.thread_time() > _deadline.get():
             raise TimeoutError
-        return self.bounded(self.compute(node, env))
-
-    def bounded(self, found: Any) -> Any:
-        if isinstance(found, Fraction):
-            bits = max(found.numerator.bit_length(), found.denominator.bit_length())
-            if bits > MAX_BITS:
-                raise Undefined("too large")
-            spread = bits * 0.30103
-        else:
-            if not _mp.isfinite(found):
-                raise Undefined("infinite")
-            spread = abs(float(_mp.mag(found))) * 0.30103 if found else 0.0
-            if spread > 4 * MAX_SPREAD:
-                raise Undefined("too large")
-        self.spread = max(self.spread, spread)
-        return found
-
-    def inexact(self, number: Any) -> Any:
-        if isinstance(number, Fraction):
-            # Parts of this size are not told apart by what inexact numbers can afford.
-            if max(number.numerator.bit_length(), number.denominator.bit_length()) * 0.30103 > 4 * MAX_SPREAD:
-                raise Undefined("too large")
-            return _mp.mpf(number.numerator) / number.denominator
-        return number
-
-    def integer(self, number: Any, most: int) -> int:
-        if not isinstance(number, Fraction) or number.denominator != 1 or abs(number) > most:
-            raise Undefined("no integer")
-        return int(number)
-
-    def compute(self, node: Node, env: dict[str, Fraction]) -> Any:
         kind = node[0]
-        if kind == "num":
-            return node[1]
-        if kind == "var":
-            return env[node[1]]
+        if kind in ("num", "var"):
+            return self.bounded(node[1] if kind == "num" else point[node[1]])
         if kind == "const":
             return {"pi": +_mp.pi, "e": +_mp.e, "i": _mp.mpc(0, 1)}[node[1]]
-        if kind == "at":
-            return self.value(node[1], env | node[2])
-        if kind in ("sum", "prod"):
-            low, high = (self.integer(self.value(part, env), 10_000) for part in node[2:4])
-            total: Any = Fraction(kind == "prod")
-            for index in range(low, high + 1):
-                term = self.value(node[4], env | {node[1]: Fraction(index)})
-                total = self.bounded(self.add(total, term) if kind == "sum" else self.multiply(total, term))
-            return total
-        values = [self.value(part, env) for part in node[1:]]
-        first = values[0]
-        if kind == "neg":
-            return -first
-        if kind in ("+", "*"):
-            for second in values[1:]:
-                first = self.bounded(self.add(first, second) if kind == "+" else self.multiply(first, second))
-            return first
-        if kind == "/":
-            if not values[1]:
-                raise Undefined("division by 0")
-            exact = isinstance(first, Fraction) and isinstance(values[1], Fraction)
-            return first / values[1] if exact else self.inexact(first) / self.inexact(values[1])
+        values = [self.value(part, point) for part in node[1:]]
         if kind == "^":
-            return self.power(*values)
-        if kind == "!":
-            if (number := self.integer(first, 5000)) < 0:
-                raise Undefined("factorial")
-            return Fraction(math.factorial(number))
-        if kind == "binom":
-            top, bottom = (self.integer(number, 10_000) for number in values)
-            if top < 0:
-                raise Undefined("binomial")
-            return Fraction(math.comb(top, bottom) if bottom >= 0 else 0)
-        if kind in ("gcd", "lcm"):
-            return Fraction(getattr(math, kind)(*(self.integer(number, 10**100) for number in values)))
-        if kind == "mod":
-            left, right = (self.integer(number, 10**100) for number in values)
-            if right <= 0:
-                raise Undefined("modulus")
-            return Fraction(left % right)
-        if kind in ("max", "min", "floor", "ceil"):
-            if any(isinstance(number, _mp.mpc) for number in values):
-                raise Undefined("complex numbers have no order")
-            if kind in ("floor", "ceil"):
-                return Fraction(int(getattr(_mp if not isinstance(first, Fraction) else math, kind)(first)))
-            return (max if kind == "max" else min)(map(self.inexact, values))
-        if kind == "scaled":
-            return self.multiply(*values)
-        if kind == "abs":
-            return abs(first)
-        if kind == "evaluated":
-            return first
-        return self.call(kind, self.inexact(first))
+            return self.bounded(self.power(*values))
+        if kind in ("!", "binom", "gcd", "lcm"):
+            return self.bounded(Fraction(_whole_numbers(kind, values)))
+        if not all(isinstance(each, Fraction) for each in values) or kind in _UNARY:
+            values = [self.inexact(each) for each in values]
+        if kind in ("+", "*"):
+            function = operator.add if kind == "+" else operator.mul
+            return reduce(lambda left, right: self.bounded(function(left, right)), values)
+        return self.bounded(self.call(kind, *values))
 
-    def add(self, left: Any, right: Any) -> Any:
-        if isinstance(left, Fraction) and isinstance(right, Fraction):
-            return left + right
-        return self.inexact(left) + self.inexact(right)
+    def bounded(self, value: Any) -> Any:
+        if isinstance(value, Fraction):
+            bits = max(value.numerator.bit_length(), value.denominator.bit_length())
+        elif _mp.isfinite(value):
+            bits = abs(int(_mp.mag(value))) if value else 0
+        else:
+            raise Undefined("infinite")
+        if bits > MAX_BITS:
+            raise Undefined("too large")
+        self.places = max(self.places, bits * 0.30103)
+        return value
 
-    def multiply(self, left: Any, right: Any) -> Any:
-        if isinstance(left, Fraction) and isinstance(right, Fraction):
-            return left * right
-        return self.inexact(left) * self.inexact(right)
+    def inexact(self, value: Any) -> Any:
+        return _mp.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
 
     def power(self, base: Any, exponent: Any) -> Any:
+        if not base:
+            if isinstance(exponent, Fraction) and exponent > 0:
+                return base
+            raise Undefined("power of 0")
         if isinstance(exponent, Fraction):
             if isinstance(base, Fraction) and exponent.denominator == 1:
                 bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-                if not base and exponent <= 0 or bits * abs(exponent) > MAX_BITS and abs(base) != 1:
-                    raise Undefined("power")
-                if abs(exponent) > 10**9:
-                    raise Undefined("power")
+                if bits * abs(exponent) > 2 * MAX_BITS:
+                    raise Undefined("too large")
                 return base ** int(exponent)
-            real = isinstance(base, Fraction) or not isinstance(base, _mp.mpc)
-            if real and base < 0 and exponent.denominator % 2:  # the real root of odd order
-                root = self.power(-base, exponent)
-                return -root if exponent.numerator % 2 else root
-        if not base:
-            if isinstance(exponent, Fraction) and exponent > 0:
-                return Fraction(0)
-            raise Undefined("power of 0")
+            if not isinstance(base, _mp.mpc) and base < 0 and exponent.denominator % 2:  # the real root of odd order
+                return self.power(-base, exponent) * (-1) ** exponent.numerator
         base, exponent = self.inexact(base), self.inexact(exponent)
-        if abs(exponent) * (abs(_mp.log(abs(base))) + 4) > 10 * MAX_SPREAD:
+        if abs(exponent) * (abs(_mp.log(abs(base))) + 4) > 4 * MAX_PLACES:
             raise Undefined("too large")
         return base**exponent
 
-    def call(self, kind: str, x: Any) -> Any:
-        if kind == "ln":
-            if not x:
-                raise Undefined("ln 0")
-            return _mp.log(x)
-        if kind in ("sinh", "cosh", "tanh"):  # through exp, whose smallness is seen
+    def call(self, kind: str, x: Any, *more: Any) -> Any:
+        if kind == "/":
+            if not more[0]:
+                raise Undefined("division by 0")
+            return x / more[0]
+        if kind in ("neg", "abs"):
+            return -x if kind == "neg" else abs(x)
+        if kind in ("floor", "ceil", "max", "min"):
+            if any(isinstance(each, _mp.mpc) for each in (x, *more)):
+                raise Undefined("complex numbers have no order")
+            if kind in ("max", "min"):
+                return (max if kind == "max" else min)(x, *more)
+            return Fraction(int(getattr(_mp, kind)(self.inexact(x))))
+        if kind in ("sinh", "cosh", "tanh"):  # through exp, whose small values are seen
             up = self.bounded(self.power(+_mp.e, x))
-            return {"sinh": (up - 1 / up) / 2, "cosh": (up + 1 / up) / 2, "tanh": 1 - 2 / (up * up + 1)}[kind]
-        if abs(x) > 10**9:
+            return {"sinh": (up - 1 / up) / 2, "cosh": (up + 1 / up) / 2, "tanh": 1 - 2 / self.bounded(up * up + 1)}[
+                kind
+            ]
+        if abs(x) > 10**9 and kind != "ln":
             raise Undefined("too large")
-        try:
-            return getattr(_mp, _INVERSE.get(kind, kind))(x)
-        except (AttributeError, ZeroDivisionError) as error:
-            raise Undefined(kind) from error
+        if not x and kind == "ln":
+            raise Undefined("ln 0")
+        return getattr(_mp, kind.replace("arc", "a"))(x)
 
 
-def _pair(left: Node, right: Node, env: dict[str, Fraction]) -> tuple[Any, Any, float]:
+def _whole_numbers(kind: str, values: list[Any]) -> int:
+    if any(not isinstance(each, Fraction) or each.denominator != 1 or not 0 <= each <= 10_000 for each in values):
+        raise Undefined("no whole number")
+    function = {"!": math.factorial, "binom": math.comb, "gcd": math.gcd, "lcm": math.lcm}[kind]
+    return function(*map(int, values))  # type: ignore[operator]
+
+
+def _values(left: Node, right: Node, point: dict[str, Fraction]) -> tuple[Any, Any, Any]:
     """Both values, and how far apart equal ones may be."""
-    with _lock:
-        digits = 60
-        for _ in range(2):
+    digits = 60
+    try:
+        while True:
             evaluation = _Evaluation(digits)
-            try:
-                first, second = evaluation.value(left, env), evaluation.value(right, env)
-                if isinstance(first, Fraction) and isinstance(second, Fraction):
-                    return first, second, 0
-                if evaluation.spread > MAX_SPREAD:
-                    raise Undefined("too large")
-                first, second = evaluation.inexact(first), evaluation.inexact(second)
-            except (OverflowError, ValueError, ZeroDivisionError, RecursionError) as error:
-                raise Undefined("mpmath") from error
-            # What cancels may be as small as the product of a few values on the way.
-            tolerance = _mp.mpf(10) ** -int(20 + 3 * evaluation.spread)
-            if digits >= 40 + 4 * evaluation.spread:
-                break
-            digits = int(60 + 4 * evaluation.spread)
-        return first, second, tolerance
+            first, second = evaluation.value(left, point), evaluation.value(right, point)
+            if isinstance(first, Fraction) and isinstance(second, Fraction):
+                return first, second, 0
+            if evaluation.places > MAX_PLACES:
+                raise Undefined("too large")
+            # A difference may be as small as the product of a few values on the way.
+            if digits > 60 or digits >= 40 + 4 * evaluation.places:
+                tolerance = _mp.mpf(10) ** -int(20 + 3 * evaluation.places)
+                return evaluation.inexact(first), evaluation.inexact(second), tolerance
+            digits = int(60 + 4 * evaluation.places)
+    except (OverflowError, ValueError, ZeroDivisionError) as error:  # poles of mpmath's functions
+        raise Undefined("a pole") from error
 
 
-def _points(count: int) -> list[list[Fraction]]:
+def _points(names: set[str]) -> list[dict[str, Fraction]]:
     """Positive, signed and whole numbers. Odd denominators: every real base has its real root."""
     draw = random.Random(20260101)
-    points = []
-    for number in range(POINTS):
-        if number % 3 == 0:
-            point = [Fraction(draw.randint(1, 40), draw.choice((3, 7, 11))) for _ in range(count)]
-        elif number % 3 == 1:
-            point = [Fraction(draw.choice((-1, 1)) * draw.randint(1, 300), draw.choice((3, 7, 9))) for _ in range(count)]
-        else:
-            point = [Fraction(draw.randint(1, 12)) for _ in range(count)]
-        points.append(point)
-    return points
+    families = (
+        lambda: Fraction(draw.randint(1, 40), draw.choice((3, 7, 11))),
+        lambda: Fraction(draw.choice((-1, 1)) * draw.randint(1, 300), draw.choice((3, 7, 9))),
+        lambda: Fraction(draw.randint(1, 12)),
+    )
+    return [{name: family() for name in sorted(names)} for _ in range(10) for family in families] if names else [{}]
 
 
 def equal(left: Node, right: Node) -> bool:
@@ -592,67 +431,54 @@ def equal(left: Node, right: Node) -> bool:
     """
     if left == right:
         return True
-    names = sorted(variables(left, right))
+    names = variables(left, right)
     imaginary = ("const", "i") in _walk(left) + _walk(right)
     compared = 0
-    for point in _points(len(names)) if names else [[]]:
-        try:
-            first, second, tolerance = _pair(left, right, dict(zip(names, point, strict=True)))
-        except Undefined:
-            continue
-        if not imaginary:
-            outside = [not isinstance(x, Fraction) and abs(_mp.im(x)) > tolerance for x in (first, second)]
-            if all(outside):
+    for point in _points(names):
+        with _lock:
+            try:
+                first, second, tolerance = _values(left, right, point)
+            except Undefined:
                 continue
-            if any(outside):
+            if not imaginary:
+                outside = [not isinstance(each, Fraction) and abs(_mp.im(each)) > tolerance for each in (first, second)]
+                if any(outside):
+                    if all(outside):
+                        continue
+                    return False
+            if abs(first - second) > tolerance:
                 return False
-        if abs(first - second) > tolerance:
-            return False
         compared += 1
     return compared >= (ENOUGH if names else 1)
 
 
-def is_zero(node: Node) -> bool:
-    return equal(node, ("num", Fraction(0)))
-
-
-def minus(left: Node, right: Node) -> Node:
-    return ("+", left, ("neg", right))
+def sign(node: Node) -> int:
+    """The sign of a formula without variables; 0 for 0, and where there is no real value."""
+    with _lock:
+        try:
+            value, _, tolerance = _values(node, number(0), {})
+        except Undefined:
+            return 0
+        if not isinstance(value, Fraction) and abs(_mp.im(value)) > tolerance:
+            return 0
+        return 0 if abs(value) <= tolerance else 1 if _mp.re(value) > 0 else -1
 
 
 def ratio_sign(left: Node, right: Node) -> int:
-    """The sign of c where left = c right with a constant c other than 0 and neither side is constant; else 0."""
-    names = sorted(variables(left, right))
-    for point in _points(len(names)) if names else []:
-        here = dict(zip(names, point, strict=True))
-        try:
-            first, second, tolerance = _pair(left, right, here)
-        except Undefined:
-            continue
-        if abs(first) <= tolerance or abs(second) <= tolerance:
-            continue
-        there, here_too = ("at", left, here), ("at", right, here)
-        if equal(left, there) or not equal(("*", left, here_too), ("*", right, there)):
-            return 0
-        return 1 if _mp.re(first / second) > 0 else -1
+    """The sign of c where left = c right, c is constant and not 0, and the sides are not constant; else 0."""
+    for point in _points(names) if (names := variables(left, right)) else []:
+        here = _at(left, point), _at(right, point)
+        ratio = sign(("/", *here))
+        if ratio:
+            constant = equal(left, here[0])
+            return 0 if constant or not equal(("*", left, here[1]), ("*", right, here[0])) else ratio
     return 0
 
 
 def solve(node: Node, name: str) -> tuple[Node, Node] | None:
-    """The zero of a formula that is linear in a variable, and its slope there; None if it is not linear."""
-    at = [("at", node, {name: Fraction(value)}) for value in (0, 1)]
-    slope = minus(at[1], at[0])
-    if is_zero(slope) or not equal(node, ("+", at[0], ("*", ("var", name), slope))):
+    """Where a formula that is linear in a variable is 0, and its slope there; None if it is not linear."""
+    at_0, at_1 = (_at(node, {name: Fraction(value)}) for value in (0, 1))
+    slope = minus(at_1, at_0)
+    if equal(slope, number(0)) or not equal(node, ("+", at_0, ("*", ("var", name), slope))):
         return None
-    return ("neg", ("/", at[0], slope)), slope
-
-
-def sign(node: Node) -> int:
-    """The sign of a formula without variables; 0 if it has none."""
-    try:
-        first, _, tolerance = _pair(node, ("num", Fraction(0)), {})
-    except Undefined:
-        return 0
-    if isinstance(first, Fraction):
-        return (first > 0) - (first < 0)
-    return 0 if abs(_mp.im(first)) > tolerance or abs(first) <= tolerance else 1 if _mp.re(first) > 0 else -1
+    return ("neg", ("/", at_0, slope)), slope

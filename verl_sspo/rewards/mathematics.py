@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-from verl_sspo.rewards.answers import MAX_LENGTH, clean, is_equal, is_number
+from verl_sspo.rewards.answers import MAX_LENGTH, is_equal, read_formula
+from verl_sspo.rewards.notation import clean
 
 
 def score(
@@ -120,6 +121,12 @@ def extract_answer(text: str, answer_line: bool = False) -> str | None:
         inner_box = _last_box(inner)
         found.append((place + len(inner), inner_box[1] if inner_box else inner))
     lines = [(line.start(), line[1]) for line in re.finditer(r"####[ \t]*([^\n]*)", text)]
-    short = (line for line in lines[-50:] if len(line[1]) <= 200 and not re.match(r"\d+\.\s+[a-zA-Z]", line[1]))
-    found += [line for line in short if is_number(clean(line[1]))] if found else lines[-1:]
+    found += [line for line in lines[-50:] if _is_number(line[1])] if found else lines[-1:]
     return max(found)[1].strip() if found else None
+
+
+def _is_number(line: str) -> bool:
+    if len(line) > 200 or re.match(r"\d+\.\s+[a-zA-Z]", line):  # a heading
+        return False
+    found = read_formula(clean(line))
+    return found is not None and found.is_number
