@@ -1,4 +1,4 @@
-"""What a check has to say."""
+"""The result of one check."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,13 +8,13 @@ Severity = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One result of one check.
+    """The result of one check.
 
     Args:
-        severity: "error" stops a run or silently changes what it computes; "warning" is most likely not meant;
-            "ok" is worth knowing.
-        check: short name of the check, stable, for machines.
-        message: what is the case.
+        severity: "error": the run would stop, or compute something else than the configuration says. "warning": most
+            likely not intended. "ok": worth knowing.
+        check: short, stable name of the check.
+        message: what is wrong, in one line.
         remedy: what to do about it; empty for "ok".
     """
 
@@ -24,5 +24,4 @@ class Finding:
     remedy: str = ""
 
     def __str__(self) -> str:
-        remedy = f"\n          {self.remedy}" if self.remedy else ""
-        return f"{self.severity.upper():8}{self.check}: {self.message}{remedy}"
+        return f"{self.severity.upper():8}{self.check}: {self.message}{self.remedy and '; '}{self.remedy}"
