@@ -1,10 +1,9 @@
 """`verl-sspo doctor`: preflight with the command line of `verl.trainer.main_ppo`."""
 
 import argparse
-import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 import yaml
@@ -12,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from verl_sspo.doctor import Finding
+from verl_sspo.doctor.finding import Finding, error, warning
 from verl_sspo.run.compose import compose_config, reference_config, verl_config_dir
 
 
@@ -37,86 +36,74 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _other_program(arguments: argparse.Namespace) -> str:
-    """The trainer of `verl.experimental` that these arguments are for, if they are for one."""
-    name = (arguments.config_name or "").removesuffix(".yaml")
+def _composed(arguments: argparse.Namespace) -> DictConfig | Finding | None:
+    """The configuration, or why there is none; None where only the installation is asked about."""
+    name = (arguments.config_name or "ppo_trainer").removesuffix(".yaml")
+    if not arguments.config_name and not arguments.overrides:
+        return None
     keys = {override.lstrip("+~").split("=")[0].split(".")[0] for override in arguments.overrides}
-    for path in sorted(verl_config_dir().parents[1].glob("experimental/*/config/*.yaml")):
+    for path in verl_config_dir().parents[1].glob("experimental/*/config/*.yaml"):
         own = yaml.safe_load(path.read_text()).keys() - {"hydra", "defaults"} - reference_config("dp").keys()
         if name == path.stem or keys & own:
-            return path.parents[1].name
-    return ""
+            program = f"verl.experimental.{path.parents[1].name}"
+            remedy = "check what it shares with verl.trainer.main_ppo by the arguments of the latter"
+            return warning("entry_point", f"these arguments are for {program}, outside what the doctor checks", remedy)
+    try:
+        return compose_config(name, arguments.overrides, arguments.config_dir, arguments.config_path)
+    except (HydraException, OmegaConfBaseException, FileNotFoundError, ValueError) as wrong:
+        return error("compose", " ".join(str(wrong).split()), "correct the command line")
 
 
-def _machine_findings(arguments: argparse.Namespace, config: DictConfig | None) -> Iterator[Finding]:
-    from verl_sspo.doctor import environment
+def _findings(arguments: argparse.Namespace, config: DictConfig | None) -> Iterator[Finding]:
+    # These import verl: a command line that does not compose is reported without waiting for it.
+    from verl_sspo.doctor import configuration, environment
 
+    found = [] if config is None else configuration.configuration_findings(config)
+    yield from found
+    # What the machine has to say is computed from values that may be wrong.
+    if arguments.config_only or any(finding.check in ("value", "interpolation") for finding in found):
+        return
     yield from environment.package_findings(config)
     yield from environment.registration_findings(arguments.address, config)
-    if config is not None:
-        if not arguments.address:
-            yield from environment.accelerator_findings(config)
-        yield from environment.data_findings(config)
-        yield from environment.model_findings(config)
-        yield from environment.checkpoint_findings(config)
-        yield from environment.folder_findings(config)
-    else:
+    if config is None:
         sandbox = environment.sandbox_finding()
         # Only code needs it, and nothing says that code will be trained.
         yield sandbox if sandbox.severity == "ok" else replace(sandbox, severity="warning")
+        return
+    if not arguments.address:
+        yield from environment.accelerator_findings(config)
+    yield from environment.data_findings(config)
+    yield from environment.model_findings(config)
+    yield from environment.checkpoint_findings(config)
+    yield from environment.folder_findings(config)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the findings and returns the exit status: 1 if one of them is an error, 130 after an interrupt."""
     arguments = _arguments(argv)
-    seen: list[Finding] = []
+    config, seen = _composed(arguments), []
     try:
-        return _check(arguments, seen)
+        for finding in [config] if isinstance(config, Finding) else _findings(arguments, config):
+            seen.append(finding)
+            if not arguments.json:
+                print(finding, flush=True)
     except KeyboardInterrupt:
         print("interrupted: the checks are not complete", file=sys.stderr)
         return 130
     finally:
         if arguments.json:
             print(json.dumps([asdict(finding) for finding in seen], indent=2))
-
-
-def _check(arguments: argparse.Namespace, seen: list[Finding]) -> int:
-    config, of_config = None, []
-    if arguments.config_name or arguments.overrides:
-        if program := _other_program(arguments):
-            message = f"these arguments are for verl.experimental.{program}, which is outside what the doctor checks"
-            remedy = "check what it shares with verl.trainer.main_ppo by the arguments of the latter"
-            return _report([Finding("warning", "entry_point", message, remedy)], seen, arguments.json)
-        try:
-            name = arguments.config_name or "ppo_trainer"
-            config = compose_config(name, arguments.overrides, arguments.config_dir, arguments.config_path)
-        except (HydraException, OmegaConfBaseException, FileNotFoundError, ValueError) as error:
-            message = " ".join(str(error).split())
-            return _report([Finding("error", "compose", message, "correct the command line")], seen, arguments.json)
-        # Imports verl: a command line that does not compose is reported without waiting for it.
-        from verl_sspo.doctor.configuration import configuration_findings
-
-        of_config = configuration_findings(config)
-    # What the machine has to say is computed from values that may be wrong.
-    unusable = any(finding.check in ("value", "interpolation") for finding in of_config)
-    of_machine = [] if arguments.config_only or unusable else _machine_findings(arguments, config)
-    status = _report(itertools.chain(of_config, of_machine), seen, arguments.json)
-    if config is not None and not arguments.json and not any(f.severity == "error" for f in of_config):
-        if config.actor_rollout_ref.actor.policy_loss.loss_mode == "sspo":
+    errors, warnings = (sum(f.severity == severity for f in seen) for severity in ("error", "warning"))
+    if not arguments.json:
+        print(f"\n{errors} errors, {warnings} warnings")
+        if (
+            isinstance(config, DictConfig)
+            and not errors
+            and config.actor_rollout_ref.actor.policy_loss.loss_mode == "sspo"
+        ):
             from verl_sspo.algorithm.description import describe
 
             print(f"\n{describe(config.actor_rollout_ref.actor)}")
-    return status
-
-
-def _report(findings: Iterable[Finding], seen: list[Finding], as_json: bool) -> int:
-    for finding in findings:
-        seen.append(finding)
-        if not as_json:
-            print(finding, flush=True)
-    errors, warnings = (sum(f.severity == severity for f in seen) for severity in ("error", "warning"))
-    if not as_json:
-        print(f"\n{errors} errors, {warnings} warnings" if errors or warnings else "\nok: no errors, no warnings")
     return int(errors > 0)
 
 

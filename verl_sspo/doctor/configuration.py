@@ -7,9 +7,13 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_sspo.doctor.finding import Finding
+from verl_sspo.doctor.finding import Finding, error
+from verl_sspo.doctor.interpreter import interpreter_findings
 from verl_sspo.doctor.rules import rule_findings
 from verl_sspo.doctor.schema import schema_findings
+
+#: verl stops at its first complaint. Where it would be about one of these, ours says more.
+SAID_BETTER = ("micro_batch_size", "sampling")
 
 
 def configuration_findings(config: DictConfig) -> list[Finding]:
@@ -21,10 +25,11 @@ def configuration_findings(config: DictConfig) -> list[Finding]:
     found = schema_findings(config)
     if any(finding.check in ("value", "interpolation") for finding in found):
         return found  # nothing can be computed from these
-    found += rule_findings(config)
-    errors = [finding.message for finding in found if finding.severity == "error"]
-    # verl stops at its first complaint. Where that is one of ours, ours says more.
-    return [*found, *(each for each in _rejected(config) if not any(error in each.message for error in errors))]
+    found += [*rule_findings(config), *interpreter_findings(config)]
+    errors = [finding for finding in found if finding.severity == "error"]
+    if any(finding.check in SAID_BETTER for finding in errors):
+        return found
+    return [*found, *(each for each in _rejected(config) if not any(one.message in each.message for one in errors))]
 
 
 def _rejected(config: DictConfig) -> Iterator[Finding]:
@@ -45,6 +50,6 @@ def _rejected(config: DictConfig) -> Iterator[Finding]:
             omega_conf_to_dataclass(rollout)
             omega_conf_to_dataclass(rollout.checkpoint_engine)
             validate_config(copy, need_reference_policy(copy), need_critic(copy))
-        except Exception as error:
-            message = f"verl rejects the configuration: {' '.join(str(error).split())}"
-            yield Finding("error", "verl", message, "correct what it names")
+        except Exception as wrong:  # of its dataclasses, of Hydra, or an assertion
+            message = f"verl rejects the configuration: {' '.join(str(wrong).split())}"
+            yield error("verl", message, "correct what it names")

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Severity = Literal["ok", "warning", "error"]
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -14,14 +12,29 @@ class Finding:
         severity: "error": the run would stop, or compute something else than the configuration says. "warning": most
             likely not intended. "ok": worth knowing.
         check: short, stable name of the check.
-        message: what is wrong, in one line.
+        message: what is the case, in one line.
         remedy: what to do about it; empty for "ok".
     """
 
-    severity: Severity
+    severity: Literal["ok", "warning", "error"]
     check: str
     message: str
     remedy: str = ""
 
     def __str__(self) -> str:
         return f"{self.severity.upper():8}{self.check}: {self.message}{self.remedy and '; '}{self.remedy}"
+
+
+def error(check: str, message: str, remedy: str) -> Finding:
+    """A finding that stops the start."""
+    return Finding("error", check, message, remedy)
+
+
+def warning(check: str, message: str, remedy: str) -> Finding:
+    """A finding that does not stop the start."""
+    return Finding("warning", check, message, remedy)
+
+
+def ok(check: str, message: str) -> Finding:
+    """Worth knowing, nothing to do."""
+    return Finding("ok", check, message)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from verl_sspo.doctor.finding import Finding
+from verl_sspo.doctor.finding import Finding, error, ok, warning
 
 KEY = "ray_kwargs.ray_init.runtime_env.py_executable"
 #: Ray puts the path of a script behind `py_executable`, so this does too.
@@ -25,20 +25,16 @@ def interpreter_findings(config: DictConfig) -> Iterator[Finding]:
         return
     present, why = _uv(command) if _is_uv(command) else _asked(command)
     if present:
-        yield Finding("ok", "py_executable", f"{command!r} has verl-sspo {why}")
+        yield ok("py_executable", f"{command!r} has verl-sspo {why}")
         return
-    severity, state = ("error", "does not have") if present is False else ("warning", "may not have")
-    yield Finding(
-        severity,
-        "py_executable",
-        f"workers start with {command!r}, which {state} verl-sspo ({why})",
-        f"install verl-sspo there, or set {KEY}=null",
-    )
+    kind, state = (error, "has no") if present is False else (warning, "may have no")
+    message = f"workers start with {command!r}, which {state} verl-sspo ({why})"
+    yield kind("py_executable", message, f"install verl-sspo there, or set {KEY}=null")
 
 
 def _is_uv(command: str) -> bool:
     words = shlex.split(str(command))
-    return bool(words) and Path(words[0]).stem in ("uv", "uvx") or "uv run" in str(command)
+    return bool(words) and Path(words[0]).stem in ("uv", "uvx")
 
 
 def _uv(command: str) -> tuple[bool | None, str]:
@@ -58,6 +54,6 @@ def _asked(command: str) -> tuple[bool | None, str]:
             [*shlex.split(str(command)), str(PROBE)], capture_output=True, text=True, timeout=PATIENCE, check=True
         )
         version = json.loads(answer.stdout.splitlines()[-1])["verl-sspo"]
-    except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
-        return None, f"it did not answer: {str(error).splitlines()[0]}"
+    except (OSError, ValueError, LookupError, subprocess.SubprocessError) as failure:
+        return None, f"it did not answer: {str(failure).splitlines()[0]}"
     return version is not None, str(version) if version else "it was asked"

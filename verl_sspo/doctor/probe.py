@@ -1,4 +1,4 @@
-"""Run as a script by another Python: prints the versions of verl and verl-sspo there, as JSON. Standard library only."""
+"""Run as a script by another Python: prints its versions of verl and verl-sspo as JSON. Standard library only."""
 
 from __future__ import annotations
 

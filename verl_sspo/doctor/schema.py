@@ -12,7 +12,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from verl_sspo.config import SSPOPolicyLossConfig
-from verl_sspo.doctor.finding import Finding
+from verl_sspo.doctor.finding import Finding, error
 from verl_sspo.run.compose import reference_config
 
 SSPO_TARGET = f"{SSPOPolicyLossConfig.__module__}.{SSPOPolicyLossConfig.__name__}"
@@ -42,13 +42,13 @@ def schema_findings(config: DictConfig) -> list[Finding]:
     """
     try:
         values: Any = OmegaConf.to_container(config, resolve=True)
-    except Exception as error:  # verl resolves all of it inside a Ray actor, where this would be hard to read
-        return [Finding("error", "interpolation", str(error).splitlines()[0], "correct the reference that it names")]
+    except Exception as wrong:  # verl resolves all of it inside a Ray actor, where this would be hard to read
+        return [error("interpolation", str(wrong).splitlines()[0], "correct the reference that it names")]
     try:
         reference = reference_config(str(values.get("model_engine")))
     except HydraException:
         remedy = "set model_engine=dp or model_engine=megatron"
-        return [Finding("error", "value", f"model_engine={values.get('model_engine')!r} is no engine of verl", remedy)]
+        return [error("value", f"model_engine={values.get('model_engine')!r} is no engine of verl", remedy)]
     known: Any = OmegaConf.to_container(reference, resolve=True)
     found = list(_compare(values, known, ""))
     if wrong := [finding for _, finding in found if finding.check == "value"]:
@@ -81,7 +81,7 @@ def _compare(values: dict, known: dict, prefix: str, cls: Any = None) -> Iterato
         if path in OPEN_SECTIONS or dict in (kind, typing.get_origin(kind)):
             continue
         if key not in values:
-            yield path, Finding("error", "value", f"{path} is missing, and verl reads it", "do not remove it")
+            yield path, error("value", f"{path} is missing, and verl reads it", "do not remove it")
         elif key not in known:
             if key not in types:
                 yield path, _unknown(path, key, [*known, *types])
@@ -91,9 +91,8 @@ def _compare(values: dict, known: dict, prefix: str, cls: Any = None) -> Iterato
                 yield from _compare(values[key], known[key], f"{path}.", section)
             elif values[key] is not None or type(None) not in kinds:
                 yield path, _wrong(path, values[key], "must be a section")
-        elif must := _must_be(path, values[key], known[key]):
-            if not (str in kinds and isinstance(values[key], str)):
-                yield path, _wrong(path, values[key], must)
+        elif not (str in kinds and isinstance(values[key], str)) and (must := _must_be(path, values[key], known[key])):
+            yield path, _wrong(path, values[key], must)
 
 
 def _must_be(path: str, value: Any, default: Any) -> str:
@@ -110,7 +109,7 @@ def _must_be(path: str, value: Any, default: Any) -> str:
 
 
 def _wrong(path: str, value: Any, must: str) -> Finding:
-    return Finding("error", "value", f"{path}={value!r} {must}", f"correct {path}")
+    return error("value", f"{path}={value!r} {must}", f"correct {path}")
 
 
 def _unknown(path: str, key: str, known: list[str]) -> Finding:
@@ -123,7 +122,7 @@ def _unknown(path: str, key: str, known: list[str]) -> Finding:
         close = difflib.get_close_matches(key, known, n=1)
         remedy = f"did you mean {close[0]}? " if close else ""
         remedy += f"correct it, or remove {path}"
-    return Finding("error", "unknown_key", f"verl does not know {path}: it is ignored, or stops a worker", remedy)
+    return error("unknown_key", f"verl does not know {path}: it is ignored, or stops a worker", remedy)
 
 
 def _legacy(values: dict) -> Iterator[Finding]:
@@ -131,7 +130,7 @@ def _legacy(values: dict) -> Iterator[Finding]:
         for path, value in _leaves(values.get(section), section):
             if value is not None:
                 new = path.replace("reward_model.reward_manager", "reward_manager.name")
-                yield Finding("error", "legacy", f"verl 0.9 does not read {path}", f"set reward.{new} instead")
+                yield error("legacy", f"verl 0.9 does not read {path}", f"set reward.{new} instead")
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -148,6 +147,6 @@ def _classes(values: dict) -> Iterator[Finding]:
         if path.split(".")[-1] == "_target_":
             try:
                 get_class(str(target))
-            except (ImportError, ValueError) as error:
-                message = f"{path}={target} names no class: {str(error).splitlines()[0]}"
-                yield Finding("error", "class", message, "correct the name, or install its package")
+            except (ImportError, ValueError) as wrong:
+                message = f"{path}={target} names no class: {str(wrong).splitlines()[0]}"
+                yield error("class", message, "correct the name, or install its package")
