@@ -26,14 +26,18 @@ def verl_config_dir() -> Path:
 
 
 def compose_config(
-    config_name: str = "ppo_trainer", overrides: Sequence[str] = (), config_dir: str | Path | None = None
+    config_name: str = "ppo_trainer",
+    overrides: Sequence[str] = (),
+    config_dir: str | Path | None = None,
+    config_path: str | Path = "config",
 ) -> DictConfig:
-    """What `main_ppo --config-dir CONFIG_DIR --config-name CONFIG_NAME OVERRIDES` would run.
+    """What `main_ppo` would run with `--config-dir`, `--config-path`, `--config-name` and overrides.
 
     Args:
         config_name: a recipe, or one of verl's own configurations.
         overrides: Hydra overrides.
         config_dir: folder of the recipe; None for verl's own configurations alone.
+        config_path: folder in place of verl's own; a relative one starts at the folder of `main_ppo`.
 
     Raises:
         hydra.errors.HydraException: a name or an override does not compose.
@@ -41,19 +45,20 @@ def compose_config(
         ValueError: a group is set to a number.
         FileNotFoundError: there is no such folder or recipe.
     """
+    base = (verl_config_dir().parent / config_path).resolve()
     own = Path(config_dir).resolve() if config_dir is not None else None
     if own is not None and not own.is_dir():
         raise FileNotFoundError(f"there is no folder of recipes {own}")
     name = config_name.removesuffix(".yaml")
-    if own is not None and not any((folder / f"{name}.yaml").is_file() for folder in (own, verl_config_dir())):
+    if own is not None and not any((folder / f"{name}.yaml").is_file() for folder in (own, base)):
         # `base` is what the recipes share, and nothing to train by itself.
         there = sorted(path.stem for path in own.glob("*.yaml") if path.stem != "base")
         close = difflib.get_close_matches(name, there, n=1)
         meant = f"did you mean {close[0]}? " if close else ""
         raise FileNotFoundError(f"there is no recipe {name}: {meant}{own} has {', '.join(there)}")
-    primary, other = verl_config_dir(), own
+    primary, other = base, own
     if own is not None and (own / f"{name}.yaml").is_file():
-        primary, other = own, verl_config_dir()
+        primary, other = own, base
     search = [] if other is None else [f"hydra.searchpath={hydra_value([f'file://{other}'])}"]
     with initialize_config_dir(str(primary), version_base=None):
         return compose(name, overrides=[*search, *overrides])
