@@ -12,6 +12,7 @@ COMMANDS = {
     "quickstart": ("verl_sspo.quickstart.__main__", "report", "train a tiny model with SSPO on a laptop"),
     "doctor": ("verl_sspo.doctor.__main__", None, "check a machine, a recipe and its overrides before a run"),
     "prepare-data": ("verl_sspo.data.__main__", "data", "turn a data set into verl's rows"),
+    "prepare-model": ("verl_sspo.data.language_model", "data", "make a small pretrained language model"),
     "evaluate": ("verl_sspo.experiments.evaluate", "report", "measure a model or a checkpoint on benchmarks"),
     "reproduce": ("verl_sspo.experiments.reproduce", "report", "run a suite of experiments"),
     "report": ("verl_sspo.experiments.report", "report", "write the tables and pictures of a suite"),
