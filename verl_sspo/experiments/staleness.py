@@ -1,6 +1,7 @@
 """Metrics over the lag of the rollout, for suites that set `staleness: true` (recipes/suites/staleness.yaml)."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from omegaconf import OmegaConf
@@ -102,7 +103,7 @@ def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
             if steps[column].isna().all():
                 continue
             means = steps.groupby("updates_per_transfer")[["lag", column]].mean()
-            look = style.line(index)
+            look: dict[str, Any] = style.line(index)
             if column != "accuracy":
                 panel.plot(steps["lag"], steps[column], ".", color=look["color"], alpha=0.3, markersize=3)
             marker = {"marker": style.MARKERS[index], "markersize": 5}
