@@ -128,7 +128,7 @@ def _loss_of_rows(
     z = (log_prob.to(dtype) - old_log_prob.to(dtype)).masked_fill_(masked, 0.0)
     advantages = advantages.to(dtype).masked_fill(masked, 0.0)
     # tau_pos where A > 0, else tau_neg; on a CPU several times faster than torch.where.
-    tau = F.threshold_(torch.gt(advantages, 0.0, out=torch.empty_like(z)).mul_(gate.tau_pos), 0.0, gate.tau_neg)
+    tau = F.threshold(torch.gt(advantages, 0.0, out=torch.empty_like(z)).mul_(gate.tau_pos), 0.0, gate.tau_neg, True)
     log_f, slope = gate.log_value_and_slope(z, tau)
     if gate.is_sapo:  # f(1) is not 1 there, so log f is not 0 at masked tokens
         log_f.masked_fill_(masked, 0.0)
@@ -161,14 +161,11 @@ def sequence_coefficients(
     global_batch_size: int | torch.Tensor | None = None,
     loss_scale_factor: float | None = None,
 ) -> torch.Tensor:
-    """Computes the factor of each response's token losses in the aggregated loss.
-
-    In all modes of verl's `agg_loss` the tokens of one response have the same factor.
+    """Computes the factor of each response's token losses in the loss that verl's `agg_loss` aggregates.
 
     Args:
         lengths: tokens of each response that take part, (bs,).
-        loss_agg_mode: "token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean" or
-            "seq-mean-token-sum-norm".
+        loss_agg_mode: one of verl's modes. In all of them the tokens of one response have the same factor.
         response_length: padded length, the norm of "seq-mean-token-sum-norm" without `loss_scale_factor`.
         dtype: of the result.
         dp_size, batch_num_tokens, global_batch_size, loss_scale_factor: as in `sspo_loss`.
@@ -177,32 +174,28 @@ def sequence_coefficients(
         (bs,), 0 for a response without tokens.
 
     Raises:
-        ValueError: on an unknown mode, or dp_size > 1 without the global size the mode needs.
+        ValueError: if the mode is unknown, or dp_size > 1 without the global size the mode needs.
     """
+    divisors: dict[str, Any] = {
+        "seq-mean-token-mean": lengths.clamp(min=1),
+        "seq-mean-token-sum": 1,
+        "seq-mean-token-sum-norm": response_length if loss_scale_factor is None else loss_scale_factor,
+        "token-mean": 1,
+        "token-sum": 1,
+    }
+    if loss_agg_mode not in divisors:
+        raise ValueError(f"loss_agg_mode={loss_agg_mode!r} is unknown: use one of {', '.join(divisors)}")
     nonempty = (lengths > 0).to(dtype)
     if loss_agg_mode == "token-sum":
         return nonempty * dp_size
-    if loss_agg_mode == "token-mean":
-        if batch_num_tokens is None:
-            if dp_size > 1:
-                raise ValueError("token-mean needs batch_num_tokens of the global batch when dp_size > 1")
-            batch_num_tokens = lengths.sum().clamp(min=1)
-        return nonempty * dp_size / batch_num_tokens
-    if loss_agg_mode not in ("seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"):
-        raise ValueError(
-            f"loss_agg_mode={loss_agg_mode!r} is unknown: use seq-mean-token-mean (SSPO), token-mean, token-sum, "
-            "seq-mean-token-sum or seq-mean-token-sum-norm"
-        )
-    if global_batch_size is None:
+    name, size, local = ("batch_num_tokens", batch_num_tokens, lengths)
+    if loss_agg_mode != "token-mean":
+        name, size, local = ("global_batch_size", global_batch_size, nonempty)
+    if size is None:
         if dp_size > 1:
-            raise ValueError(f"{loss_agg_mode} needs global_batch_size of the global batch when dp_size > 1")
-        global_batch_size = nonempty.sum().clamp(min=1)
-    coefficients = nonempty * dp_size / global_batch_size
-    if loss_agg_mode == "seq-mean-token-mean":
-        return coefficients / lengths.clamp(min=1)
-    if loss_agg_mode == "seq-mean-token-sum-norm":
-        return coefficients / (response_length if loss_scale_factor is None else loss_scale_factor)
-    return coefficients
+            raise ValueError(f"{loss_agg_mode} needs {name} of the global batch when dp_size > 1")
+        size = local.sum().clamp(min=1)
+    return nonempty * dp_size / size / divisors[loss_agg_mode]
 
 
 def rollout_sequence_weights(

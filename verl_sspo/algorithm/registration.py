@@ -48,13 +48,8 @@ def compute_policy_loss_sspo(
     """Computes SSPO's policy loss (arXiv:2602.19327) for verl, see `sspo_loss`.
 
     Args:
-        old_log_prob: log-probabilities of the policy before the update, (bs, response_length).
-        log_prob: log-probabilities of the current policy, (bs, response_length).
-        advantages: (bs, response_length).
-        response_mask: valid tokens, (bs, response_length).
-        loss_agg_mode: verl's aggregation; SSPO is "seq-mean-token-mean".
         config: the actor's configuration: `policy_loss` for the gate, `global_batch_info` for the aggregation.
-        rollout_is_weights: rollout-correction weights, (bs, response_length), or None.
+        others: as in `sspo_loss`.
 
     Returns:
         (loss, metrics): a scalar, and the diagnostics of `verl_sspo.algorithm.metrics`, one number per response.
