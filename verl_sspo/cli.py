@@ -13,8 +13,10 @@ from packaging.requirements import Requirement
 # command: (its module, what it does).
 COMMANDS = {
     "quickstart": ("verl_sspo.quickstart.__main__", "train a tiny model with SSPO on a laptop"),
+    "train": ("verl_sspo.run.train", "check, train and resume a recipe in a run folder"),
     "doctor": ("verl_sspo.doctor.__main__", "check a machine, a recipe and its overrides before a run"),
     "prepare-data": ("verl_sspo.data.__main__", "turn a data set into verl's rows"),
+    "prepare-model": ("verl_sspo.data.language_model", "make a small pretrained language model"),
     "evaluate": ("verl_sspo.experiments.evaluate", "measure a model or a checkpoint on benchmarks"),
     "reproduce": ("verl_sspo.experiments.reproduce", "run a suite of experiments"),
     "report": ("verl_sspo.experiments.report", "write the tables and pictures of a suite"),

@@ -10,7 +10,7 @@ import traceback
 try:
     from verl_sspo import cpu
 
-    cpu.register()  # first: the imports below may make verl choose its platform
+    cpu.register()  # first: the import below may make verl choose its platform
 
     import verl_sspo.algorithm.registration  # noqa: F401  registers the loss and the estimator
 except BaseException:

@@ -348,6 +348,13 @@ def test_missing_data_is_told_before_anything_starts(tmp_path, recipes):
     assert cells.attempts(tmp_path / "runs" / toy().name) == []
 
 
+@pytest.mark.parametrize("arguments", [["--seeds", "-1"], ["--jobs", "0"], ["--seeds", "x"]])
+def test_numbers_out_of_range_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit):
+        reproduce.main(["tiny", *arguments])
+    assert "must be an integer of at least" in capsys.readouterr().err
+
+
 INTERRUPTED = """
 import sys
 from pathlib import Path

@@ -14,10 +14,10 @@ from verl_sspo.report import style
 
 BIAS = (
     "Gradient of each objective against the exact one, on enumerable toy problems (3 tokens, sequences of 3, random "
-    "rewards and policies), one sampled response, over the mean |log-ratio| between old and current policy; means over "
-    "20 problems. Top: the policy moved in a random direction. Bottom: along the policy gradient. Bias and variance are "
-    "relative to the exact gradient, the cosine is that between mean and exact gradient. A trust region is a bias on "
-    "purpose: a method that stops or turns back once the policy has moved shows here as biased."
+    "rewards and policies), one sampled response, over the mean |log-ratio| between old and current policy; means "
+    "over 20 problems. Top: the policy moved in a random direction. Bottom: along the policy gradient. Bias and "
+    "variance are relative to the exact gradient, the cosine is that between mean and exact gradient. A trust region "
+    "is a bias on purpose: a method that stops or turns back once the policy has moved shows here as biased."
 )
 LIMITS = (
     "Limits of SSPO, through the losses themselves. Left: as the temperature falls, the gradient tends to that of "
@@ -27,8 +27,8 @@ LIMITS = (
 )
 TRUST_REGIONS = (
     "Coefficient of a token's policy gradient against its log-ratio z, 1 on policy, found by backpropagation through "
-    f"verl's own losses and ours with the settings of recipes/algo. Top: one token of a response of {LENGTH} moves, the "
-    "others stay on policy. Bottom: all tokens of the response move together. Left: positive advantage, right: "
+    f"verl's own losses and ours with the settings of recipes/algo. Top: one token of a response of {LENGTH} moves, "
+    "the others stay on policy. Bottom: all tokens of the response move together. Left: positive advantage, right: "
     "negative. To the right of 0 in the left column, and to the left of it in the right one, the token has moved the "
     "way its advantage pushes."
 )
@@ -72,8 +72,8 @@ def draw_limits(limits: Mapping[str, pd.DataFrame], path: Path) -> Path:
     for panel, (key, (title, label)) in zip(axes, titles.items(), strict=True):
         every = max(1, len(limits[key]) // 12)
         for index, (name, values) in enumerate(limits[key].items()):
-            marker = {"marker": style.MARKERS[index], "markevery": (index % every, every), "markerfacecolor": "none"}
-            panel.plot(values.index, values, label=name, linewidth=1.4, markersize=4, **marker, **style.line(index))
+            look = style.line(index) | {"marker": style.MARKERS[index], "markevery": (index % every, every)}
+            panel.plot(values.index, values, label=name, linewidth=1.4, markersize=4, markerfacecolor="none", **look)
         panel.set_title(title, loc="left", fontsize=10)
         panel.set_xlabel(label)
         if key != "log-ratio":

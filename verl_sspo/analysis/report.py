@@ -6,32 +6,21 @@ import pandas as pd
 
 from verl_sspo.analysis import figures, theory
 from verl_sspo.analysis.objectives import COMPARED, actor_config
-from verl_sspo.report.document import picture, write
+from verl_sspo.report.style import picture
 
 
-def write_theory_report(output: Path) -> tuple[Path, Path]:
-    """Writes the report of the losses by themselves.
-
-    Args:
-        output: folder.
-
-    Returns:
-        report.md and report.html.
-    """
+def write_theory_report(output: Path) -> Path:
+    """Writes report.md, bias.csv and pictures/ into the folder `output`, and returns report.md."""
     compared = {title: actor_config(overrides) for title, overrides in COMPARED.items()}
     bias, pictures = theory.bias_and_variance(compared), output / "pictures"
     drawn = {
         "Bias, cosine and variance over drift": (figures.draw_bias(bias, pictures / "bias.svg"), figures.BIAS),
         "Limits": (figures.draw_limits(theory.limits(compared), pictures / "limits.svg"), figures.LIMITS),
-        "Trust regions": (
-            figures.draw_trust_regions(compared, pictures / "trust_region.svg"),
-            figures.TRUST_REGIONS,
-        ),
+        "Trust regions": (figures.draw_trust_regions(compared, pictures / "trust_region.svg"), figures.TRUST_REGIONS),
         "Gates": (figures.draw_gates(pictures / "gates.svg"), figures.GATES),
     }
-    title = "What the losses do by themselves"
     parts = [
-        f"# {title}",
+        "# What the losses do by themselves",
         "**What it shows.** Bias and variance of the gradients on toy problems that are solved exactly, limits, trust "
         "regions and gates, through the losses that train.",
         "**What it does not show.** How any of this matters for a language model.",
@@ -44,7 +33,8 @@ def write_theory_report(output: Path) -> tuple[Path, Path]:
     for name, (path, caption) in drawn.items():
         parts += [f"## {name}", picture(path, output, name, caption)]
     bias.to_csv(output / "bias.csv", index=False)
-    return write(parts, output, title)
+    (output / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return output / "report.md"
 
 
 def bias_table(table: pd.DataFrame) -> str:

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--quickstart-metrics",
         type=Path,
-        default=Path("runs/quickstart/metrics.jsonl"),
+        default=Path("runs/quickstart/sspo/metrics.jsonl"),
         help="the metrics of a run, for `step`; default: %(default)s",
     )
     parser.add_argument("--output", type=Path, help="folder for results.md")

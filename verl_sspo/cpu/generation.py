@@ -1,29 +1,34 @@
-"""Batched sampling from a transformers model, with a key-value cache and sequences that come and go.
+"""Batched sampling from a transformers model with a key-value cache, reproducible per request.
 
-Sequences are padded on the left, so that all of them grow at the same end; those that finish leave the batch at once,
-and new ones join at any step. Between two tokens there is no Python per sequence and one transfer to the host.
+Requests with the same sampling parameters form a batch and grow together. Finished sequences leave the batch, equal
+prompts pass through the model once, and several batches take turns, so new requests do not wait for old ones to end.
 """
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TopKLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import Cache, DynamicLayer
+
+# Batches that take turns at most. With more, each forward pass would hold too few sequences.
+MAX_BATCHES = 4
+# Finished sequences leave a batch when they are this fraction of it: leaving copies the cache.
+FINISHED_FRACTION = 1 / 8
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the tokens of one sequence are drawn.
+    """How the tokens of one response are drawn.
 
     Args:
-        max_tokens: tokens to draw at most, at least 1.
+        max_tokens: largest number of tokens to draw, at least 1.
         temperature: divides the logits; 0 takes the most probable token.
-        top_k: draw from the k most probable tokens; 0 or -1 from all.
-        top_p: draw from the fewest tokens whose probabilities sum to this; 1 from all. Applied after `top_k`.
-        stop_token_ids: tokens that end the sequence; they are part of it.
-        seed: of the sequence's own random numbers, which do not depend on what else is in the batch.
+        top_k: draw from the k most probable tokens; 0 or -1 for all.
+        top_p: draw from the fewest tokens whose probabilities sum to this; 1 for all. Applied after `top_k`.
+        stop_token_ids: tokens that end the response; they are part of it.
+        seed: of the response's own random numbers, which do not depend on what else is in the batch.
 
     Raises:
         ValueError: a value is out of its range.
@@ -37,18 +42,15 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be finite and at least 0, got {self.temperature}")
-        if self.top_k < -1:
-            raise ValueError(f"top_k must be at least 1, or 0 or -1 for all tokens, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        possible = self.max_tokens >= 1 and 0 <= self.temperature < float("inf")
+        if not (possible and self.top_k >= -1 and 0 < self.top_p <= 1):
+            raise ValueError(f"impossible sampling parameters: {self}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
+    """A prompt to continue. Requests are told apart by identity, so `request_id` may repeat."""
+
     request_id: str
     prompt_ids: Sequence[int]
     params: SamplingParams
@@ -56,215 +58,170 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What became of a request.
+    """The result of a request.
 
     Attributes:
         token_ids: the tokens drawn, with the stop token if there was one.
         log_probs: natural log-probability of each under the temperature-scaled distribution over the whole vocabulary
             (before top-k and top-p), as the trainer computes it; at temperature 0, under the unscaled one.
         stop_reason: "completed" (stop token or length) or "aborted".
-        error: why the request failed; token_ids and log_probs are then empty.
     """
 
-    request_id: str
+    request: Request
     token_ids: list[int]
     log_probs: list[float]
     stop_reason: str
-    error: Exception | None = None
 
 
 def sample(
-    logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    uniforms: torch.Tensor,
-    truncate: bool = True,
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, uniforms: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws one token a row by inverting the cumulative distribution, in the vocabulary's order.
+    """Draws one token per row by inverting the cumulative distribution.
 
     Args:
         logits: (batch, vocabulary), any floating dtype.
-        temperature: (batch,), 0 for the most probable token.
-        top_k: (batch,), below 1 for all tokens.
-        top_p: (batch,).
-        uniforms: (batch,), in [0, 1).
-        truncate: False skips top-k and top-p, for a batch in which no row has any.
+        uniforms: (batch,) float32 random numbers in [0, 1).
 
     Returns:
-        tokens (batch,) int64 and their log-probabilities (batch,) float32, see `Completion.log_probs`. Where the logits
-        are not finite, the log-probability is not finite either and the token is only some valid one.
+        tokens (batch,) int64 and their log-probabilities (batch,) float32, see `Completion.log_probs`.
     """
-    greedy = temperature == 0
-    scaled = logits.float() / torch.where(greedy, 1.0, temperature).unsqueeze(1)
-    log_probs = scaled.log_softmax(dim=-1)
-    # float64: the sum over a large vocabulary would otherwise lose its improbable tokens.
-    weights = log_probs.double().exp()
-    if truncate:
-        weights = _truncate(weights, top_k, top_p)
-    cumulative = weights.cumsum(dim=-1)
-    thresholds = uniforms.double().unsqueeze(1) * cumulative[:, -1:]
-    drawn = torch.searchsorted(cumulative, thresholds, right=True).clamp_(max=logits.shape[1] - 1)
-    tokens = torch.where(greedy.unsqueeze(1), log_probs.argmax(dim=-1, keepdim=True), drawn)
+    log_probs = (logits.float() / (temperature or 1.0)).log_softmax(dim=-1)
+    if temperature == 0:
+        tokens = log_probs.argmax(dim=-1, keepdim=True)
+    else:
+        kept = log_probs
+        if top_k > 0:
+            kept = TopKLogitsWarper(top_k)(None, kept)
+        if top_p < 1:
+            kept = TopPLogitsWarper(top_p)(None, kept)
+        # float64: in float32 the sum over a large vocabulary would lose its improbable tokens.
+        cumulative = kept.double().exp().cumsum(dim=-1)
+        thresholds = uniforms.double().unsqueeze(1) * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, thresholds, right=True).clamp_(max=logits.shape[1] - 1)
     return tokens.squeeze(1), log_probs.gather(1, tokens).squeeze(1)
 
 
-def _truncate(weights: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Sets the (batch, vocabulary) probabilities outside of top-k, then top-p, to 0, without renormalising."""
-    descending, order = weights.sort(dim=-1, descending=True)
-    rank = torch.arange(weights.shape[1], device=weights.device)
-    descending = descending * ((rank < top_k.unsqueeze(1)) | (top_k < 1).unsqueeze(1))
-    before = descending.cumsum(dim=-1) - descending
-    keep = (before < top_p.unsqueeze(1) * descending.sum(dim=-1, keepdim=True)) | (top_p >= 1).unsqueeze(1)
-    return torch.zeros_like(weights).scatter(1, order, descending * keep)
-
-
 class _Layer(DynamicLayer):
-    """Keys and values of one layer, with room on the right: a token is written, not concatenated to a copy of all."""
+    """Keys and values of one layer with room for all tokens: a new token is written in place, not concatenated."""
 
-    def __init__(self, storage: Sequence[torch.Tensor] = (), width: int = 0) -> None:
+    def __init__(self, capacity: int) -> None:
         super().__init__()
-        # Keys and values, each (batch, heads, at least width, head size); empty before the first forward pass.
-        self.storage = list(storage)
-        self.width = width
+        self.capacity = capacity
+        self.width = 0
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        end = self.width + key_states.shape[-2]
-        if not self.storage:
-            self.storage = [key_states, value_states]
-        else:
-            if self.storage[0].shape[-2] < end:
-                self.storage = [torch.nn.functional.pad(x, (0, 0, 0, end + _ROOM - x.shape[-2])) for x in self.storage]
-            for stored, new in zip(self.storage, (key_states, value_states), strict=True):
-                stored[..., self.width : end, :] = new
-        self.width = end
-        return tuple(self.contents())
-
-    def contents(self) -> list[torch.Tensor]:
-        return [x[..., : self.width, :] for x in self.storage]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            rows, heads, _, size = key_states.shape
+            self.keys = key_states.new_zeros(rows, heads, self.capacity, size)
+            self.values = value_states.new_zeros(rows, heads, self.capacity, value_states.shape[-1])
+        start, self.width = self.width, self.width + key_states.shape[-2]
+        self.keys[..., start : self.width, :] = key_states
+        self.values[..., start : self.width, :] = value_states
+        return self.keys[..., : self.width, :], self.values[..., : self.width, :]
 
     def get_seq_length(self) -> int:
         return self.width
 
 
-# Tokens that a layer makes room for at a time.
-_ROOM = 64
-
-
-class _KeyValues(Cache):
-    """Keys and values of all layers, as transformers passes them through a model."""
-
-    def __init__(self, own_layers: list[_Layer]) -> None:
-        super().__init__(layers=[*own_layers])
-        self.own_layers = own_layers
-
-    def select(self, rows: torch.Tensor, first: int = 0) -> "_KeyValues":
-        """These rows, from column `first` on."""
-        return _KeyValues(
-            [
-                _Layer([x.index_select(0, rows)[..., first:, :] for x in layer.storage], layer.width - first)
-                for layer in self.own_layers
-            ]
-        )
-
-    def join(self, other: "_KeyValues", width: int) -> "_KeyValues":
-        """Rows of both, zeros on the left up to `width` columns."""
-        return _KeyValues(
-            [
-                _Layer([_stack_left(x, y, width, -2) for x, y in zip(a.contents(), b.contents(), strict=True)], width)
-                for a, b in zip(self.own_layers, other.own_layers, strict=True)
-            ]
-        )
-
-
-@dataclass
 class _Batch:
-    """Sequences that grow together; every tensor has one row a sequence."""
+    """Sequences that started together. They are padded on the left, so that all grow at the same end."""
 
-    requests: list[Request]
-    # Keys and values of all tokens but the last one drawn; in each layer (batch, heads, width, head size).
-    cache: _KeyValues
-    # (batch, width) of 0 and 1: 1 where the cache holds a token of the sequence, 0 at the padding on its left.
-    mask: torch.Tensor
-    # (batch,) tokens drawn so far.
-    counts: torch.Tensor
-    # (batch, longest limit): what was drawn, and what to draw with.
-    tokens: torch.Tensor
-    log_probs: torch.Tensor
-    uniforms: torch.Tensor
-    # (batch,) limits and options; (batch, most stop tokens), filled up with -1.
-    limits: torch.Tensor
-    temperature: torch.Tensor
-    top_k: torch.Tensor
-    top_p: torch.Tensor
-    stop_token_ids: torch.Tensor
+    def __init__(self, model: PreTrainedModel, requests: list[Request], pad_token_id: int) -> None:
+        device, limits = model.device, [request.params.max_tokens for request in requests]
+        self.model, self.requests, self.params = model, requests, requests[0].params
+        prompts = list(dict.fromkeys(tuple(request.prompt_ids) for request in requests))
+        self.width, longest = max(map(len, prompts)), max(limits)
+        layers = model.config.get_text_config().num_hidden_layers
+        self.cache = Cache(layers=[_Layer(self.width + longest) for _ in range(layers)])
 
-    def __post_init__(self) -> None:
-        self.truncate = any(r.params.top_k > 0 or r.params.top_p < 1 for r in self.requests)
+        # One row per prompt, then one row per request.
+        ids = torch.tensor([[pad_token_id] * (self.width - len(p)) + list(p) for p in prompts], device=device)
+        lengths = torch.tensor([len(p) for p in prompts], device=device)
+        # (batch, capacity): 0 where the row is padding, 1 where it holds a token or will.
+        padding = (self.width - lengths).unsqueeze(1)
+        self.mask = (torch.arange(self.width + longest, device=device) >= padding).long()
+        positions = (self.mask[:, : self.width].cumsum(dim=1) - 1).clamp(min=0)
+        logits = self._forward(ids, positions)
+        row_of = {prompt: row for row, prompt in enumerate(prompts)}
+        rows = torch.tensor([row_of[tuple(request.prompt_ids)] for request in requests], device=device)
+        self.cache.batch_select_indices(rows)
+        self.mask, self.lengths, self.logits = self.mask[rows], lengths[rows], logits[rows]
+
+        # (batch, longest): what was drawn, and the random numbers to draw with. (batch,): the rest.
+        self.count = 0
+        self.tokens = torch.zeros(len(requests), longest, dtype=torch.long, device=device)
+        self.log_probs = torch.zeros(len(requests), longest, device=device)
+        self.uniforms = torch.stack([_uniforms(request.params, longest) for request in requests]).to(device)
+        self.limits = torch.tensor(limits, device=device)
+        self.running = torch.ones(len(requests), dtype=torch.bool, device=device)
+        self.stop_token_ids = torch.tensor(self.params.stop_token_ids, dtype=torch.long, device=device)
 
     def __len__(self) -> int:
-        return len(self.requests)
+        return int(self.running.sum())
 
-    def select(self, rows: list[int]) -> "_Batch":
-        """The batch with these rows only, without the columns that are padding in all of them."""
-        index = torch.tensor(rows, device=self.mask.device)
-        mask = self.mask[index]
-        first = int(mask.any(dim=0).int().argmax())
-        fields = {name: getattr(self, name)[index] for name in _ROW_FIELDS}
-        requests = [self.requests[row] for row in rows]
-        return _Batch(requests=requests, cache=self.cache.select(index, first), mask=mask[:, first:], **fields)
-
-    def join(self, other: "_Batch") -> "_Batch":
-        width = max(self.mask.shape[1], other.mask.shape[1])
-        fields = {name: _stack(getattr(self, name), getattr(other, name)) for name in _ROW_FIELDS}
-        return _Batch(
-            requests=self.requests + other.requests,
-            cache=self.cache.join(other.cache, width),
-            mask=_stack_left(self.mask, other.mask, width, -1),
-            **fields,
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Logits (batch, vocabulary) after the last of these tokens."""
+        end = self.cache.get_seq_length() + ids.shape[1]
+        output = self.model(
+            input_ids=ids,
+            attention_mask=self.mask[:, :end],
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
+        return output.logits[:, -1]
 
+    def step(self) -> list[Completion]:
+        """Draws one token for every sequence and returns those that ended.
 
-_ROW_FIELDS = (
-    "counts",
-    "tokens",
-    "log_probs",
-    "uniforms",
-    "limits",
-    "temperature",
-    "top_k",
-    "top_p",
-    "stop_token_ids",
-)
+        Raises:
+            FloatingPointError: the model's logits are not finite.
+        """
+        if self.count:
+            last = self.tokens[:, self.count - 1].unsqueeze(1)
+            self.logits = self._forward(last, (self.lengths + self.count - 1).unsqueeze(1))
+        p, uniforms = self.params, self.uniforms[:, self.count]
+        tokens, log_probs = sample(self.logits, p.temperature, p.top_k, p.top_p, uniforms)
+        if not log_probs.isfinite().all():
+            raise FloatingPointError("the model's logits are not finite; its weights have probably diverged")
+        self.tokens[:, self.count], self.log_probs[:, self.count] = tokens, log_probs
+        self.count += 1
+        return self.end(torch.isin(tokens, self.stop_token_ids) | (self.limits <= self.count), "completed")
 
+    def end(self, rows: torch.Tensor, stop_reason: str) -> list[Completion]:
+        """Ends those of these rows, (batch,) bool, that are running."""
+        rows = rows & self.running
+        self.running &= ~rows
+        completions = [
+            Completion(
+                self.requests[row],
+                self.tokens[row, : self.count].tolist(),
+                self.log_probs[row, : self.count].tolist(),
+                stop_reason,
+            )
+            for row in rows.nonzero().flatten().tolist()
+        ]
+        if completions and 0 < len(self) <= (1 - FINISHED_FRACTION) * len(self.requests):
+            self._select(self.running.nonzero().flatten())
+        return completions
 
-def _stack_left(a: torch.Tensor, b: torch.Tensor, width: int, dim: int) -> torch.Tensor:
-    """Rows of both, zeros added on the left of dimension `dim` up to `width`."""
-
-    def pad(x: torch.Tensor) -> torch.Tensor:
-        missing = width - x.shape[dim]
-        return torch.nn.functional.pad(x, (missing, 0) if dim == -1 else (0, 0, missing, 0)) if missing else x
-
-    return torch.cat([pad(a), pad(b)])
-
-
-def _stack(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Rows of both; two-dimensional ones are filled up with -1 on the right, which is no token."""
-    if a.dim() == 2:
-        width = max(a.shape[1], b.shape[1])
-        a, b = (torch.nn.functional.pad(x, (0, width - x.shape[1]), value=-1) for x in (a, b))
-    return torch.cat([a, b])
+    def _select(self, rows: torch.Tensor) -> None:
+        self.requests = [self.requests[row] for row in rows.tolist()]
+        self.cache.batch_select_indices(rows)
+        for name in ("mask", "lengths", "logits", "tokens", "log_probs", "uniforms", "limits", "running"):
+            setattr(self, name, getattr(self, name)[rows])
 
 
 class BatchedGenerator:
-    """Continuous batching: `submit` any time, `step` draws one token for every sequence of the batch.
+    """Continuous batching: `submit` at any time, `step` draws one token for every running sequence.
 
     Args:
-        model: a causal language model with attention in all layers; used in evaluation mode as it is, so its weights
-            may be changed between two steps.
+        model: a causal language model with attention in all layers. Its weights may be changed between two steps.
         pad_token_id: filler on the left of shorter prompts; never attended to.
-        max_num_seqs: sequences in the batch at most; more wait.
-        max_num_batched_tokens: prompt tokens, padding included, in one forward pass at most (one prompt always fits).
+        max_num_seqs: most running sequences; further requests wait.
+        max_num_batched_tokens: most prompt tokens, with padding, in one forward pass. One prompt always fits.
 
     Raises:
         ValueError: the model keeps another state than keys and values.
@@ -284,196 +241,93 @@ class BatchedGenerator:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self._waiting: deque[Request] = deque()
-        self._batch: _Batch | None = None
+        self._batches: list[_Batch] = []
 
     @property
     def unfinished(self) -> int:
-        """Sequences in the batch and waiting for it."""
-        return len(self._waiting) + (len(self._batch) if self._batch else 0)
+        """Number of requests that run or wait."""
+        return len(self._waiting) + sum(map(len, self._batches))
 
     def submit(self, request: Request) -> None:
-        """Queues a request.
+        """Queues a request; may be called while another thread is in `step`.
 
         Raises:
             ValueError: the prompt is empty, or holds a token outside of the model's vocabulary.
         """
-        if not request.prompt_ids:
+        ids, vocabulary = request.prompt_ids, self.model.get_input_embeddings().num_embeddings
+        if not ids:
             raise ValueError(f"request {request.request_id}: the prompt is empty")
-        vocabulary = self.model.get_input_embeddings().num_embeddings
-        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocabulary:
+        if not 0 <= min(ids) <= max(ids) < vocabulary:
             raise ValueError(
-                f"request {request.request_id}: token ids from {min(request.prompt_ids)} to {max(request.prompt_ids)}, "
-                f"but the model's vocabulary is 0 to {vocabulary - 1}"
+                f"request {request.request_id}: token ids from {min(ids)} to {max(ids)}, but the model's vocabulary "
+                f"is 0 to {vocabulary - 1}"
             )
         self._waiting.append(request)
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
-        """Lets waiting requests in, draws one token for every sequence and returns those that are finished."""
-        finished: list[Completion] = []
-        if self._batch:
-            running = self._batch
-            self._batch, finished = self._draw(running, self._decode(running))
-        while self._waiting and (room := self.max_num_seqs - (len(self._batch) if self._batch else 0)) > 0:
-            arrived, logits = self._prefill(self._next_prompts(room))
-            joining, at_once = self._draw(arrived, logits)
-            finished += at_once
-            if joining:
-                self._batch = self._batch.join(joining) if self._batch else joining
-        return finished
-
-    def abort(self, request_ids: Iterable[str] | None = None) -> list[Completion]:
-        """Ends requests, all of them by default, and returns what they have drawn so far."""
-        ending = None if request_ids is None else set(request_ids)
-
-        def is_ending(request: Request) -> bool:
-            return ending is None or request.request_id in ending
-
-        aborted = [Completion(r.request_id, [], [], "aborted") for r in self._waiting if is_ending(r)]
-        self._waiting = deque(r for r in self._waiting if not is_ending(r))
-        if self._batch:
-            rows = [row for row, request in enumerate(self._batch.requests) if is_ending(request)]
-            aborted += self._complete(self._batch, rows, "aborted")
-            kept = [row for row, request in enumerate(self._batch.requests) if not is_ending(request)]
-            self._batch = self._batch.select(kept) if kept else None
-        return aborted
-
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Runs requests to their end, in their order, on a generator that has nothing else to do.
+        """Lets waiting requests in, draws one token for every sequence and returns the finished ones.
 
         Raises:
-            RuntimeError: the generator has unfinished requests.
+            FloatingPointError: the model's logits are not finite. `abort` then leaves the generator usable.
         """
-        if self.unfinished:
-            raise RuntimeError("generate needs an idle generator: this one has unfinished requests")
-        if len({request.request_id for request in requests}) != len(requests):
-            raise ValueError("generate needs requests with different request_id")
-        for request in requests:
-            self.submit(request)
-        completions: dict[str, Completion] = {}
-        while self.unfinished:
-            completions.update((completion.request_id, completion) for completion in self.step())
-        return [completions[request.request_id] for request in requests]
+        while self._waiting and len(self._batches) < MAX_BATCHES and (requests := self._next_requests()):
+            self._batches.append(_Batch(self.model, requests, self.pad_token_id))
+        completions = [completion for batch in self._batches for completion in batch.step()]
+        self._batches = [batch for batch in self._batches if len(batch)]
+        return completions
 
-    def _next_prompts(self, room: int) -> list[Request]:
-        """Takes from the queue what fits into one forward pass; equal prompts pass once."""
+    def _next_requests(self) -> list[Request]:
+        """Takes from the queue what fits into one forward pass; equal prompts count once."""
+        room = self.max_num_seqs - sum(map(len, self._batches))
         taken: list[Request] = []
         prompts: set[tuple[int, ...]] = set()
-        longest = 0
         while self._waiting and len(taken) < room:
-            prompt = tuple(self._waiting[0].prompt_ids)
-            padded = len(prompts | {prompt}) * max(longest, len(prompt)) if prompt not in prompts else 0
-            if taken and padded > self.max_num_batched_tokens:
+            request = self._waiting[0]
+            with_it = prompts | {tuple(request.prompt_ids)}
+            too_many = len(with_it) * max(map(len, with_it)) > self.max_num_batched_tokens
+            if taken and (too_many or not _may_share_a_batch(request.params, taken[0].params)):
                 break
-            prompts.add(prompt)
-            longest = max(longest, len(prompt))
+            prompts = with_it
             taken.append(self._waiting.popleft())
         return taken
 
-    def _prefill(self, requests: list[Request]) -> tuple[_Batch, torch.Tensor]:
-        """The batch of new requests, with the logits (batch, vocabulary) of their first tokens."""
-        device = self.model.device
-        prompts = list(dict.fromkeys(tuple(request.prompt_ids) for request in requests))
-        width = max(map(len, prompts))
-        ids = torch.tensor([[self.pad_token_id] * (width - len(p)) + list(p) for p in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        cache = _KeyValues([_Layer() for _ in range(self.model.config.get_text_config().num_hidden_layers)])
-        logits = self._forward(ids, mask, (mask.cumsum(dim=-1) - 1).clamp(min=0), cache)
+    @torch.inference_mode()
+    def abort(self, request_ids: Iterable[str] | None = None) -> list[Completion]:
+        """Ends requests, by default all of them, and returns what they have drawn so far."""
+        ending = None if request_ids is None else set(request_ids)
 
-        params = [request.params for request in requests]
-        longest = max(p.max_tokens for p in params)
-        most_stops = max(len(p.stop_token_ids) for p in params)
-        batch = _Batch(
-            requests=requests,
-            cache=cache,
-            mask=mask,
-            counts=torch.zeros(len(requests), dtype=torch.long, device=device),
-            tokens=torch.full((len(requests), longest), -1, device=device),
-            log_probs=torch.zeros(len(requests), longest, device=device),
-            uniforms=torch.stack([_uniforms(p, longest) for p in params]).to(device),
-            limits=torch.tensor([p.max_tokens for p in params], device=device),
-            temperature=torch.tensor([p.temperature for p in params], dtype=torch.float32, device=device),
-            top_k=torch.tensor([p.top_k for p in params], device=device),
-            top_p=torch.tensor([p.top_p for p in params], dtype=torch.float64, device=device),
-            stop_token_ids=torch.tensor(
-                [[*p.stop_token_ids] + [-1] * (most_stops - len(p.stop_token_ids)) for p in params],
-                dtype=torch.long,
-                device=device,
-            ),
-        )
-        if len(prompts) < len(requests):
-            row_of = {prompt: row for row, prompt in enumerate(prompts)}
-            rows = torch.tensor([row_of[tuple(request.prompt_ids)] for request in requests], device=device)
-            batch.cache = cache.select(rows)
-            batch.mask = mask[rows]
-            logits = logits[rows]
-        return batch, logits
+        def ends(request: Request) -> bool:
+            return ending is None or request.request_id in ending
 
-    def _decode(self, batch: _Batch) -> torch.Tensor:
-        """Logits (batch, vocabulary) after the token drawn last."""
-        last = batch.tokens.gather(1, batch.counts.unsqueeze(1) - 1)
-        positions = batch.mask.sum(dim=-1, keepdim=True)
-        batch.mask = torch.nn.functional.pad(batch.mask, (0, 1), value=1)
-        return self._forward(last, batch.mask, positions, batch.cache)
-
-    def _forward(
-        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: _KeyValues
-    ) -> torch.Tensor:
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1]
-
-    def _draw(self, batch: _Batch, logits: torch.Tensor) -> tuple[_Batch | None, list[Completion]]:
-        """Draws a token for every sequence; returns the batch of those that go on, and the others."""
-        at = batch.counts.unsqueeze(1)
-        tokens, log_probs = sample(
-            logits,
-            batch.temperature,
-            batch.top_k,
-            batch.top_p,
-            batch.uniforms.gather(1, at).squeeze(1),
-            truncate=batch.truncate,
-        )
-        batch.tokens.scatter_(1, at, tokens.unsqueeze(1))
-        batch.log_probs.scatter_(1, at, log_probs.unsqueeze(1))
-        batch.counts += 1
-        stopped = (batch.stop_token_ids == tokens.unsqueeze(1)).any(dim=-1)
-        done = stopped | (batch.counts >= batch.limits) | ~log_probs.isfinite()
-        # The one transfer to the host.
-        flags = done.tolist()
-        if not any(flags):
-            return batch, []
-        finished = self._complete(batch, [row for row, flag in enumerate(flags) if flag], "completed")
-        going_on = [row for row, flag in enumerate(flags) if not flag]
-        return (batch.select(going_on) if going_on else None), finished
-
-    def _complete(self, batch: _Batch, rows: list[int], stop_reason: str) -> list[Completion]:
-        index = torch.tensor(rows, dtype=torch.long, device=batch.tokens.device)
-        counts = batch.counts[index].tolist()
-        tokens, log_probs = batch.tokens[index].tolist(), batch.log_probs[index].tolist()
-        finite = batch.log_probs[index].isfinite().all(dim=-1).tolist()
-        completions = []
-        for i, row in enumerate(rows):
-            request_id = batch.requests[row].request_id
-            if finite[i]:
-                drawn = slice(0, counts[i])
-                completions.append(Completion(request_id, tokens[i][drawn], log_probs[i][drawn], stop_reason))
+        aborted = []
+        # `submit` may append meanwhile, so the queue is never replaced.
+        for request in [self._waiting.popleft() for _ in range(len(self._waiting))]:
+            if ends(request):
+                aborted.append(Completion(request, [], [], "aborted"))
             else:
-                error = FloatingPointError(
-                    f"request {request_id}: the model's logits are not finite after {counts[i] - 1} tokens; "
-                    "its weights have probably diverged"
-                )
-                completions.append(Completion(request_id, [], [], "error", error))
-        return completions
+                self._waiting.append(request)
+        for batch in self._batches:
+            aborted += batch.end(torch.tensor([ends(request) for request in batch.requests]), "aborted")
+        self._batches = [batch for batch in self._batches if len(batch)]
+        return aborted
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Runs requests to their end and returns their completions in the same order."""
+        for request in requests:
+            self.submit(request)
+        completions: dict[Request, Completion] = {}
+        while self.unfinished:
+            completions.update((completion.request, completion) for completion in self.step())
+        return [completions[request] for request in requests]
+
+
+def _may_share_a_batch(a: SamplingParams, b: SamplingParams) -> bool:
+    """Whether only their length limits and seeds differ."""
+    return replace(a, max_tokens=1, seed=0) == replace(b, max_tokens=1, seed=0)
 
 
 def _uniforms(params: SamplingParams, width: int) -> torch.Tensor:
-    """The sequence's random numbers in [0, 1), (width,) float32, the same in every batch."""
+    """The response's random numbers in [0, 1), (width,) float32, the same in every batch."""
     drawn = torch.rand(params.max_tokens, generator=torch.Generator().manual_seed(params.seed))
-    return torch.nn.functional.pad(drawn, (0, width - params.max_tokens), value=-1)
+    return torch.nn.functional.pad(drawn, (0, width - params.max_tokens))

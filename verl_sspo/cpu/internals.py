@@ -1,48 +1,48 @@
-"""The places where the embedded backend enters verl. Three are verl's registries; what is not is said at each.
+"""The places where the CPU backend changes verl. What is not one of verl's registries is described where it happens.
 
-Every function checks what it relies on and raises `IncompatibleVerlError` where this verl is built otherwise.
+Every function checks what it relies on and raises `IncompatibleVerlError` where this verl is built differently.
 """
 
 import functools
 import inspect
+import logging
+import os
 import sys
 from importlib.metadata import version
 from typing import Any
 
+from verl_sspo.cpu.threads import use_cores
+
+logger = logging.getLogger(__name__)
+
 
 class IncompatibleVerlError(RuntimeError):
-    """The installed verl is not built as the embedded backend expects."""
-
-    def __init__(self, expected: str) -> None:
-        super().__init__(
-            f"The embedded CPU backend of verl_sspo was written for verl 0.9 and does not fit verl {version('verl')}: "
-            f"{expected}. Install a supported verl, or set VERL_PLATFORM to run without the backend."
-        )
+    """The installed verl is not built as the CPU backend expects."""
 
 
 def _expect(condition: bool, expected: str) -> None:
     if not condition:
-        raise IncompatibleVerlError(expected)
+        raise IncompatibleVerlError(
+            f"The CPU backend of verl_sspo was written for verl 0.9 and does not fit verl {version('verl')}: "
+            f"it expects {expected}. Install a supported verl, or set VERL_PLATFORM to run without the backend."
+        )
 
 
-def register_platform() -> None:
-    """The platform `cpu`, in verl's public registry."""
-    from verl.plugin.platform import PlatformRegistry, platform_manager
-
-    from verl_sspo.cpu.platform import PlatformCPU
-
-    chosen = getattr(platform_manager, "_current_platform", None)
-    _expect(
-        chosen is None or chosen.device_name == "cpu",
-        "verl was expected not to choose its platform before its plugins are loaded",
-    )
-    PlatformRegistry.register("cpu")(PlatformCPU)
+@functools.cache
+def prepare_verl() -> None:
+    """Makes engines, rollout and process groups of this process work on the CPU."""
+    # verl registers its FSDP engines for "cuda" and "npu" and looks them up by the platform's device, unless this
+    # variable of its own names another. The engines themselves run on any device.
+    os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
+    register_rollout()
+    initialize_process_groups_with_gloo()
+    logger.info("verl_sspo: no accelerator in this process, verl runs on the CPU")
 
 
 def register_rollout() -> None:
-    """The rollout `hf`: the servers' side in verl's public registry, the trainers' side in a private dictionary.
+    """The rollout `hf`: the server's side in verl's public registry, the trainer's side in a private dictionary.
 
-    verl has no function for the second. Both load `verl_sspo.cpu.rollout` when it is asked for, not before.
+    verl has no function for the second.
     """
     from verl.workers.rollout import base
     from verl.workers.rollout.replica import RolloutReplicaRegistry
@@ -53,38 +53,34 @@ def register_rollout() -> None:
         return HFReplica
 
     RolloutReplicaRegistry.register("hf", load_replica)
-
-    registry = getattr(base, "_ROLLOUT_REGISTRY", None)
+    registry: Any = getattr(base, "_ROLLOUT_REGISTRY", None)
     _expect(
         isinstance(registry, dict) and isinstance(registry.get(("vllm", "async")), str),
-        "verl.workers.rollout.base._ROLLOUT_REGISTRY was expected to map (name, mode) to the name of a class",
+        "verl.workers.rollout.base._ROLLOUT_REGISTRY to map (name, mode) to the name of a class",
     )
-    registry["hf", "async"] = "verl_sspo.cpu.rollout.HFServerAdapter"  # type: ignore[index]
+    registry["hf", "async"] = "verl_sspo.cpu.rollout.HFServerAdapter"
 
 
 def initialize_process_groups_with_gloo() -> None:
-    """Default backend "cpu:gloo" for verl's process groups.
+    """Default backend "cpu:gloo" for verl's process groups; and the cores for their ranks.
 
     verl asks torch for f"cpu:gloo,{device}:{backend}": on the CPU "cpu:gloo,cpu:gloo", and torch refuses two backends
     for one device. The function takes the backend as an argument, but no caller passes it.
     """
     from verl.utils import distributed
 
-    original: Any = getattr(distributed, "initialize_global_process_group_ray", None)
-    _expect(
-        callable(original) and "backend" in inspect.signature(original).parameters,
-        "verl.utils.distributed.initialize_global_process_group_ray(timeout_second, backend) was expected",
-    )
-    _expect(
-        "verl.workers.engine_workers" not in sys.modules,
-        "verl.workers.engine_workers, which holds on to that function, was expected not to be imported this early",
-    )
+    name = "initialize_global_process_group_ray"
+    original = _function(distributed, name, "timeout_second", "backend")
 
     @functools.wraps(original)
-    def initialize_global_process_group_ray(timeout_second: float | None = None, backend: str | None = None) -> None:
+    def initialize(timeout_second: float | None = None, backend: str | None = None) -> None:
         original(timeout_second=timeout_second, backend=backend or "cpu:gloo")
+        use_cores(int(os.environ.get("RAY_LOCAL_WORLD_SIZE", 1)), f"trainer rank {os.environ.get('RANK', 0)}")
 
-    distributed.initialize_global_process_group_ray = initialize_global_process_group_ray
+    setattr(distributed, name, initialize)
+    # The trainer's workers import the function by name, and verl may choose its platform while they do.
+    if workers := sys.modules.get("verl.workers.engine_workers"):
+        setattr(workers, name, initialize)
 
 
 def save_copies_of_weights() -> None:
@@ -95,11 +91,7 @@ def save_copies_of_weights() -> None:
     """
     from verl.utils import fsdp_utils
 
-    original: Any = getattr(fsdp_utils, "fsdp2_sharded_save_to_cpu", None)
-    _expect(
-        callable(original) and list(inspect.signature(original).parameters) == ["model"],
-        "verl.utils.fsdp_utils.fsdp2_sharded_save_to_cpu(model) was expected",
-    )
+    original = _function(fsdp_utils, "fsdp2_sharded_save_to_cpu", "model")
 
     @functools.wraps(original)
     def fsdp2_sharded_save_to_cpu(model: Any) -> Any:
@@ -107,3 +99,12 @@ def save_copies_of_weights() -> None:
         return {name: (tensor.clone(), spec) for name, (tensor, spec) in saved.items()}, global_spec
 
     fsdp_utils.fsdp2_sharded_save_to_cpu = fsdp2_sharded_save_to_cpu
+
+
+def _function(module: Any, name: str, *parameters: str) -> Any:
+    function = getattr(module, name, None)
+    _expect(
+        callable(function) and tuple(inspect.signature(function).parameters) == parameters,
+        f"{module.__name__}.{name}({', '.join(parameters)})",
+    )
+    return function

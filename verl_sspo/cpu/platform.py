@@ -1,57 +1,100 @@
 """verl's platform for a host without an accelerator."""
 
+import resource
+import sys
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
+import psutil
 import torch
-from verl.plugin.platform import PlatformBase
+from verl.plugin.platform import PlatformBase, PlatformRegistry
 
-from verl_sspo.cpu import device
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """A CPU has nothing to do here."""
+
+
+class Device:
+    """The part of `torch.cuda` that verl calls on its device module. Memory figures, in bytes, are this process's."""
+
+    set_device = synchronize = empty_cache = ipc_collect = reset_peak_memory_stats = staticmethod(_nothing)
+    manual_seed = manual_seed_all = staticmethod(torch.manual_seed)
+    get_rng_state = staticmethod(torch.get_rng_state)
+    set_rng_state = staticmethod(torch.set_rng_state)
+
+    @staticmethod
+    def is_available() -> bool:
+        """False: there is no accelerator with memory or random state of its own."""
+        return False
+
+    @staticmethod
+    def device_count() -> int:
+        return 0
+
+    @staticmethod
+    def current_device() -> str:
+        return "cpu"
+
+    @staticmethod
+    def get_device_name(device: object = None) -> str:
+        return "CPU"
+
+    @staticmethod
+    def memory_allocated(device: object = None) -> int:
+        return psutil.Process().memory_info().rss
+
+    @staticmethod
+    def max_memory_allocated(device: object = None) -> int:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # The kernel updates its record of the peak only now and then.
+        return max(peak if sys.platform == "darwin" else peak * 1024, Device.memory_allocated())
+
+    memory_reserved, max_memory_reserved = memory_allocated, max_memory_allocated
+
+    @staticmethod
+    def mem_get_info(device: object = None) -> tuple[int, int]:
+        """(free, total) of the host's memory."""
+        memory = psutil.virtual_memory()
+        return memory.available, memory.total
 
 
 class PlatformCPU(PlatformBase):
     """Tensors on the CPU, collectives through gloo, Ray's `GPU` as a logical resource (`ray.init(num_gpus=...)`)."""
 
-    @property
-    def device_name(self) -> str:
-        return "cpu"
+    device_name = vendor_name = "cpu"  # type: ignore[assignment]
+    device_module = Device  # type: ignore[assignment]
+    set_device = synchronize = set_allocator_settings = empty_cache = _nothing
+    profiler_start = profiler_stop = cudart = _nothing
 
-    @property
-    def vendor_name(self) -> str:
-        return "cpu"
-
-    @property
-    def device_module(self) -> ModuleType:
-        return device
+    def is_platform_available(self, use_smi_check: bool = False) -> bool:
+        """Whether no other registered platform is available: verl takes the first that says yes, in any order."""
+        names = PlatformRegistry.registered_names()
+        others = [platform() for name in names if name != "cpu" and (platform := PlatformRegistry.get(name))]
+        # Where nvidia-smi is missing but a GPU is there, no platform says yes: verl takes its default, `nvidia`.
+        return not (torch.cuda.is_available() or any(other.is_platform_available(use_smi_check) for other in others))
 
     def is_available(self) -> bool:
+        """True. verl asks this when it has chosen the platform: then the rest of verl is prepared for it.
+
+        Raises:
+            IncompatibleVerlError: an internal of verl is not as expected.
+        """
+        from verl_sspo.cpu import internals
+
+        internals.prepare_verl()
         return True
 
     def current_device(self) -> Any:
-        """The device itself: what verl does with it is `tensor.to(current_device())`, and the CPU has no index."""
+        """The device itself: verl calls `tensor.to(current_device())`, and the CPU has no index."""
         return "cpu"
 
     def device_count(self) -> int:
-        return device.device_count()
-
-    def set_device(self, device_index: int) -> None:
-        pass
-
-    def synchronize(self, device_index: int | None = None) -> None:
-        pass
+        return 0
 
     def manual_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
 
-    def manual_seed_all(self, seed: int) -> None:
-        torch.manual_seed(seed)
-
-    def set_allocator_settings(self, settings: str) -> None:
-        pass
-
-    def empty_cache(self) -> None:
-        pass
+    manual_seed_all = manual_seed
 
     def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
         return None, None
@@ -74,12 +117,3 @@ class PlatformCPU(PlatformBase):
     @contextmanager
     def nvtx_range(self, msg: str):
         yield
-
-    def profiler_start(self) -> None:
-        pass
-
-    def profiler_stop(self) -> None:
-        pass
-
-    def cudart(self) -> None:
-        return None

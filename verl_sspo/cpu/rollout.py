@@ -6,10 +6,10 @@ there is no HTTP endpoint.
 
 import asyncio
 import hashlib
-import itertools
 import os
 from array import array
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -26,7 +26,10 @@ from verl.workers.rollout.replica import RolloutMode, RolloutReplica, TokenOutpu
 from verl.workers.rollout.utils import ensure_async_iterator
 
 from verl_sspo.cpu.generation import BatchedGenerator, Completion, Request, SamplingParams
-from verl_sspo.cpu.serving import GenerationThread
+from verl_sspo.cpu.threads import use_cores
+
+# An idle server starts once no request has come for QUIET seconds, so that companions share its first batch.
+QUIET = 0.005
 
 
 def server_name(replica_rank: int) -> str:
@@ -45,66 +48,60 @@ def check_rollout_config(config: RolloutConfig) -> None:
 
 
 class HFServer:
-    """Ray actor with the model: generates, and takes new weights."""
+    """Ray actor with the model: generates, and takes new weights.
+
+    Requests live in the actor's event loop. Everything that touches the model (a step of generation, new weights,
+    aborting) is a job of one thread, so it happens between two steps and in order.
+
+    Args:
+        config, model_config: verl's dataclasses, or the DictConfig they are made from.
+        replicas_per_node: servers that share this node's cores.
+    """
 
     def __init__(
-        self,
-        config: Any,
-        model_config: Any,
-        rollout_mode: RolloutMode,
-        replica_rank: int,
+        self, config: Any, model_config: Any, rollout_mode: RolloutMode, replica_rank: int, replicas_per_node: int = 1
     ) -> None:
-        """Takes `config` and `model_config` as verl's dataclasses or as the DictConfig they are made from."""
         self.config: RolloutConfig = omega_conf_to_dataclass(config)
         self.model_config: HFModelConfig = omega_conf_to_dataclass(model_config, dataclass_type=HFModelConfig)
         self.rollout_mode = rollout_mode
         self.replica_rank = replica_rank
+        use_cores(replicas_per_node, f"rollout replica {replica_rank}")
         # Version of the weights, set by the trainer with each update.
         self.global_steps: int | None = None
 
         hf_config = self.model_config.hf_config
         self.max_model_len = self.config.max_model_len or hf_config.get_text_config().max_position_embeddings
-        self.model, self.has_weights = self._load_model()
-        self.eos_token_ids = self._eos_token_ids()
-        self.generation = GenerationThread(
-            BatchedGenerator(
-                self.model,
-                pad_token_id=self.model_config.tokenizer.pad_token_id or 0,
-                max_num_seqs=self.config.max_num_seqs,
-                max_num_batched_tokens=self.config.max_num_batched_tokens,
-            )
+        self.model = self._load_model()
+        # Random numbers are no weights.
+        self.has_weights = self.config.load_format != "dummy"
+        # The tokenizer's end of sequence and the model's, of which there may be several.
+        declared = getattr(self.model_config.generation_config, "eos_token_id", None)
+        ids = [self.model_config.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])]
+        self.eos_token_ids = tuple(dict.fromkeys(i for i in ids if i is not None))
+        self.generator = BatchedGenerator(
+            self.model,
+            pad_token_id=self.model_config.tokenizer.pad_token_id or 0,
+            max_num_seqs=self.config.max_num_seqs,
+            max_num_batched_tokens=self.config.max_num_batched_tokens,
         )
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generation")
+        self._futures: dict[Request, asyncio.Future[Completion]] = {}
+        self._running: asyncio.Task[None] | None = None
+        # Names of the parameters that have come since the last `finish_update`.
+        self._received: set[str] = set()
         # How often each prompt was asked for since the last update of the weights: see `_seed`.
         self._asked: Counter[tuple[int, ...]] = Counter()
+        # While paused, requests wait or are rejected. Notified when one of these or `_futures` changes.
+        self._paused = self._rejecting = False
+        self._changed = asyncio.Condition()
 
-        # Requests wait here while generation is paused or the engine asleep.
-        self._paused = self._asleep = self._rejecting = False
-        self._admitting = asyncio.Event()
-        self._admitting.set()
-        # verl's request id by the engine's. verl's need not be unique: full_determinism repeats them.
-        self._in_flight: dict[str, str] = {}
-        self._numbers = itertools.count()
-        self._drained = asyncio.Event()
-        self._drained.set()
-
-    def _load_model(self) -> tuple[PreTrainedModel, bool]:
-        """The model, and whether its weights are more than random numbers."""
-        options: dict[str, Any] = dict(
-            dtype=PrecisionType.to_dtype(self.config.dtype), trust_remote_code=self.model_config.trust_remote_code
-        )
-        hf_config = self.model_config.hf_config
+    def _load_model(self) -> PreTrainedModel:
+        config, trust = self.model_config.hf_config, self.model_config.trust_remote_code
+        dtype = PrecisionType.to_dtype(self.config.dtype)
         if self.config.load_format == "dummy":
-            return AutoModelForCausalLM.from_config(hf_config, **options), False
-        return AutoModelForCausalLM.from_pretrained(
-            str(self.model_config.local_path), config=hf_config, **options
-        ), True
-
-    def _eos_token_ids(self) -> tuple[int, ...]:
-        """The tokenizer's end of sequence and the model's, of which there may be several."""
-        declared = getattr(self.model_config.generation_config, "eos_token_id", None)
-        declared = declared if isinstance(declared, list) else [declared]
-        ids = [self.model_config.tokenizer.eos_token_id, *declared]
-        return tuple(dict.fromkeys(i for i in ids if i is not None))
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust)
+        path = str(self.model_config.local_path)
+        return AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, trust_remote_code=trust)
 
     async def generate(
         self,
@@ -115,8 +112,12 @@ class HFServer:
         video_data: list[Any] | None = None,
         audio_data: list[Any] | None = None,
         mm_processor_kwargs: dict[str, Any] | None = None,
+        n: int | None = None,
     ) -> TokenOutput:
         """Tokens in, tokens out.
+
+        Args:
+            n: draw this many responses. They are TokenOutputs in `extra_fields["responses"]` of the result.
 
         Raises:
             ValueError: the request is not possible, with the reason.
@@ -124,26 +125,56 @@ class HFServer:
         """
         if image_data or video_data or audio_data:
             raise ValueError("the rollout `hf` generates from text only, but the request holds images, video or audio")
+        if n is not None:
+            one_each = [self.generate(prompt_ids, sampling_params, request_id) for _ in range(n)]
+            responses = await asyncio.gather(*one_each)
+            fields = {"responses": responses, "global_steps": self.global_steps}
+            return TokenOutput(token_ids=[], log_probs=[], extra_fields=fields)
+
         prompt_ids = normalize_token_ids(prompt_ids)
-        while not self._admitting.is_set():
-            if self._rejecting:
-                return self._to_output(Completion(request_id, [], [], "aborted"))
-            await self._admitting.wait()
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._rejecting or not self._paused)
+        if self._rejecting:
+            return self._to_output([], [], "aborted")
         if not self.has_weights:
             raise RuntimeError("the rollout `hf` has no weights yet: rollout.load_format=dummy waits for the trainer's")
 
-        params = self._to_sampling_params(prompt_ids, dict(sampling_params))
-        own_id = f"{request_id}#{next(self._numbers)}"
-        self._in_flight[own_id] = request_id
-        self._drained.clear()
+        request = Request(request_id, prompt_ids, self._to_sampling_params(prompt_ids, dict(sampling_params)))
+        self.generator.submit(request)
+        self._futures[request] = asyncio.get_running_loop().create_future()
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run())
         try:
-            request = Request(own_id, prompt_ids, params)
-            completion = await asyncio.wrap_future(self.generation.submit(request))
+            completion = await self._futures[request]
         finally:
-            del self._in_flight[own_id]
-            if not self._in_flight:
-                self._drained.set()
-        return self._to_output(completion)
+            async with self._changed:
+                del self._futures[request]
+                self._changed.notify_all()
+        return self._to_output(completion.token_ids, completion.log_probs, completion.stop_reason)
+
+    async def _run(self) -> None:
+        """Steps until nothing is left to do. An error of the generator goes to all requests."""
+        seen = 0
+        while seen != (seen := self.generator.unfinished):
+            await asyncio.sleep(QUIET)
+        while self.generator.unfinished:
+            try:
+                self._resolve(await self._in_thread(self.generator.step))
+            except Exception as error:
+                await self._in_thread(self.generator.abort)
+                for future in self._futures.values():
+                    if not future.done():
+                        future.set_exception(error)
+
+    def _in_thread(self, function: Any, *args: Any) -> asyncio.Future:
+        return asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+    def _resolve(self, completions: list[Completion]) -> None:
+        for completion in completions:
+            future = self._futures.get(completion.request)
+            # A caller that was cancelled has taken its future along.
+            if future is not None and not future.done():
+                future.set_result(completion)
 
     def _to_sampling_params(self, prompt_ids: list[int], params: dict[str, Any]) -> SamplingParams:
         """verl's dictionary, in the names of vLLM or SGLang, as this engine's."""
@@ -153,12 +184,11 @@ class HFServer:
                 f"a prompt of {len(prompt_ids)} tokens leaves no room in the context of {self.max_model_len} "
                 "(rollout.max_model_len, or the model's max_position_embeddings)"
             )
-        # As verl's vLLM server: without a limit, what is left of prompt_length + response_length.
-        default = min(
-            self.config.response_length, self.config.prompt_length + self.config.response_length - len(prompt_ids)
-        )
-        limits = [params.pop("max_new_tokens", None), params.pop("max_tokens", None)]
-        max_tokens = next((limit for limit in reversed(limits) if limit is not None), default)
+        # As in verl's vLLM server: without a limit, what is left of prompt_length + response_length.
+        length = self.config.response_length
+        default = min(length, self.config.prompt_length + length - len(prompt_ids))
+        limits = [params.pop("max_tokens", None), params.pop("max_new_tokens", None), default]
+        max_tokens = next(limit for limit in limits if limit is not None)
         stop_token_ids = tuple(params.pop("stop_token_ids", None) or ())
         if not params.pop("ignore_eos", self.config.ignore_eos):
             stop_token_ids += self.eos_token_ids
@@ -190,105 +220,65 @@ class HFServer:
         digest = hashlib.blake2b(array("q", [*key, *prompt]).tobytes(), digest_size=8).digest()
         return int.from_bytes(digest, "little") >> 1
 
-    def _to_output(self, completion: Completion) -> TokenOutput:
-        return TokenOutput(
-            token_ids=completion.token_ids,
-            log_probs=completion.log_probs,
-            stop_reason=completion.stop_reason,
-            extra_fields={"global_steps": self.global_steps},
-        )
+    def _to_output(self, token_ids: list[int], log_probs: list[float], stop_reason: str) -> TokenOutput:
+        fields = {"global_steps": self.global_steps}
+        return TokenOutput(token_ids=token_ids, log_probs=log_probs, stop_reason=stop_reason, extra_fields=fields)
 
-    async def update_weights(self, weights: dict[str, torch.Tensor]) -> list[str]:
-        """Copies these parameters into the model and returns their names.
+    async def update_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        """Copies these parameters into the model.
 
         Raises:
-            ValueError: a name or shape that the model does not have.
+            RuntimeError: a shape that the model does not have.
+            ValueError: a name that the model does not have.
         """
+        keys = await self._in_thread(self.model.load_state_dict, weights, False)
+        if keys.unexpected_keys:
+            raise ValueError(f"the trainer sends {', '.join(keys.unexpected_keys)}, which the rollout's model lacks")
+        self._received |= weights.keys()
 
-        @torch.no_grad()
-        def copy() -> list[str]:
-            own = self.model.state_dict(keep_vars=True)
-            for name, weight in weights.items():
-                if name not in own or own[name].shape != weight.shape:
-                    found = f"with shape {tuple(own[name].shape)}" if name in own else "nothing of that name"
-                    raise ValueError(
-                        f"the trainer sends {name} with shape {tuple(weight.shape)}, the rollout's model has {found}"
-                    )
-                own[name].copy_(weight)
-            return list(weights)
-
-        return await asyncio.wrap_future(self.generation.run_between_steps(copy))
-
-    async def finish_update(self, received: list[str], global_steps: int | None) -> None:
+    async def finish_update(self, global_steps: int | None) -> None:
         """Makes the weights valid after the last `update_weights`.
 
         Raises:
             ValueError: a parameter has not come.
         """
-        # Of tied parameters one name is enough.
-        shared = {tensor.data_ptr() for name, tensor in self.model.state_dict().items() if name in set(received)}
-        missing = [name for name, parameter in self.model.named_parameters() if parameter.data_ptr() not in shared]
-        if missing:
-            raise ValueError(f"the trainer's weights lack {', '.join(missing)}")
-        self.has_weights = True
-        self.global_steps = global_steps
+        # Of tied parameters, one name is enough: `named_parameters` has the first only.
+        if missing := dict(self.model.named_parameters()).keys() - self._received:
+            raise ValueError(f"the trainer's weights lack {', '.join(sorted(missing))}")
+        self.has_weights, self.global_steps = True, global_steps
+        self._received.clear()
         self._asked.clear()
 
     async def wait_for_requests_to_drain(self) -> None:
-        await self._drained.wait()
-
-    async def sleep(self) -> None:
-        """New requests wait until `wake_up`. Nothing is freed: the engine keeps no cache between requests."""
-        if self.config.free_cache_engine and self.rollout_mode != RolloutMode.STANDALONE:
-            self._asleep = True
-            self._update_gate()
-
-    async def wake_up(self, tags: list[str] | None = None) -> None:
-        """Ends `sleep`; with only some of the parts in `tags`, when the cache is among them."""
-        if tags is None or "kv_cache" in tags:
-            self._asleep = False
-            self._update_gate()
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._futures)
 
     async def abort_all_requests(self, reject_request: bool = False) -> dict[str, Any]:
         """Ends all requests with what they have; later ones wait for `resume_generation`, or are rejected."""
-        self._paused, self._rejecting = True, reject_request
-        self._update_gate()
-        aborted = await asyncio.wrap_future(self.generation.abort())
-        # Requests that were waiting at the gate learn that it now rejects.
-        if reject_request:
-            self._admitting.set()
-            self._admitting.clear()
-        return {"aborted_count": len(aborted), "request_ids": [own_id.rpartition("#")[0] for own_id in aborted]}
-
-    async def abort_request(self, request_id: str) -> dict[str, Any]:
-        own_ids = [own_id for own_id, verl_id in self._in_flight.items() if verl_id == request_id]
-        aborted = await asyncio.wrap_future(self.generation.abort(own_ids))
-        return {"aborted": bool(aborted), "request_id": request_id}
+        await self._pause(True, reject_request)
+        aborted = await self._abort()
+        return {"aborted_count": len(aborted), "request_ids": aborted}
 
     async def resume_generation(self) -> None:
-        self._paused = self._rejecting = False
-        self._update_gate()
+        await self._pause(False, False)
 
-    def _update_gate(self) -> None:
-        if self._paused or self._asleep:
-            self._admitting.clear()
-        else:
-            self._admitting.set()
+    async def _pause(self, paused: bool, rejecting: bool) -> None:
+        async with self._changed:
+            self._paused, self._rejecting = paused, rejecting
+            self._changed.notify_all()
 
-    async def clear_kv_cache(self) -> None:
-        """Nothing to do: no keys and values outlive their request."""
+    async def abort_request(self, request_id: str) -> dict[str, Any]:
+        return {"aborted": bool(await self._abort([request_id])), "request_id": request_id}
 
-    async def release_kv_cache(self) -> None:
-        """Nothing to do, see `clear_kv_cache`."""
+    async def _abort(self, request_ids: list[str] | None = None) -> list[str]:
+        aborted = await self._in_thread(self.generator.abort, request_ids)
+        self._resolve(aborted)
+        return [completion.request.request_id for completion in aborted]
 
-    async def resume_kv_cache(self) -> None:
-        """Nothing to do, see `clear_kv_cache`."""
+    async def _nothing(self, **kwargs: Any) -> None:
+        """No keys and values outlive their request, so nothing is freed; and the engine has no profiler."""
 
-    async def start_profile(self, **kwargs: Any) -> None:
-        """The engine has no profiler."""
-
-    async def stop_profile(self) -> None:
-        """The engine has no profiler."""
+    sleep = wake_up = clear_kv_cache = release_kv_cache = resume_kv_cache = start_profile = stop_profile = _nothing
 
 
 class HFReplica(RolloutReplica):
@@ -310,7 +300,7 @@ class HFReplica(RolloutReplica):
                 max_concurrency=self.max_concurrency,
                 num_cpus=1,
             )
-            .remote(self.config, self.model_config, self.rollout_mode, self.replica_rank)
+            .remote(self.config, self.model_config, self.rollout_mode, self.replica_rank, self.gpus_per_node)
         )
         # Waits for the model to be there; an error in it surfaces here.
         await server.wait_for_requests_to_drain.remote()
@@ -319,23 +309,15 @@ class HFReplica(RolloutReplica):
         # verl's load balancer tells servers apart by this.
         self._server_address = server_name(self.replica_rank)
 
-    async def sleep(self) -> None:
-        await self._server_handle.wait_for_requests_to_drain.remote()
-        await super().sleep()
-
     async def abort_request(self, request_id: str) -> dict[str, Any]:
         return await self._server_handle.abort_request.remote(request_id)
 
 
 class HFServerAdapter(BaseRollout):
-    """A trainer rank's end of the line to its server."""
+    """A trainer rank's connection to its server."""
 
     def __init__(
-        self,
-        config: RolloutConfig,
-        model_config: HFModelConfig,
-        device_mesh: DeviceMesh,
-        replica_rank: int = -1,
+        self, config: RolloutConfig, model_config: HFModelConfig, device_mesh: DeviceMesh, replica_rank: int = -1
     ) -> None:
         super().__init__(config, model_config, device_mesh)
         check_rollout_config(self.config)
@@ -351,12 +333,10 @@ class HFServerAdapter(BaseRollout):
         return self._server
 
     async def resume(self, tags: list[str]) -> None:
-        if self.config.free_cache_engine:
-            await self.server.wake_up.remote(tags=tags)
+        """Nothing to do: the server never frees its weights."""
 
     async def release(self) -> None:
-        if self.config.free_cache_engine:
-            await self.server.sleep.remote()
+        """Nothing to do, see `resume`."""
 
     async def update_weights(
         self, weights, wire_format: str = "named_tensors", global_steps: int | None = None, **kwargs: Any
@@ -370,16 +350,15 @@ class HFServerAdapter(BaseRollout):
             )
 
         limit = self.config.checkpoint_engine.update_weights_bucket_megabytes << 20
-        received: list[str] = []
         bucket: dict[str, torch.Tensor] = {}
         size = 0
         # Every rank walks through all of the weights: FSDP gathers each one when it is asked for.
         async for name, weight in ensure_async_iterator(weights):
             if bucket and size + weight.nbytes > limit:
-                received += await self.server.update_weights.remote(bucket)
+                await self.server.update_weights.remote(bucket)
                 bucket, size = {}, 0
             bucket[name] = weight.detach()
             size += weight.nbytes
         if bucket:
-            received += await self.server.update_weights.remote(bucket)
-        await self.server.finish_update.remote(received, global_steps)
+            await self.server.update_weights.remote(bucket)
+        await self.server.finish_update.remote(global_steps)

@@ -1,14 +1,24 @@
-"""verl's replay buffers, looking for finished rollouts more often than every two seconds."""
+"""verl's replay buffer, looking for finished rollouts more often than every two seconds."""
 
+from collections.abc import Callable
 from typing import Any
 
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
+from omegaconf import open_dict
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 # Seconds between two looks. A toy rollout takes about a second.
 POLL_INTERVAL = 0.05
 
 
-def quick_replay_buffer(trainer_mode: str, **options: Any) -> ReplayBuffer:
-    """The buffer that verl would take for this `trainer.v1.trainer_mode`; for `trainer.v1.sampler.custom_sampler`."""
-    buffer = ReplayBuffer if trainer_mode == "sync" else ReplayBufferAsync
-    return buffer(trainer_mode=trainer_mode, poll_interval=POLL_INTERVAL, **options)
+def quick_replay_buffer(refill_fn: Callable[..., Any], **options: Any) -> ReplayBuffer:
+    """The buffer that verl would build without us, for `trainer.v1.sampler.custom_sampler`.
+
+    verl passes the settings of `algorithm.filter_groups` and `sync_refill_failed_groups` to its own buffers only, so
+    its trainer builds the buffer again, without a custom sampler. verl passes the trainer as the owner of `refill_fn`.
+    """
+    trainer = refill_fn.__self__  # type: ignore[attr-defined]
+    with open_dict(trainer.config.trainer.v1.sampler) as sampler:
+        sampler.custom_sampler = None
+    buffer = trainer._build_replay_buffer()
+    buffer.poll_interval = POLL_INTERVAL
+    return buffer

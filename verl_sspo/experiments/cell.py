@@ -29,8 +29,9 @@ from rich.console import Console
 
 from verl_sspo.experiments.evaluation import METRICS, Trainer, evaluate
 from verl_sspo.experiments.suite import Cell
-from verl_sspo.run import atomic, checkpoints, launch
+from verl_sspo.run import checkpoints, launch
 from verl_sspo.run.compose import compose_config
+from verl_sspo.run.folder import write_atomically
 from verl_sspo.run.launch import attempts
 from verl_sspo.run.overrides import hydra_value
 from verl_sspo.run.processes import running_in
@@ -93,12 +94,6 @@ def run_cell(cell: Cell, folder: Path, recipes: Path, train: Trainer = launch.tr
     With a checkpoint in the folder the training resumes from it. Without, earlier attempts are renamed and it starts
     from the beginning.
 
-    Args:
-        cell: what to run.
-        folder: its folder.
-        recipes: Hydra tree of the recipes.
-        train: `verl_sspo.run.launch.train`.
-
     Raises:
         CellRunningError: another process runs it.
         ValueError: the folder holds a run with other settings.
@@ -126,9 +121,9 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
     config = check_settings(cell, folder, recipes)
     prepare_task(config, console, () if cell.evaluation is None else cell.evaluation.benchmarks)
     resumes = checkpoints.last(saved) is not None
-    atomic.write(folder / CONFIG, resolved(config))
+    write_atomically(folder / CONFIG, resolved(config))
     ran_with = _ran_with(folder, continues=resumes or (folder / TRAINED).exists())
-    atomic.write(folder / PLAN, json.dumps(asdict(cell) | ran_with, indent=2) + "\n")
+    write_atomically(folder / PLAN, json.dumps(asdict(cell) | ran_with, indent=2) + "\n")
     (folder / FAILURE).unlink(missing_ok=True)
 
     # An evaluation that failed does not repeat the training.
@@ -141,7 +136,7 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
             config_name=cell.recipe,
             console=console,
         )
-        atomic.write(folder / TRAINED, "")
+        write_atomically(folder / TRAINED, "")
     if cell.evaluation is not None and not (folder / EVALUATION / METRICS).exists():
         if (step := checkpoints.last(saved)) is None:
             raise FileNotFoundError(f"{folder} has no checkpoint to evaluate: set trainer.save_freq in the suite")
@@ -149,7 +144,7 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
         options: dict[str, Any] = {"recipe": cell.recipe, "overrides": cell.overrides, "recipes": recipes}
         evaluate(model, cell.evaluation, output, **options, train=train, console=console)
     result = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seconds": time.time() - started}
-    atomic.write(folder / RESULT, json.dumps(result, indent=2) + "\n")
+    write_atomically(folder / RESULT, json.dumps(result, indent=2) + "\n")
 
 
 def _ran_with(folder: Path, continues: bool) -> dict[str, Any]:
@@ -180,7 +175,7 @@ def record_failure(folder: Path, error: BaseException) -> None:
     if isinstance(error, launch.TrainingFailedError):
         failure |= {"log": str(error.log), "excerpt": error.excerpt}
     folder.mkdir(parents=True, exist_ok=True)
-    atomic.write(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
+    write_atomically(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
 
 
 def versions() -> dict[str, str | None]:

@@ -11,7 +11,6 @@ the measures (metrics.json).
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -24,7 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("model", help="Hugging Face folder or name, or a checkpoint of verl (global_step_N)")
     parser.add_argument("--recipe", required=True, help="recipe of recipes/")
-    parser.add_argument("--benchmarks", nargs="+", default=[], help="parquet files; default: the recipe's data.val_files")
+    parser.add_argument(
+        "--benchmarks", nargs="+", default=[], help="parquet files; default: the recipe's data.val_files"
+    )
     parser.add_argument("--samples", type=at_least(0), default=0, help="sampled answers per problem (default: none)")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the samples (default: %(default)s)")
     parser.add_argument("--top-p", type=float, default=1.0, help="of the samples (default: %(default)s)")
@@ -71,7 +72,6 @@ def main(argv: list[str] | None = None) -> int:
     table.index = pd.MultiIndex.from_tuples([key.split("/")[1:] for key in metrics], names=["benchmark", "measure"])
     print(table.unstack(sort=False).to_markdown(tablefmt="simple", floatfmt=".4g", missingval="-"))
     print(f"every answer: {output / PROBLEMS}")
-    print(json.dumps(metrics), file=sys.stderr)
     return 0
 
 

@@ -5,7 +5,7 @@ joins them with the benchmark's rows.
 
 With the folder `evaluation`:
 greedy/, samples/    the runs, see `verl_sspo.run.launch`; generations/ in each holds verl's dump
-problems.parquet     one row per answer: mode, benchmark, problem, sample, score, correct, prompt, ground_truth, response
+problems.parquet     a row per answer: mode, benchmark, problem, sample, score, correct, prompt, ground_truth, response
 metrics.json         {"evaluation/<benchmark>/<measure>": value}, measures: greedy, avg@<n>, pass@<k>
 """
 
@@ -36,22 +36,12 @@ Trainer = Callable[..., Path]
 
 @dataclass
 class Evaluation:
-    """What is evaluated.
+    """What is evaluated; raises ValueError on a value out of range, or where nothing is."""
 
-    Args:
-        benchmarks: parquet files in verl's schema, `<benchmark>/test.parquet`.
-        greedy: one greedy answer per problem.
-        samples: sampled answers per problem, for avg@k and pass@k; 0 for none.
-        temperature, top_p: of these samples.
-
-    Raises:
-        ValueError: a value out of range, or nothing to evaluate.
-    """
-
-    benchmarks: list[str] = MISSING
-    greedy: bool = True
-    samples: int = 0
-    temperature: float = 1.0
+    benchmarks: list[str] = MISSING  # parquet files in verl's schema, `<benchmark>/test.parquet`
+    greedy: bool = True  # one greedy answer per problem
+    samples: int = 0  # sampled answers per problem, for avg@k and pass@k
+    temperature: float = 1.0  # of the samples
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
@@ -89,12 +79,10 @@ def evaluate(
             ranks as it was saved from.
         evaluation: benchmarks and sampling.
         output: its folder, see the module; what an evaluation that did not finish left there is renamed.
-        recipe: recipe of `recipes`.
+        recipe, recipes: name of the recipe, and the folder it lies in.
         overrides: Hydra overrides, those of the training for a checkpoint of verl. `data.val_max_samples=N` asks the
             first N problems alone.
-        recipes: Hydra tree of the recipes.
-        train: `verl_sspo.run.launch.train`.
-        console: where the progress goes.
+        train, console: what runs main_ppo, and where the progress goes.
 
     Returns:
         What metrics.json holds.
@@ -130,7 +118,9 @@ def evaluate(
     answers = []
     for mode, sampling in modes.items():
         dump = output / mode / "generations"
-        settings = [f"actor_rollout_ref.rollout.val_kwargs.{key}={hydra_value(value)}" for key, value in sampling.items()]
+        settings = [
+            f"actor_rollout_ref.rollout.val_kwargs.{key}={hydra_value(value)}" for key, value in sampling.items()
+        ]
         settings.append(f"trainer.validation_data_dir={hydra_value(dump.resolve())}")
         train([*common, *settings], output / mode, config_dir=recipes, config_name=recipe, console=console)
         answers.append(join(problems, read_generations(dump)).assign(mode=mode))
@@ -233,7 +223,9 @@ def join(problems: pd.DataFrame, generations: pd.DataFrame) -> pd.DataFrame:
         by_truth.setdefault(row.ground_truth, []).append(row)
     places: dict[str, int] = {}
     taken: set[int] = set()
-    for group, prompt, truth in generations.groupby("group", sort=False)[["prompt", "ground_truth"]].first().itertuples():
+    for group, prompt, truth in (
+        generations.groupby("group", sort=False)[["prompt", "ground_truth"]].first().itertuples()
+    ):
         text = _normal(prompt)
         candidates = [row for row in by_truth.get(truth, []) if row.question in text]
         if not candidates:

@@ -18,9 +18,9 @@ PANELS = {
     "entropy, nats per token": ENTROPY,
     "gradient norm": "actor/grad_norm",
     "effective update ratio": EFFECTIVE_UPDATE_RATIO,
-    "spread of sequence weights": "actor/sspo/sequence_weight_std",
-    "effective sample size, fraction": "actor/sspo/effective_sample_size",
-    "corrective tokens, fraction": "actor/sspo/share_corrective",
+    "sequence weights, mean |log S|": "actor/sspo/abs_log_weight",
+    "gradient lost on forward tokens": "actor/sspo/lost_forward",
+    "gradient lost on corrective tokens": "actor/sspo/lost_corrective",
 }
 
 
@@ -43,8 +43,7 @@ def draw_differences(results: Results, variant: str, path: Path) -> Path:
         panel.hlines(rows, own["low"], own["high"], color=style.BLUE, linewidth=2.4, label="95 %, this one alone")
         for row, key in enumerate(shown):
             dots = seeds[key].dropna()
-            look = {"color": style.ORANGE, "markersize": 3.5, "alpha": 0.7}
-            panel.plot(dots, [row] * len(dots), "o", label="one seed", **look)
+            panel.plot(dots, [row] * len(dots), "o", color=style.ORANGE, markersize=3.5, alpha=0.7, label="one seed")
         panel.plot(own["mean"], rows, "D", color=style.BLUE, markersize=5, label="mean of the seeds")
         # The widest intervals of three seeds would leave no room for the rest: they end at the edge of the panel.
         seen = pd.concat([seeds.stack(), own["low"], own["high"], pd.Series([0.0])]).dropna()

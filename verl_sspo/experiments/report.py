@@ -1,11 +1,11 @@
-"""Tables and pictures of a suite's runs, as Markdown and as one HTML file; also while they run.
+"""Tables and pictures of a suite's runs, as Markdown; also while they run.
 
     verl-sspo report runs/tiny --output runs/tiny/report
     verl-sspo report --theory --output docs/results/theory
 
 With --theory there are no runs: trust regions, gates, bias and variance of the losses, in about a minute.
 
-The folder --output gets report.md, report.html and pictures/ (SVG, and PDF for LaTeX). Of a suite it also gets runs.csv
+The folder --output gets report.md and pictures/ (SVG, and PDF for LaTeX). Of a suite it also gets runs.csv
 (a row per run), differences.csv (what is compared), curves.csv.gz (what is drawn over steps) and, for a suite that
 measures staleness, staleness.csv (a row per step).
 """
@@ -31,14 +31,13 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.theory:
             from verl_sspo.analysis.report import write_theory_report
 
-            files = write_theory_report(arguments.output)
+            print(write_theory_report(arguments.output))
         else:
             from verl_sspo.experiments.suite_report import write_suite_report
 
-            files = write_suite_report(arguments.runs, arguments.output)
+            print(write_suite_report(arguments.runs, arguments.output))
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(*files, sep="\n")
     return 0
 
 

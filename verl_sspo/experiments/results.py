@@ -9,7 +9,7 @@ import pandas as pd
 
 from verl_sspo.experiments import cell
 from verl_sspo.experiments.evaluation import METRICS
-from verl_sspo.experiments.suite import UNTRAINED, Measure, Suite, load_suite
+from verl_sspo.experiments.suite import Measure, Suite, load_suite
 from verl_sspo.report.statistics import paired_differences
 from verl_sspo.report.summary import REWARD, Metrics
 
@@ -23,37 +23,28 @@ COLLAPSED = 0.5
 
 @dataclass(frozen=True)
 class Results:
-    """What the runs of a suite have logged.
-
-    Args:
-        suite: the suite.
-        runs: a row per started run: variant, algorithm, seed, suite (its name), state (`cell.state`), folder, versions
-            (a list: one dictionary per set of versions that the run used).
-        steps: a row per run and step: variant, algorithm, seed, step, and a column per metric of verl.
-    """
+    """What the runs of a suite have logged."""
 
     suite: Suite
+    # A row per started run: variant, algorithm, seed, suite (its name), state (`cell.state`), folder, versions (list).
     runs: pd.DataFrame
+    # A row per run and step: variant, algorithm, seed, step, and a column per metric of verl.
     steps: pd.DataFrame
 
     def values(self, measure: Measure, variant: str, first: bool = False) -> pd.DataFrame:
-        """What stands for each finished run in a table.
-
-        Args:
-            measure: the column of the table.
-            variant: of the suite.
-            first: the value before training instead.
+        """What stands for each finished run in a table, or with `first` its value before training.
 
         Returns:
-            A row per seed, a column per algorithm in the order of the suite, NaN where one of the metrics was not
-            logged.
+            A row per seed, a column per algorithm in the order of the suite, NaN where a metric was not logged.
         """
         finished = self.runs[(self.runs["state"] == "finished") & (self.runs["variant"] == variant)]
         steps = self.steps.merge(finished[PLACE], on=PLACE).reindex(columns=[*PLACE, "step", *measure.metrics])
         if first:
             # The mean over the steps of a run has no value before training.
             steps = steps[(steps["step"] == 0) & (measure.summary == "last")]
-        summary = steps.groupby(["seed", "algorithm"])[measure.metrics].agg("mean" if measure.summary == "mean" else "last")
+        summary = steps.groupby(["seed", "algorithm"])[measure.metrics].agg(
+            "mean" if measure.summary == "mean" else "last"
+        )
         table = summary.mean(axis=1, skipna=False).unstack("algorithm")
         return table.reindex(columns=[key for key in self.suite.algorithms if key in table]).dropna(how="all")
 
@@ -64,13 +55,13 @@ class Results:
             A row per seed and a column per (measure, algorithm); a row per (measure, algorithm). Measures in percent
             are in points.
         """
-        columns = {}
+        columns: dict[tuple[str, str], pd.Series] = {}
         for title, measure in self.suite.measures.items():
             table = (100 if measure.percent else 1) * self.values(measure, variant)
             if self.suite.baseline in table:
                 others = table.drop(columns=self.suite.baseline)
                 columns |= {(title, key): others[key] - table[self.suite.baseline] for key in others}
-        raw = pd.DataFrame(columns)
+        raw = pd.DataFrame(columns, columns=pd.MultiIndex.from_tuples(list(columns) or [("", "")]))
         return raw, paired_differences(raw)
 
     def collapsed(self, variant: str, algorithm: str) -> str:
@@ -81,7 +72,9 @@ class Results:
         seeds = self.values(reward, variant)[algorithm].dropna().index
         own = self.steps[(self.steps["variant"] == variant) & (self.steps["algorithm"] == algorithm)]
         rewards = [own.loc[own["seed"] == seed, REWARD].dropna() for seed in seeds]
-        ended = [each.iloc[1:].tail(LAST_ROLLOUTS).mean() < COLLAPSED * each.iloc[0] for each in rewards if len(each) > 1]
+        ended = [
+            each.iloc[1:].tail(LAST_ROLLOUTS).mean() < COLLAPSED * each.iloc[0] for each in rewards if len(each) > 1
+        ]
         return f"{sum(ended)}/{len(ended)}" if ended else ""
 
 
@@ -114,64 +107,3 @@ def read_metrics(folder: Path) -> dict[int, dict[str, float]]:
     if evaluated.exists():
         steps.setdefault(max(steps, default=0), {}).update(json.loads(evaluated.read_text()))
     return steps
-
-
-def measured_table(results: Results, variant: str) -> str:
-    """Measured and published figures as Markdown: a row per algorithm, a column per measure."""
-    suite = results.suite
-    measures = suite.measures.items()
-    trained = {title: results.values(measure, variant) for title, measure in measures}
-    # Before training all algorithms of a seed are the same model.
-    before = {
-        title: results.values(measure, variant, first=True).mean(axis=1).to_frame(UNTRAINED) for title, measure in measures
-    }
-    external = {key: title for published in suite.published for key, title in published.rows.items()}
-    names = {UNTRAINED: "before training", **{key: arm.title for key, arm in suite.algorithms.items()}, **external}
-    rows = []
-    for key, name in names.items():
-        found = {
-            title: (before if key == UNTRAINED else trained)[title].get(key, pd.Series(dtype=float)).dropna()
-            for title in suite.measures
-        }
-        printed = {
-            f"{title}, {each.status} [{i}]": "" if (value := each.values.get(key, {}).get(title)) is None else f"{value:g}"
-            for i, each in enumerate(suite.published, 1)
-            for title in suite.measures
-        }
-        seeds = max(map(len, found.values()))
-        if seeds or any(printed.values()):
-            cells = {title: _mean_and_range(found[title], measure) for title, measure in measures}
-            ended = {"collapsed": results.collapsed(variant, key)}
-            rows.append({"": name, "seeds": seeds or ""} | cells | ended | printed)
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-
-
-def _mean_and_range(values: pd.Series, measure: Measure) -> str:
-    if values.empty:
-        return ""
-    scale, digits = (100, 1) if measure.percent else (1, 3)
-    mean, low, high = (f"{scale * each:.{digits}f}" for each in (values.mean(), values.min(), values.max()))
-    return f"{mean} ({low} to {high})" if len(values) > 1 else mean
-
-
-def differences_table(results: Results, variant: str) -> str:
-    """The differences to the baseline as Markdown; empty while no seed has finished with the baseline and another."""
-    suite, (_, table) = results.suite, results.differences(variant)
-    rows = []
-    for (title, key), row in table.iterrows():
-        digits = 1 if suite.measures[title].percent else 3
-        low, high, low_all, high_all = (
-            "" if np.isnan(each) else f"{each:+.{digits}f}" for each in row[["low", "high", "low_all", "high_all"]]
-        )
-        rows.append(
-            {
-                "measure": title,
-                "": suite.algorithms[key].title,
-                "seeds ahead": f"{row['ahead']:.0f} of {row['seeds']:.0f}",
-                "mean Δ": f"{row['mean']:+.{digits}f}",
-                "95 %, this one": f"[{low}, {high}]" if low else "",
-                "95 %, all at once": f"[{low_all}, {high_all}]" if low else "",
-                "p, Holm": "" if np.isnan(row["p_all"]) else f"{row['p_all']:.3f}",
-            }
-        )
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) if rows else ""

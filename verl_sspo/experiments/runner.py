@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from verl_sspo.experiments import cell as cells_
 from verl_sspo.experiments.suite import Cell
@@ -65,12 +65,10 @@ def run(
 
     Args:
         cells: what to run, in this order.
-        root: folder of the suite's runs; the cells' folders are below.
-        recipes: Hydra tree of the recipes.
+        root, recipes: folder of the suite's runs, and Hydra tree of the recipes.
         jobs: cells side by side. Each then has the CPU cores divided by `jobs` as threads.
-        console: where the progress goes, stderr without it.
+        console, poll_seconds: where the progress goes (stderr), and how often it is updated.
         train: what runs main_ppo; a function of a module, since it is called in another process.
-        poll_seconds: how often the progress is updated.
 
     Raises:
         KeyboardInterrupt: on SIGINT, SIGTERM or SIGHUP, after the running cells have ended their processes.
@@ -88,7 +86,7 @@ def run(
     progress = Progress(*columns, speed_estimate_period=1e9, **options)  # type: ignore[arg-type]
     total = len(pending)
     overall = progress.add_task("suite", total=total)
-    running: dict[int, _Running] = {}
+    running: dict[TaskID, _Running] = {}
 
     def say(text: str) -> None:
         left = progress.tasks[0].time_remaining

@@ -9,7 +9,7 @@ from verl_sspo.experiments import cell
 from verl_sspo.experiments.results import PLACE, Results
 from verl_sspo.experiments.suite import Suite
 from verl_sspo.report import style
-from verl_sspo.report.document import picture
+from verl_sspo.report.style import picture
 from verl_sspo.report.summary import EFFECTIVE_UPDATE_RATIO, REWARD
 
 #: Columns of the data: name -> metric of verl, the mean over the updates of a step. Only SSPO logs `actor/sspo/*`.
@@ -21,13 +21,13 @@ METRICS = {
     "abs_log_ratio": "actor/sspo/abs_log_ratio",
     "slope": EFFECTIVE_UPDATE_RATIO,
     "weight": "actor/sspo/sequence_weight",
-    "weight_std": "actor/sspo/sequence_weight_std",
+    "abs_log_weight": "actor/sspo/abs_log_weight",
 }
 CAPTION = (
     "Small dots: single steps. Markers: means over all steps at one number of updates per transfer of the weights. The "
     "lag counts updates between the weights that generated a response and those that learn from it. Second panel: SSPO "
     "logs the mean slope of its gate, GSPO the fraction of tokens that it clips, SAPO neither. Third panel: SSPO alone "
-    "has sequence weights; the band is ± one standard deviation. Accuracy: validation after the last step."
+    "has sequence weights. Accuracy: validation after the last step."
 )
 
 
@@ -88,7 +88,7 @@ def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
     titles = {
         "kl": "KL(rollout's policy, present one), nats per token",
         "open": "effective update ratio (GSPO: fraction not clipped)",
-        "weight": "sequence weights of SSPO",
+        "abs_log_weight": "mean |log S| of SSPO's sequence weights",
         "accuracy": "validation accuracy at the end",
     }
     # Losses that clip nothing log 0.
@@ -101,19 +101,16 @@ def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
             steps = data[data["algorithm"] == key]
             if steps[column].isna().all():
                 continue
-            means = steps.groupby("updates_per_transfer")[["lag", column, "weight_std"]].mean()
+            means = steps.groupby("updates_per_transfer")[["lag", column]].mean()
             look = style.line(index)
             if column != "accuracy":
                 panel.plot(steps["lag"], steps[column], ".", color=look["color"], alpha=0.3, markersize=3)
-            if column == "weight":
-                low, high = (means["weight"] + sign * means["weight_std"] for sign in (-1, 1))
-                band = {"color": style.LIGHT_GREY, "label": "± one standard deviation (SSPO)"}
-                panel.fill_between(means["lag"], low, high, **band)
             marker = {"marker": style.MARKERS[index], "markersize": 5}
             panel.plot(means["lag"], means[column], label=arm.title, **look, **marker)
         panel.set_xlim(left=0)
     panels[0].plot([], [], ".", color=style.GREY, markersize=3, label="one step")
-    silent = [arm.title for key, arm in suite.algorithms.items() if data.loc[data["algorithm"] == key, "open"].isna().all()]
+    logged = set(data.dropna(subset="open")["algorithm"])
+    silent = [arm.title for key, arm in suite.algorithms.items() if key in set(data["algorithm"]) - logged]
     note = f"not logged: {', '.join(silent)}" if silent else ""
     panels[1].text(0.03, 0.05, note, transform=panels[1].transAxes, color=style.GREY, fontsize=8)
     style.legend_below(figure, 3)

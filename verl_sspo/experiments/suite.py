@@ -22,104 +22,65 @@ UNTRAINED = "untrained"
 
 @dataclass
 class Arm:
-    """An algorithm, or a variant that every algorithm is run in.
+    """An algorithm, or a variant that every algorithm is run in."""
 
-    Args:
-        title: its name in tables and legends.
-        overrides: configuration keys, dotted or nested, and their values.
-    """
-
-    title: str = MISSING
-    overrides: dict[str, Any] = field(default_factory=dict)
+    title: str = MISSING  # its name in tables and legends
+    overrides: dict[str, Any] = field(default_factory=dict)  # configuration keys, dotted or nested, and their values
 
 
 @dataclass
 class Measure:
-    """A column of the result table.
+    """A column of the result table."""
 
-    Args:
-        metrics: names in verl's metrics; the mean of several.
-        summary: what stands for a run: its "last" value, or the "mean" over all steps.
-        percent: show fractions in percent.
-    """
-
-    metrics: list[str] = MISSING
-    summary: str = "last"
-    percent: bool = False
+    metrics: list[str] = MISSING  # names in verl's metrics; the mean of several
+    summary: str = "last"  # what stands for a run: its "last" value, or the "mean" over all steps
+    percent: bool = False  # show fractions in percent
 
 
 @dataclass
 class Published:
-    """Numbers that others printed, to stand beside ours.
+    """Numbers that others printed, to stand beside ours."""
 
-    Args:
-        source: paper, version and table, and settings that differ from ours.
-        status: "published" if read in the paper itself, "restated" if read with a third party.
-        rows: titles of rows that the suite does not run itself.
-        values: algorithm, "untrained" or one of `rows` -> measure -> number as printed; what is unknown is left out.
-    """
-
-    source: str = MISSING
-    status: str = MISSING
-    rows: dict[str, str] = field(default_factory=dict)
+    source: str = MISSING  # paper, version and table, and settings that differ from ours
+    status: str = MISSING  # "published" if read in the paper itself, "restated" if read with a third party
+    rows: dict[str, str] = field(default_factory=dict)  # titles of rows that the suite does not run itself
+    # Algorithm, "untrained" or one of `rows` -> measure -> number as printed; what is unknown is left out.
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass
 class Suite:
-    """A suite file.
-
-    Args:
-        title: one line.
-        shows, shows_not: what its results can and cannot tell; the first lines of its report.
-        recipe: recipe of recipes/ that all cells run.
-        seeds: one run each for every algorithm and variant; runs of one seed are paired.
-        seed_keys: configuration keys that take the seed.
-        overrides: for all cells.
-        variants: what every algorithm is run in, e.g. learning rates; one without overrides if left out.
-        algorithms: the arms that are compared.
-        baseline: the algorithm that paired differences are taken against.
-        measures: columns of the result table, by title.
-        evaluation: of the last checkpoints, or null.
-        published: numbers of others.
-        staleness: the report shows metrics over the lag of the rollout as well; for asynchronous modes.
-    """
+    """A suite file."""
 
     title: str = MISSING
+    # What its results can and cannot tell; the first lines of its report.
     shows: str = MISSING
     shows_not: str = MISSING
-    recipe: str = MISSING
-    seeds: list[int] = MISSING
-    seed_keys: list[str] = MISSING
-    overrides: dict[str, Any] = field(default_factory=dict)
+    recipe: str = MISSING  # recipe of recipes/ that all cells run
+    seeds: list[int] = MISSING  # one run each for every algorithm and variant; runs of one seed are paired
+    seed_keys: list[str] = MISSING  # configuration keys that take the seed
+    overrides: dict[str, Any] = field(default_factory=dict)  # for all cells
+    # What every algorithm is run in, e.g. learning rates.
     variants: dict[str, Arm] = field(default_factory=lambda: {"default": Arm("default")})
-    algorithms: dict[str, Arm] = MISSING
-    baseline: str = MISSING
-    measures: dict[str, Measure] = MISSING
-    evaluation: Evaluation | None = None
+    algorithms: dict[str, Arm] = MISSING  # what is compared
+    baseline: str = MISSING  # the algorithm that paired differences are taken against
+    measures: dict[str, Measure] = MISSING  # columns of the result table, by title
+    evaluation: Evaluation | None = None  # of the last checkpoints
     published: list[Published] = field(default_factory=list)
-    staleness: bool = False
+    staleness: bool = False  # the report also shows metrics over the lag of the rollout; for asynchronous modes
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a suite.
+    """One run of a suite."""
 
-    Args:
-        suite: name of the suite.
-        variant, algorithm, seed: its place in it.
-        recipe: recipe of recipes/.
-        overrides: Hydra overrides of main_ppo.
-        evaluation: of its last checkpoint, or None.
-    """
-
-    suite: str
+    suite: str  # its name
     variant: str
     algorithm: str
     seed: int
     recipe: str
-    overrides: tuple[str, ...]
-    evaluation: Evaluation | None = None
+    overrides: tuple[str, ...]  # Hydra overrides of main_ppo
+    evaluation: Evaluation | None = None  # of its last checkpoint
 
     @property
     def name(self) -> str:
@@ -216,7 +177,7 @@ def expand(
     ):
         if variant in (variants or suite.variants) and algorithm in (algorithms or suite.algorithms):
             # The last one wins in Hydra, except for groups (algo=...), which come before all values.
-            settings = (suite.overrides, of_variant.overrides, of_algorithm.overrides, dict.fromkeys(suite.seed_keys, seed))
-            overrides = tuple(hydra_overrides(*settings))
-            cells.append(Cell(name, variant, algorithm, seed, suite.recipe, overrides, suite.evaluation))
+            seeded = dict.fromkeys(suite.seed_keys, seed)
+            overrides = hydra_overrides(suite.overrides, of_variant.overrides, of_algorithm.overrides, seeded)
+            cells.append(Cell(name, variant, algorithm, seed, suite.recipe, tuple(overrides), suite.evaluation))
     return cells

@@ -9,30 +9,16 @@ from pathlib import Path
 import pandas as pd
 
 from verl_sspo.experiments import figures, staleness
-from verl_sspo.experiments.results import (
-    COLLAPSED,
-    LAST_ROLLOUTS,
-    PLACE,
-    Results,
-    differences_table,
-    measured_table,
-    read_results,
-)
+from verl_sspo.experiments.results import COLLAPSED, LAST_ROLLOUTS, PLACE, Results, read_results
 from verl_sspo.experiments.suite import Measure, expand
-from verl_sspo.report.document import picture, write
+from verl_sspo.experiments.tables import differences_table, measured_table
 from verl_sspo.report.statistics import LEVEL, simulated_coverage, simultaneous_level
+from verl_sspo.report.style import picture
 from verl_sspo.run.compose import RECIPES
 
 
-def write_suite_report(root: Path, output: Path) -> tuple[Path, Path]:
-    """The report of a suite's runs, as far as they are.
-
-    Args:
-        root: folder of the runs.
-        output: folder of the report.
-
-    Returns:
-        report.md and report.html.
+def write_suite_report(root: Path, output: Path) -> Path:
+    """Writes the report of the runs below `root`, as far as they are, and returns its report.md.
 
     Raises:
         FileNotFoundError: `root` holds no runs of a suite.
@@ -44,7 +30,8 @@ def write_suite_report(root: Path, output: Path) -> tuple[Path, Path]:
     for variant, arm in suite.variants.items():
         of_variant = f", {arm.title}" if len(suite.variants) > 1 else ""
         parts.append(f"## Results{of_variant}")
-        started = [key for key in suite.algorithms if key in set(results.runs.query("variant == @variant")["algorithm"])]
+        present = set(results.runs.loc[results.runs["variant"] == variant, "algorithm"])
+        started = [key for key in suite.algorithms if key in present]
         if not started:
             parts.append("No run has started.")
             continue
@@ -74,7 +61,8 @@ def write_suite_report(root: Path, output: Path) -> tuple[Path, Path]:
     parts.append(f"## Versions\n\n{versions(results)}")
     output.mkdir(parents=True, exist_ok=True)
     write_data(results, output)
-    return write(parts, output, suite.title)
+    (output / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return output / "report.md"
 
 
 def progress(results: Results) -> str:
@@ -130,9 +118,11 @@ def differences_note(results: Results, variant: str) -> str:
     together = ", ".join(f"{100 * value**comparisons:.0f} % ({kind})" for kind, value in all_.items())
     return note + (
         f"Intervals: paired t; the second one holds for all {comparisons} comparisons of this table at once "
-        f"(Bonferroni). p, Holm: paired t test, corrected for the {comparisons} comparisons by Holm's method. p, signs: "
-        f"exact two-sided sign-flip test, which assumes nothing about the distribution, not corrected; with {seeds} "
-        f"seeds it cannot be below 1/{2 ** (seeds - 1)}, so no sign pattern is significant here by itself. Simulated "
+        f"(Bonferroni). p, Holm: paired t test, corrected for the {comparisons} comparisons by Holm's method. p, "
+        "signs: exact two-sided sign-flip test, which assumes nothing about the distribution, not corrected; with "
+        f"{seeds} seeds it cannot be below 1/{2 ** (seeds - 1)}"
+        + (", so that no sign pattern alone is significant at 5 %. " if seeds < 6 else ". ")
+        + "Simulated "
         f"coverage with {seeds} seeds: the interval of one comparison holds the true mean in {alone} differences; all "
         f"{comparisons} intervals hold theirs at once, were they independent, in {together}. An interval that excludes "
         "0 thus rests on differences that are about normal."

@@ -27,10 +27,10 @@ def paired_differences(differences: pd.DataFrame) -> pd.DataFrame:
             cannot be below 2 / 2**n: 1/16 with five seeds.
         Intervals and p-values are NaN for a single pair.
     """
-    samples = {name: column.dropna().to_numpy() for name, column in differences.items() if column.notna().any()}
-    comparisons = max(1, sum(len(sample) > 1 for sample in samples.values()))
+    samples = [column.dropna().to_numpy() for _, column in differences.items() if column.notna().any()]
+    comparisons = max(1, sum(len(sample) > 1 for sample in samples))
     rows = []
-    for sample in samples.values():
+    for sample in samples:
         row = {"seeds": len(sample), "ahead": int((sample > 0).sum()), "mean": sample.mean()}
         if len(sample) > 1:
             test = stats.ttest_1samp(sample, 0.0)
@@ -40,7 +40,7 @@ def paired_differences(differences: pd.DataFrame) -> pd.DataFrame:
             row |= {"p": test.pvalue, "p_sign": flips.pvalue}
         rows.append(row)
     columns = ["seeds", "ahead", "mean", "low", "high", "low_all", "high_all", "p", "p_all", "p_sign"]
-    table = pd.DataFrame(rows, index=pd.Index(samples), columns=columns)
+    table = pd.DataFrame(rows, index=differences.columns[differences.notna().any()], columns=columns)
     # Holm: the smallest p-value times the number of comparisons, the next times one less, and so on, never decreasing.
     factors = comparisons + 1 - table["p"].rank(method="first")
     table["p_all"] = (table["p"] * factors).iloc[table["p"].argsort()].cummax().clip(upper=1.0)

@@ -39,13 +39,13 @@ def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Fi
 
 def legend_below(figure: Figure, columns: int) -> None:
     """One legend for all panels: every label once."""
-    found = {}
+    found: dict[str, Any] = {}
     for panel in figure.axes:
         handles, labels = panel.get_legend_handles_labels()
         found |= {label: handle for label, handle in zip(labels, handles, strict=True) if label not in found}
     columns = min(columns, len(found)) or 1
-    options = {"loc": "outside lower center", "frameon": False, "fontsize": 9, "handlelength": 3}
-    figure.legend(list(found.values()), list(found), ncols=columns, **options)
+    look: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 9, "handlelength": 3}
+    figure.legend(list(found.values()), list(found), ncols=columns, **look)
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -58,3 +58,8 @@ def save(figure: Figure, path: Path) -> Path:
         else:
             figure.savefig(path, dpi=160)
     return path
+
+
+def picture(path: Path, output: Path, alt: str, caption: str) -> str:
+    """A picture with its caption, as Markdown of a report in the folder `output`."""
+    return f"![{alt}]({path.relative_to(output)})\n\n*{caption}*"

@@ -26,6 +26,6 @@ def prepare_task(config: DictConfig, console: Console | None = None, benchmarks:
         files += [named] if isinstance(named, str) else list(named)
     if missing := sorted({file for file in files if "://" not in file and not Path(file).expanduser().exists()}):
         raise FileNotFoundError(
-            f"no data at {', '.join(missing)}: `verl-sspo prepare-data TASK` makes it; the head of the recipe names the "
-            "tasks"
+            f"no data at {', '.join(missing)}: `verl-sspo prepare-data TASK` makes it; the head of the recipe names "
+            "the tasks"
         )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from properties import Property
 from verl_sspo.rewards import COLUMNS, compute_score
-from verl_sspo.rewards.code import extract_program, same_output
+from verl_sspo.rewards.code import extract_program, same_output, tests_of
 from verl_sspo.rewards.mathematics import is_equal
 
 # What answers are made of, as models and data sets write them.
@@ -77,20 +77,37 @@ def find_the_program(before: str, program: str, after: str) -> None:
     started = time.thread_time()
     extract_program(before)
     assert time.thread_time() - started < SECONDS
-    before, program, after = (re.sub("`{3,}|~{3,}", "", text) for text in (before, program, after))
+    before, program, after = (re.sub("`{3,}|~{3,}|think>", "", text) for text in (before, program, after))
+    program = f"x = 1\n{program}"
     found = extract_program(f"{before}\n```python\n{program}\n```\n{after}")
     assert found == f"{program}\n"
 
 
-def compare_outputs(output: bytes, expected: str) -> None:
+def compare_outputs(output: bytes, expected: str, floats: bool) -> None:
     """Code: any output is compared in time, and what is expected is right."""
     started = time.thread_time()
-    same_output(output, expected)
+    same_output(output, expected, floats)
     assert time.thread_time() - started < SECONDS
     written = expected.encode(errors="replace")
-    assert same_output(written, written.decode())
+    assert same_output(written, written.decode(), floats)
 
 
+def read_the_tests(truth: str) -> None:
+    """Code: any ground truth gives tests in one of three forms, or a ValueError."""
+    try:
+        tests = tests_of(truth)
+    except ValueError:
+        return
+    assert len(tests.get("inputs", [])) == len(tests.get("outputs", []))
+    assert tests_of(json.dumps(tests)) == tests
+
+
+# Ground truths of programming tasks: the right keys, with values right and wrong.
+_VALUES = st.none() | st.booleans() | st.integers() | st.sampled_from(["f", "", "\0", "assert f()", "{}"])
+_LISTS = st.lists(_VALUES | st.lists(_VALUES, max_size=2), max_size=3)
+_KEYS = ("inputs", "outputs", "fn_name", "test", "entry_point", "prompt", "asserts", "setup", "input", "output")
+_TEST = st.dictionaries(st.sampled_from((*_KEYS, "metadata")), _VALUES | _LISTS, max_size=5)
+TESTS = _TEST | st.lists(_TEST, max_size=3)
 CASES = {
     "mbpp": {"asserts": ["assert f(1) == 2"]},
     "openai_humaneval": {"entry_point": "f", "test": "def check(candidate):\n    assert candidate(1) == 2"},
@@ -109,7 +126,7 @@ LINES = st.sampled_from(
 
 
 def run_in_the_sandbox(lines: list[str], odd: str, source: str) -> None:
-    """Code: any program is judged, and one that does not know the answer does not pass."""
+    """Code: any program is graded, and one that does not know the answer does not pass."""
     program = "\n".join([*lines, odd.replace("2", "")])
     scored = compute_score(
         source,
@@ -147,8 +164,13 @@ PROPERTIES = {
     "rewards.program": Property(find_the_program, {"before": TEXT | LONG, "program": TEXT, "after": TEXT}),
     "rewards.output": Property(
         compare_outputs,
-        {"output": st.binary(max_size=200) | LONG.map(lambda s: s.encode(errors="replace")), "expected": TEXT | LONG},
+        {
+            "output": st.binary(max_size=200) | LONG.map(lambda s: s.encode(errors="replace")),
+            "expected": TEXT | LONG,
+            "floats": st.booleans(),
+        },
     ),
+    "rewards.tests": Property(read_the_tests, {"truth": TEXT | TESTS.map(json.dumps)}),
     "rewards.sandbox": Property(
         run_in_the_sandbox,
         {"lines": st.lists(LINES, max_size=6), "odd": TEXT, "source": st.sampled_from(sorted(CASES))},

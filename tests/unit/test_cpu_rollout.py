@@ -1,122 +1,13 @@
-"""The embedded backend inside verl: when it registers itself, and the rollout's server without Ray."""
+"""The server of the rollout `hf` without Ray, and the replay buffer of hardware=cpu."""
 
 import asyncio
-import os
-import subprocess
-import sys
+import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from verl_sspo.quickstart.model import create_model, create_tokenizer
-
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("VERL_")}
-ON_CPU = {**ENVIRONMENT, "VERL_PLATFORM": "cpu"}
-
-
-def run_python(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-
-
-IS_UNTOUCHED = """
-import os, sys, verl
-from verl.plugin.platform import PlatformRegistry
-from verl.utils import distributed
-assert "cpu" not in PlatformRegistry.registered_names()
-assert not hasattr(distributed.initialize_global_process_group_ray, "__wrapped__")
-assert "VERL_ENGINE_DEVICE" not in os.environ
-assert not any(name.startswith("verl_sspo.cpu.") for name in sys.modules)
-"""
-
-
-@pytest.mark.parametrize(
-    "pretend",
-    [
-        "import torch; torch.cuda.is_available = lambda: True",
-        # A Ray actor without GPU on a host that has some: verl finds them through nvidia-smi.
-        "from verl.plugin.platform.platform_cuda import PlatformCUDA as P; P.check_smi_command = lambda *_: True; "
-        "import shutil; shutil.which = lambda name: name",
-    ],
-    ids=["cuda", "gpu-less-actor"],
-)
-def test_nothing_is_touched_where_there_is_a_gpu(pretend):
-    # `verl.plugin` cannot be imported without `verl`, whose plugins are therefore loaded afterwards.
-    code = f"""
-import os
-os.environ["VERL_USE_EXTERNAL_PLUGINS"] = "none"
-{pretend}
-import verl, verl_sspo.cpu
-assert verl_sspo.cpu.register() is False
-{IS_UNTOUCHED}
-"""
-    result = run_python(code, ENVIRONMENT)
-    assert result.returncode == 0, result.stderr
-
-
-def test_verl_platform_keeps_the_backend_out():
-    result = run_python(IS_UNTOUCHED, {**ENVIRONMENT, "VERL_PLATFORM": "nvidia"})
-    assert result.returncode == 0, result.stderr
-
-
-def test_the_plugin_makes_verl_find_platform_engine_and_rollout():
-    code = """
-import verl
-from verl.plugin.platform import platform_manager
-assert platform_manager._current_platform is None, "the plugin chose the platform"
-import sys
-assert "verl.workers.engine" not in sys.modules
-assert "verl_sspo.cpu.rollout" not in sys.modules
-
-from verl.utils.device import get_device_name, get_torch_device
-assert get_device_name() == "cpu"
-assert 0 < get_torch_device().memory_allocated() <= get_torch_device().max_memory_allocated()
-from verl.workers.engine import EngineRegistry
-assert EngineRegistry.get_engine_cls("language_model", "fsdp2").__name__ == "FSDPEngineWithLMHead"
-from verl.workers.rollout.base import get_rollout_class
-from verl.workers.rollout.replica import get_rollout_replica_class
-assert get_rollout_class("hf").__name__ == "HFServerAdapter"
-assert get_rollout_replica_class("hf").__name__ == "HFReplica"
-
-import os, tempfile, torch
-os.environ.update(RANK="0", WORLD_SIZE="1", DIST_INIT_METHOD="file://" + tempfile.mktemp())
-from verl.workers import engine_workers
-engine_workers.initialize_global_process_group_ray(timeout_second=None)
-ones = torch.ones(2)
-torch.distributed.all_reduce(ones)
-torch.distributed.destroy_process_group()
-"""
-    result = run_python(code, ON_CPU)
-    assert result.returncode == 0, result.stderr
-
-
-def test_another_verl_is_refused_by_its_version(monkeypatch):
-    import verl
-    from verl.plugin.platform import platform_manager
-    from verl.utils import distributed
-    from verl.workers.rollout import base
-
-    from verl_sspo.cpu import internals
-
-    def is_refused(function):
-        with pytest.raises(internals.IncompatibleVerlError, match=verl.__version__.replace(".", r"\.")):
-            function()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(base, "_ROLLOUT_REGISTRY", {})
-        is_refused(internals.register_rollout)
-    with monkeypatch.context() as patch:
-        patch.setattr(platform_manager, "_current_platform", SimpleNamespace(device_name="cuda"))
-        is_refused(internals.register_platform)
-    with monkeypatch.context() as patch:
-        patch.setattr(distributed, "initialize_global_process_group_ray", lambda: None)
-        is_refused(internals.initialize_process_groups_with_gloo)
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "verl.workers.engine_workers", sys)
-        is_refused(internals.initialize_process_groups_with_gloo)
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +26,6 @@ def make_server(model_path):
 
     from verl_sspo.cpu.rollout import HFServer
 
-    servers = []
-
     def make(**options) -> HFServer:
         config = RolloutConfig(
             **{
@@ -150,12 +39,9 @@ def make_server(model_path):
             }
         )
         model_config = HFModelConfig(path=model_path, override_config={"attn_implementation": "sdpa"})
-        servers.append(HFServer(config, model_config, RolloutMode.HYBRID, replica_rank=0))
-        return servers[-1]
+        return HFServer(config, model_config, RolloutMode.HYBRID, replica_rank=0)
 
-    yield make
-    for server in servers:
-        server.generation.close()
+    return make
 
 
 def ask(server, request_id="a", prompt=(49, 43, 50), **sampling_params):
@@ -196,7 +82,7 @@ def test_lengths_follow_verls_names_and_defaults(make_server):
         ({"prompt": [100_000]}, "vocabulary"),
         ({"repetition_penalty": 1.1}, "no repetition_penalty"),
         ({"stop": ["\n"], "min_p": 0.1}, "does not know these sampling parameters: min_p, stop"),
-        ({"top_p": 2.0}, "top_p must be"),
+        ({"top_p": 2.0}, "impossible sampling parameters"),
     ],
 )
 def test_what_cannot_be_done_is_the_requests_own_error(make_server, request_, message):
@@ -234,11 +120,11 @@ def test_weights_of_the_trainer_take_effect(make_server, model_path):
         with pytest.raises(RuntimeError, match="no weights yet"):
             await ask(server)
         half = len(trained) // 2
-        received = await server.update_weights(dict(list(trained.items())[:half]))
+        await server.update_weights(dict(list(trained.items())[:half]))
         with pytest.raises(ValueError, match="lack model"):
-            await server.finish_update(received, global_steps=0)
-        received += await server.update_weights(dict(list(trained.items())[half:]))
-        await server.finish_update(received, global_steps=3)
+            await server.finish_update(global_steps=0)
+        await server.update_weights(dict(list(trained.items())[half:]))
+        await server.finish_update(global_steps=3)
         return await ask(server, temperature=0)
 
     output = asyncio.run(update_and_ask())
@@ -251,12 +137,59 @@ def test_foreign_weights_are_refused(make_server):
     server = make_server()
 
     async def update():
-        with pytest.raises(ValueError, match="nothing of that name"):
+        with pytest.raises(ValueError, match=r"model\.no_such\.weight, which the rollout's model lacks"):
             await server.update_weights({"model.no_such.weight": torch.zeros(1)})
-        with pytest.raises(ValueError, match=r"shape \(1,\), the rollout's model has with shape \(64,\)"):
+        with pytest.raises(RuntimeError, match=r"model\.norm\.weight"):
             await server.update_weights({"model.norm.weight": torch.zeros(1)})
 
     asyncio.run(update())
+
+
+def test_a_group_is_drawn_by_one_request(make_server):
+    async def ask_both_ways():
+        group = await make_server().generate([49, 43, 50], {"temperature": 2.0}, "group", n=6)
+        server = make_server()
+        one_each = await asyncio.gather(*[ask(server, str(i), temperature=2.0) for i in range(6)])
+        return group.extra_fields["responses"], one_each
+
+    group, one_each = asyncio.run(ask_both_ways())
+    assert [(o.token_ids, o.log_probs) for o in group] == [(o.token_ids, o.log_probs) for o in one_each]
+    assert len({tuple(o.token_ids) for o in group}) == 6
+
+
+def test_an_error_of_the_model_reaches_all_requests_and_the_server_goes_on(make_server):
+    server = make_server()
+
+    def fail(*_):
+        raise MemoryError("no memory left")
+
+    async def ask_three():
+        return await asyncio.gather(*[ask(server, str(i)) for i in range(3)], return_exceptions=True)
+
+    hook = server.model.register_forward_pre_hook(fail)
+    assert [str(error) for error in asyncio.run(ask_three())] == ["no memory left"] * 3
+    hook.remove()
+    assert asyncio.run(ask(server)).stop_reason == "completed"
+
+
+def test_a_cancelled_request_does_not_fail_its_neighbours(make_server):
+    server = make_server()
+    started, go_on = threading.Event(), threading.Event()
+
+    def hold(*_):
+        started.set()
+        go_on.wait(timeout=60)
+
+    async def cancel_one():
+        hook = server.model.register_forward_pre_hook(hold)
+        cancelled, other = asyncio.create_task(ask(server, "a")), asyncio.create_task(ask(server, "b"))
+        await asyncio.to_thread(started.wait, 60)
+        cancelled.cancel()
+        hook.remove()
+        go_on.set()
+        return await other
+
+    assert asyncio.run(cancel_one()).stop_reason == "completed"
 
 
 def test_abort_returns_what_there_is_and_later_requests_wait(make_server):
@@ -264,7 +197,7 @@ def test_abort_returns_what_there_is_and_later_requests_wait(make_server):
 
     async def abort_and_resume():
         running = asyncio.create_task(ask(server))
-        while server.generation._generator.unfinished == 0:
+        while not server.generator.unfinished:
             await asyncio.sleep(0.01)
         aborted = await server.abort_all_requests()
         assert aborted == {"aborted_count": 1, "request_ids": ["a"]}
@@ -294,21 +227,6 @@ def test_a_server_that_leaves_rejects_those_who_wait_and_those_who_come(make_ser
     assert [(o.stop_reason, o.token_ids) for o in outputs] == [("aborted", [])] * 2
 
 
-def test_requests_wait_while_the_engine_sleeps(make_server):
-    server = make_server(free_cache_engine=True)
-
-    async def sleep_and_wake():
-        await server.sleep()
-        request = asyncio.create_task(ask(server))
-        await server.wake_up(tags=["weights"])
-        await asyncio.sleep(0.1)
-        assert not request.done()
-        await server.wake_up(tags=["kv_cache"])
-        return await request
-
-    assert asyncio.run(sleep_and_wake()).stop_reason == "completed"
-
-
 def test_one_of_several_requests_can_be_aborted(make_server):
     server = make_server(ignore_eos=True, max_model_len=4000, response_length=3900)
 
@@ -333,37 +251,63 @@ def test_a_replica_of_several_ranks_is_refused():
         check_rollout_config(RolloutConfig(name="hf"))  # verl's default is tensor_model_parallel_size=2
 
 
-def test_the_recipe_is_valid():
+def compose(*overrides):
+    import hydra
     import verl.trainer
-    from hydra import compose, initialize_config_dir
+
+    recipes = f"hydra.searchpath=[file://{Path(__file__).parents[2] / 'recipes'}]"
+    with hydra.initialize_config_dir(str(Path(verl.trainer.__file__).parent / "config"), version_base=None):
+        return hydra.compose("ppo_trainer", [recipes, *overrides])
+
+
+def test_the_recipe_is_valid():
     from verl.utils.config import validate_config
 
-    overrides = [
-        f"hydra.searchpath=[file://{Path(__file__).parents[2] / 'recipes'}]",
+    config = compose(
         "+hardware=cpu",
         "trainer.n_gpus_per_node=2",
         "actor_rollout_ref.actor.use_dynamic_bsz=true",
         "algorithm.adv_estimator=grpo",
-    ]
-    with initialize_config_dir(str(Path(verl.trainer.__file__).parent / "config"), version_base=None):
-        config = compose("ppo_trainer", overrides)
+    )
     validate_config(config, use_reference_policy=False, use_critic=False)
     assert config.ray_kwargs.ray_init.num_gpus == 2
     assert config.actor_rollout_ref.rollout.name == "hf"
     assert config.actor_rollout_ref.actor.fsdp_config.strategy == "fsdp2"
 
 
-@pytest.mark.parametrize(("mode", "name"), [("sync", "ReplayBuffer"), ("colocate_async", "ReplayBufferAsync")])
-def test_the_sampler_is_verls_own_with_a_shorter_interval(mode, name):
-    from verl_sspo.cpu.sampler import POLL_INTERVAL, quick_replay_buffer
+class Trainer:
+    """As much of verl's trainer as builds a replay buffer."""
 
-    buffer = quick_replay_buffer(
-        trainer_mode=mode,
-        trainer_config={},
-        max_off_policy_threshold=8,
-        max_off_policy_strategy="drop",
-        sampler_kwargs={},
-        refill_fn=None,
-    )
-    assert type(buffer).__name__ == name
+    def __init__(self, *overrides):
+        from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+        self.config = compose("+hardware=cpu", *overrides)
+        self.trainer_mode = self.config.trainer.v1.trainer_mode
+        self._resolve_filter_groups_metric = lambda: PPOTrainer._resolve_filter_groups_metric(self)
+        self._build_replay_buffer = lambda: PPOTrainer._build_replay_buffer(self)
+
+    def _add_prompts_to_generate(self, count):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], {"name": "ReplayBuffer", "filter_groups_metric": None}),
+        (["trainer.v1.trainer_mode=colocate_async"], {"name": "ReplayBufferAsync", "filter_groups_metric": None}),
+        (
+            ["+algorithm.filter_groups={enable: true, metric: acc, max_inflight_gen_batches: 3}"],
+            {"name": "ReplayBuffer", "filter_groups_metric": "acc", "max_inflight_gen_batches": 3, "gen_batch_size": 1},
+        ),
+        (
+            ["++trainer.v1.sampler.sync_refill_failed_groups=true"],
+            {"name": "ReplayBuffer", "sync_refill_failed_groups": True, "gen_batch_size": 1},
+        ),
+    ],
+)
+def test_the_replay_buffer_is_verls_own_with_its_settings_and_a_shorter_interval(overrides, expected):
+    from verl_sspo.cpu.sampler import POLL_INTERVAL
+
+    buffer = Trainer(*overrides)._build_replay_buffer()
     assert buffer.poll_interval == POLL_INTERVAL
+    assert {"name": type(buffer).__name__, **vars(buffer)}.items() >= expected.items()

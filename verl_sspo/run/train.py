@@ -1,0 +1,372 @@
+"""Trains a recipe in a run folder: checks first, resumes where an earlier start stopped, and leaves no process behind.
+
+    verl-sspo train gsm8k algo=gspo hardware=fsdp_1gpu model=qwen2.5_1.5b_instruct
+
+TASK is a recipe of this package or of --config-dir, or a configuration of verl's own; what follows are Hydra overrides,
+as for verl's main_ppo. The run folder is runs/TASK/ALGORITHM. The same command again resumes from the last checkpoint
+there; with other settings it is refused. Relative paths are those of the current folder. RAY_ADDRESS=auto joins a
+running Ray cluster.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.text import Text
+
+from verl_sspo.report.summary import SECONDS_PER_STEP, Metrics, summarize, table
+from verl_sspo.run import checkpoints, launch, settings
+from verl_sspo.run.compose import RECIPES, compose_config
+from verl_sspo.run.folder import DOCTOR, LOG, METRICS, attempts, keep_attempt, move_aside, write_atomically
+from verl_sspo.run.overrides import hydra_value
+from verl_sspo.run.processes import running_in
+from verl_sspo.run.task import prepare_task
+
+SUMMARY = "summary.json"
+
+
+class NotStartedError(Exception):
+    """Why a training was not started, in one line."""
+
+
+def parse(argv: list[str] | None, description: str | None, task: str | None = None) -> argparse.Namespace:
+    """The command line of `train`, or of a command that trains one task."""
+    name = "train" if task is None else task
+    parser = argparse.ArgumentParser(
+        prog=f"verl-sspo {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if task is None:
+        parser.add_argument("task", metavar="TASK", help="a recipe, e.g. gsm8k, math, code, quickstart")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="Hydra overrides, e.g. algo=gspo")
+    parser.add_argument("--config-dir", type=Path, default=RECIPES, help="folder of recipes of your own")
+    parser.add_argument(
+        "--run-dir", type=Path, default=os.environ.get("RUN_DIR"), help="default: runs/TASK/ALGORITHM (RUN_DIR)"
+    )
+    parser.add_argument("--verbose", action="store_true", help="also show everything that verl prints")
+    parser.add_argument(
+        "--force", action="store_true", default=os.environ.get("FORCE") == "1", help="train despite errors (FORCE=1)"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    arguments.task = arguments.task if task is None else task
+    arguments.words = ["train", arguments.task] if task is None else [task]
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(parse(argv, __doc__))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains what `parse` has read, and sets `arguments.config` and `arguments.run_dir`. Returns the exit status."""
+    console = Console(stderr=True)
+    try:
+        with launch.signals_interrupt():
+            return _run(arguments, console)
+    except KeyboardInterrupt:
+        console.print("Interrupted before the training had started.")
+        return 130
+    except NotStartedError as error:
+        why = str(error)
+    except OSError as error:
+        why = f"{error.filename or arguments.run_dir}: {error.strerror or error}"
+    console.print(Text(f"Not started: {why}", style="bold red"), soft_wrap=True)
+    return 2
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> int:
+    started = time.monotonic()
+    _print(console, "Checking settings, data and model")
+    address = os.environ.get("RAY_ADDRESS", "local").replace("local", "") or None
+    config, overrides = _compose(arguments)
+    run_dir, saved = arguments.run_dir, Path(config.trainer.default_local_dir).resolve()
+    with _locked(run_dir):
+        findings = _check(config, address, console)
+        if any(each.severity == "error" for each in findings) and not arguments.force:
+            raise NotStartedError("correct the errors above, or train despite them with --force (FORCE=1)")
+        step = _step_to_resume(config, run_dir, saved)
+        total = _total_steps(config, run_dir, saved)
+        if step is not None and total is not None and step >= total:
+            _print(
+                console,
+                f"Complete: {run_dir} is trained to step {step} of {total}. To train longer, raise trainer."
+                "total_training_steps or total_epochs; to train anew, add trainer.resume_mode=disable.",
+            )
+            _report(arguments)
+            return 0
+        if step is not None:
+            keep_attempt(run_dir)
+            _print(console, f"Resuming from the checkpoint of step {step}")
+        elif (run_dir / LOG).exists() or (saved.is_relative_to(run_dir) and saved.exists()):
+            _print(
+                console, f"No checkpoint to resume from: starting anew. The earlier run is now {move_aside(run_dir)}"
+            )
+        settings.keep(config, saved)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir / DOCTOR, json.dumps([asdict(each) for each in findings], indent=2) + "\n")
+        for line in headline(config, arguments.task):
+            _print(console, line)
+        _print(console, f"log: {_short(run_dir / LOG)}\nStarting takes a minute or more; then each step is a line.")
+        try:
+            launch.train(
+                overrides,
+                run_dir,
+                config_dir=arguments.config_dir,
+                config_name=arguments.task,
+                console=console,
+                address=address,
+                total=total,
+                verbose=arguments.verbose,
+            )
+        except (launch.TrainingFailedError, KeyboardInterrupt) as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            if isinstance(error, launch.TrainingFailedError):
+                launch.report_failure(error, console)
+            step = checkpoints.last(saved)
+            then = "starts anew, no checkpoint was saved" if step is None else f"resumes from step {step}"
+            said = f"Interrupted. Log: {_short(run_dir / LOG)}\n" if interrupted else ""
+            _print(console, f"{said}The same command {then}:\n  {_command(arguments)}")
+            return 130 if interrupted else 1
+        _report(arguments, time.monotonic() - started)
+        return 0
+
+
+def _compose(arguments: argparse.Namespace) -> tuple[DictConfig, list[str]]:
+    """The configuration, and the overrides that main_ppo gets: the user's after those that name the run folder."""
+
+    def composed(overrides: list[str]) -> DictConfig:
+        try:
+            return compose_config(arguments.task, overrides, arguments.config_dir)
+        except (HydraException, OmegaConfBaseException, FileNotFoundError, ValueError) as error:
+            # Where Hydra has looked takes a dozen lines, and helps nobody who has misspelt a name.
+            text = re.split(r"Config search path|Set the environment variable|\n\s+object_type", str(error))[0]
+            raise NotStartedError(" ".join(text.split())) from error
+
+    if arguments.run_dir is None:
+        groups = [each.split("=", 1)[1] for each in arguments.overrides if re.match(r"\+?algo=", each)]
+        config = composed(arguments.overrides)
+        algorithm = groups[-1] if groups else config.actor_rollout_ref.actor.policy_loss.loss_mode
+        arguments.run_dir = Path("runs") / arguments.task / algorithm
+    arguments.run_dir = Path(arguments.run_dir).resolve()
+    overrides = [
+        f"trainer.default_local_dir={hydra_value(arguments.run_dir / 'checkpoints')}",
+        f"trainer.validation_data_dir={hydra_value(arguments.run_dir / 'answers')}",
+        *arguments.overrides,
+    ]
+    arguments.config = composed(overrides)
+    return arguments.config, overrides
+
+
+@contextlib.contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    """Keeps other starts out of the run folder, until this process ends in whatever way."""
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(run_dir.with_name(f".{run_dir.name}.lock")).acquire(timeout=0)
+    except Timeout:
+        raise NotStartedError(f"another start is training in {run_dir}: end it, or choose another --run-dir") from None
+    with lock:
+        # Without the lock: main_ppo, whose launcher and guard were both killed, keeps training.
+        if (pid := running_in(run_dir)) is not None:
+            raise NotStartedError(f"process {pid} still trains in {run_dir}: end it, or choose another --run-dir")
+        yield
+
+
+def _check(config: DictConfig, address: str | None, console: Console) -> list[Any]:
+    """The doctor's findings; errors and warnings are printed as they are found. Makes the data of a toy task."""
+    # These import torch and verl. What is wrong with the command line was told before.
+    from verl_sspo.doctor import Finding, environment
+    from verl_sspo.doctor.configuration import configuration_findings
+
+    found: list[Finding] = []
+
+    def tell(findings: Iterable[Finding]) -> None:
+        for each in findings:
+            found.append(each)
+            if each.severity != "ok":
+                _print(console, str(each))
+
+    tell(configuration_findings(config))
+    # The other checks read values that may be wrong.
+    if any(each.severity == "error" for each in found):
+        return found
+    try:
+        prepare_task(config, console)
+    except (ValueError, FileNotFoundError) as error:
+        raise NotStartedError(str(error)) from error
+    tell(environment.package_findings(config))
+    tell(environment.data_findings(config))
+    tell(environment.model_findings(config))
+    if address is None:
+        tell(environment.accelerator_findings(config))
+        return found
+    try:
+        tell(environment.registration_findings(address, config))
+    except Exception as error:
+        # Whatever Ray raises when it cannot be reached.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        tell([Finding("error", "cluster", f"{address}: {lines[0]}", "see that the cluster runs: ray status")])
+    return found
+
+
+def _step_to_resume(config: DictConfig, run_dir: Path, saved: Path) -> int | None:
+    """The step of the checkpoint that verl will resume from, if there is one; verl's record of it is repaired."""
+    if config.trainer.resume_mode == "auto":
+        try:
+            step = checkpoints.settle(saved)
+        except ValueError as error:
+            raise NotStartedError(str(error)) from error
+        if step is not None and (changed := settings.changed(config, saved)):
+            raise NotStartedError(
+                f"the run in {run_dir} has other settings: {', '.join(changed[:5])}. Give the same overrides, or "
+                "another --run-dir, or add trainer.resume_mode=disable to train anew, the earlier run is then renamed"
+            )
+        return step
+    # The run folder is renamed, with the checkpoints in it.
+    if not saved.is_relative_to(run_dir) and checkpoints.last(saved) is not None:
+        raise NotStartedError(f"{saved} has checkpoints of another run: choose another trainer.default_local_dir")
+    return None
+
+
+def _total_steps(config: DictConfig, run_dir: Path, saved: Path) -> int | None:
+    """Training steps, as the configuration says, or as verl has counted them in an earlier start."""
+    if config.trainer.total_training_steps is not None:
+        return config.trainer.total_training_steps
+    log, kept = run_dir / LOG, saved / settings.KEPT
+    if log.exists() and kept.exists():
+        before = OmegaConf.load(kept).trainer
+        if (before.total_epochs, before.total_training_steps) == (config.trainer.total_epochs, None):
+            counted = launch.TOTAL_STEPS.search(log.read_text(encoding="utf-8", errors="replace"))
+            return int(counted[1]) if counted else None
+    return None
+
+
+def headline(config: DictConfig, task: str) -> list[str]:
+    """What runs, in a few lines."""
+    actor, loss = config.actor_rollout_ref.actor, config.actor_rollout_ref.actor.policy_loss
+    method = loss.loss_mode.upper()
+    if loss.loss_mode == "sspo":
+        domain = "log-ratio" if loss.gate_domain == "log" else "ratio"
+        side = "" if loss.gate_side == "both" else ", forward side only"
+        method += f", {loss.gate} gate of the {domain}{side}, temperatures {loss.tau_pos:g} and {loss.tau_neg:g}"
+    updates = config.data.train_batch_size // actor.ppo_mini_batch_size * actor.ppo_epochs
+    responses = f"{config.data.train_batch_size} prompts x {config.actor_rollout_ref.rollout.n} responses"
+    plural = "s" if updates != 1 else ""
+    return [
+        f"{task}: {method}",
+        f"each step: {responses}, {updates} update{plural} at learning rate {actor.optim.lr:g}",
+        f"model: {config.actor_rollout_ref.model.path}, {config.trainer.nnodes} x {config.trainer.n_gpus_per_node} "
+        + ("CPU processes" if config.trainer.device == "cpu" else "GPUs"),
+    ]
+
+
+def read_metrics(run_dir: Path) -> Metrics:
+    """What all starts of a run have logged."""
+    return Metrics.read_attempts([*attempts(run_dir), run_dir])
+
+
+def _report(arguments: argparse.Namespace, seconds: float | None = None) -> None:
+    """Prints a table, a few answers, where everything is, and what to do next.
+
+    Args:
+        seconds: wall time of the command that has trained; where it is not known, the steps' own time is told.
+    """
+    run_dir, config, out = arguments.run_dir, arguments.config, Console()
+    saved, answers = Path(config.trainer.default_local_dir), Path(config.trainer.validation_data_dir)
+    metrics, places = read_metrics(run_dir), {"log": run_dir / LOG, "metrics": run_dir / METRICS}
+    if durations := metrics.series(SECONDS_PER_STEP)[1]:
+        if seconds is not None or not (run_dir / SUMMARY).exists():
+            summary = summarize(metrics, seconds=sum(durations) if seconds is None else seconds)
+            write_atomically(run_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        summary = json.loads((run_dir / SUMMARY).read_text())
+        out.print(table(summary, f"{arguments.task}: {config.actor_rollout_ref.actor.policy_loss.loss_mode.upper()}"))
+        places["figures"] = run_dir / SUMMARY
+    if samples := list(sample_answers(answers)):
+        _print(out, "answers of the first and the last validation, with their scores:")
+        _print(out, "\n".join(f"  {line}" for lines in samples for line in lines) + "\n")
+    if any(answers.glob("*.jsonl")):
+        places["answers"] = answers
+    commands = {}
+    if (step := checkpoints.last(saved)) is not None:
+        places["checkpoints"] = saved
+        checkpoint = _short(saved / f"global_step_{step}")
+        kept = [each for each in arguments.overrides if not each.startswith("trainer.")]
+        commands["evaluate"] = [_program(), "evaluate", checkpoint, "--recipe", arguments.task, *kept]
+        commands["train longer"] = [*shlex.split(_command(arguments)), "trainer.total_training_steps=N"]
+    _print(out, "\n".join(f"{name:13} {_short(place)}" for name, place in places.items()))
+    _print(out, "\n".join(f"{name:13} {shlex.join(words)}" for name, words in commands.items()))
+
+
+def sample_answers(folder: Path, count: int = 3, width: int = 60) -> Iterator[list[str]]:
+    """A prompt, and the answers that it had in the first and the last validation, from verl's dump.
+
+    Yields:
+        Three lines of less than 80 columns; long texts are cut in the middle.
+    """
+    dumps = sorted(folder.glob("*.jsonl"), key=lambda path: int(path.stem))
+    if len(dumps) < 2:
+        return
+    before, after = (_first_answers(path) for path in (dumps[0], dumps[-1]))
+    for prompt in [prompt for prompt in before if prompt in after][:count]:
+        pairs = ((dumps[0].stem, *before[prompt]), (dumps[-1].stem, *after[prompt]))
+        answers = [f"  step {step:5} {score:<5.3g} {_shortened(text, width)}" for step, text, score in pairs]
+        yield [_shortened(prompt, width), *answers]
+
+
+def _first_answers(path: Path, most: int = 1000) -> dict[str, tuple[str, float]]:
+    answers: dict[str, tuple[str, float]] = {}
+    with path.open(encoding="utf-8") as lines:
+        for line, _ in zip(lines, range(most), strict=False):
+            entry = json.loads(line)
+            answers.setdefault(entry["input"], (entry["output"], entry["score"]))
+    return answers
+
+
+def _shortened(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    half = (width - 5) // 2
+    return text if len(text) <= width else f"{text[:half]} ... {text[-half:]}"
+
+
+def _program() -> str:
+    """`verl-sspo` as it is found in this shell, or by its path."""
+    beside = Path(sys.executable).with_name("verl-sspo")
+    return "verl-sspo" if shutil.which("verl-sspo") in (str(beside), None) else _short(beside)
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command that was started, ready to be pasted."""
+    words = [_program(), *arguments.words, "--run-dir", _short(arguments.run_dir)]
+    if arguments.config_dir != RECIPES:
+        words += ["--config-dir", str(arguments.config_dir)]
+    words += ["--force"] if arguments.force else []
+    address = os.environ.get("RAY_ADDRESS")
+    return (f"RAY_ADDRESS={shlex.quote(address)} " if address else "") + shlex.join([*words, *arguments.overrides])
+
+
+def _short(path: Path) -> str:
+    """A path below the current folder without it."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(Text(text), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
