@@ -31,8 +31,7 @@ from verl_sspo.experiments.evaluation import Trainer, evaluate, prepare_task
 from verl_sspo.experiments.suite import Cell
 from verl_sspo.run import checkpoints, launch
 from verl_sspo.run.compose import compose_config
-from verl_sspo.run.folder import write_atomically
-from verl_sspo.run.launch import attempts
+from verl_sspo.run.folder import attempts, move_aside, write_atomically
 from verl_sspo.run.overrides import hydra_value
 from verl_sspo.run.processes import running_in
 from verl_sspo.run.settings import differences, resolved
@@ -164,7 +163,7 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
         write_atomically(folder / TRAINED, "")
     if cell.evaluation is not None:
         if (folder / EVALUATION).exists():
-            launch.move_aside(folder / EVALUATION)
+            move_aside(folder / EVALUATION)
         evaluate(
             last_checkpoint(folder),
             cell.evaluation,
@@ -196,7 +195,7 @@ def _next_attempt(folder: Path) -> Path:
     earlier = attempts(folder)
     if earlier and not has_checkpoint(folder):
         for attempt in earlier:
-            launch.move_aside(attempt)
+            move_aside(attempt)
         earlier = []
     number = int(earlier[-1].name.removeprefix("attempt-")) + 1 if earlier else 1
     return folder / f"attempt-{number}"
