@@ -30,7 +30,7 @@ from rich.console import Console
 
 from verl_sspo.run import checkpoints, launch, settings
 from verl_sspo.run.compose import RECIPES, compose_config
-from verl_sspo.run.folder import DOCTOR, LOG, keep_attempt, move_aside, write_atomically
+from verl_sspo.run.folder import ANSWERS, DOCTOR, LOG, keep_attempt, move_aside, write_atomically
 from verl_sspo.run.overrides import hydra_value
 from verl_sspo.run.processes import running_in
 from verl_sspo.run.result import headline, report, short
@@ -91,6 +91,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     say(console, "Checking settings, data and model")
     address = os.environ.get("RAY_ADDRESS", "local").replace("local", "") or None
     config, overrides = _compose(arguments)
+    arguments.config = config
     run_dir, saved = arguments.run_dir, Path(config.trainer.default_local_dir).resolve()
     with _locked(run_dir):
         findings = _check(config, address, console)
@@ -144,28 +145,23 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 def _compose(arguments: argparse.Namespace) -> tuple[DictConfig, list[str]]:
     """The configuration, and the overrides that main_ppo gets: the user's after those that name the run folder."""
-
-    def composed(overrides: list[str]) -> DictConfig:
-        try:
-            return compose_config(arguments.task, overrides, arguments.config_dir)
-        except (HydraException, OmegaConfBaseException, FileNotFoundError, ValueError) as error:
-            # Where Hydra has looked takes a dozen lines, and helps nobody who has misspelt a name.
-            text = re.split(r"Config search path|Set the environment variable|\n\s+object_type", str(error))[0]
-            raise NotStartedError(" ".join(text.split())) from error
-
+    given = arguments.overrides
+    try:
+        config = compose_config(arguments.task, given, arguments.config_dir)
+    except (HydraException, OmegaConfBaseException, FileNotFoundError, ValueError) as error:
+        # Where Hydra has looked takes a dozen lines, and helps nobody who has misspelt a name.
+        text = re.split(r"Config search path|Set the environment variable|\n\s+object_type", str(error))[0]
+        raise NotStartedError(" ".join(text.split())) from error
     if arguments.run_dir is None:
-        groups = [each.split("=", 1)[1] for each in arguments.overrides if re.match(r"\+?algo=", each)]
-        config = composed(arguments.overrides)
+        groups = [each.split("=", 1)[1] for each in given if re.match(r"\+?algo=", each)]
         algorithm = groups[-1] if groups else config.actor_rollout_ref.actor.policy_loss.loss_mode
         arguments.run_dir = Path("runs") / arguments.task / algorithm
-    arguments.run_dir = Path(arguments.run_dir).resolve()
-    overrides = [
-        f"trainer.default_local_dir={hydra_value(arguments.run_dir / 'checkpoints')}",
-        f"trainer.validation_data_dir={hydra_value(arguments.run_dir / 'answers')}",
-        *arguments.overrides,
-    ]
-    arguments.config = composed(overrides)
-    return arguments.config, overrides
+    run_dir = arguments.run_dir = Path(arguments.run_dir).resolve()
+    ours = {"default_local_dir": run_dir / "checkpoints", "validation_data_dir": run_dir / ANSWERS}
+    for key, path in ours.items():
+        if not any(each.startswith(f"trainer.{key}=") for each in given):
+            config.trainer[key] = str(path)
+    return config, [*(f"trainer.{key}={hydra_value(path)}" for key, path in ours.items()), *given]
 
 
 @contextlib.contextmanager
