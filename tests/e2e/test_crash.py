@@ -19,7 +19,8 @@ from processes import of_run
 
 from verl_sspo.quickstart.model import prepare_arithmetic
 from verl_sspo.report.summary import Metrics
-from verl_sspo.run import checkpoints, launch
+from verl_sspo.run import checkpoints
+from verl_sspo.run.folder import attempts
 from verl_sspo.run.processes import RUN_ID
 
 pytestmark = pytest.mark.e2e
@@ -172,7 +173,7 @@ def check(outcome):
     assert re.search(VICTIMS[victim], " ".join(outcome["shown"].split()))
     step = outcome["checkpoint_when_killed"]
     if step is not None and victim != "launcher":
-        assert "The same command resumes from step" in outcome["shown"]
+        assert "This command resumes from step" in outcome["shown"]
 
 
 def check_resumed(run, step, shown):
@@ -191,7 +192,7 @@ def end(started, steps, patience, resumed_from=()):
     run = started.run
     assert started.process.wait(timeout=patience) == 0, run.with_suffix(".shown").read_text()
     assert checkpoints.last(run / "checkpoints") == steps
-    logged = Metrics.read_attempts([*launch.attempts(run), run]).steps.keys()
+    logged = Metrics.read_attempts([*attempts(run), run]).steps.keys()
     assert json.loads((run / "summary.json").read_text())["steps"] == len(logged)
     # verl logs a step after its checkpoint: killed in between, it has trained a step that is in no metrics.
     assert set(range(1, steps + 1)) - logged <= set(resumed_from)
@@ -307,8 +308,8 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stays(tmp_path, task):
         started = start(run, task, 4, f"trainer.default_local_dir={disk}")
         assert started.process.wait(timeout=1200) == 1
         shown = " ".join(run.with_suffix(".shown").read_text().split())
-        assert "a file could not be written (is the disk full? " in shown
-        assert "The same command resumes from step 2" in shown
+        assert "a file could not be written (is the disk full?)" in shown
+        assert "This command resumes from step 2" in shown
         assert checkpoints.last(disk) == 2
 
         subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)

@@ -132,7 +132,7 @@ def test_quickstart_then_again_and_interrupted(tmp_path, task):
         second.send_signal(signal.SIGINT)
         _, shown = second.communicate(timeout=180)
     assert second.returncode == 130, shown
-    assert "The same command starts anew, no checkpoint was saved" in shown
+    assert "This command starts anew, no checkpoint was saved" in shown
     assert of_run(run_of_second) == set()
     assert weights.stat().st_mtime_ns == written
     (aside,) = tmp_path.glob("run-*")

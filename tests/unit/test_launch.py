@@ -20,7 +20,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
-from verl_sspo.run import launch, processes
+from verl_sspo.run import folder, launch, processes
 from verl_sspo.run.processes import running_in
 from verl_sspo.run.screen import Screen
 
@@ -28,12 +28,12 @@ from verl_sspo.run.screen import Screen
 @pytest.fixture
 def verl(tmp_path, monkeypatch):
     """A package `verl` whose main_ppo is what the test writes; returns the function that writes it."""
-    folder = tmp_path / "stand-in" / "verl" / "trainer"
-    folder.mkdir(parents=True)
-    for package in (folder.parent, folder):
-        (package / "__init__.py").touch()
+    package = tmp_path / "stand-in" / "verl" / "trainer"
+    package.mkdir(parents=True)
+    for each in (package.parent, package):
+        (each / "__init__.py").touch()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stand-in"))
-    return lambda source: (folder / "main_ppo.py").write_text(textwrap.dedent(source))
+    return lambda source: (package / "main_ppo.py").write_text(textwrap.dedent(source))
 
 
 def train(tmp_path, overrides=()):
@@ -141,16 +141,16 @@ sys.exit(3)
 
 def test_a_run_folder_may_have_any_name(tmp_path, verl):
     verl("import sys, time; print(sys.argv[1:], flush=True); time.sleep(2)")
-    folder = tmp_path / "Jürgen's runs, lr=1e-4 (old) [1] #2"
+    named = tmp_path / "Jürgen's runs, lr=1e-4 (old) [1] #2"
     found = []
-    watcher = threading.Thread(target=lambda: wait_for(lambda: found.append(running_in(folder)) or found[-1]))
+    watcher = threading.Thread(target=lambda: wait_for(lambda: found.append(running_in(named)) or found[-1]))
     watcher.start()
-    launch.train([], folder, config_dir=Path("recipes"), config_name="some", console=Console(file=io.StringIO()))
+    launch.train([], named, config_dir=Path("recipes"), config_name="some", console=Console(file=io.StringIO()))
     watcher.join()
     assert found[-1] is not None
-    arguments = ast.literal_eval((folder / "train.log").read_text().splitlines()[0])
+    arguments = ast.literal_eval((named / "train.log").read_text().splitlines()[0])
     [override] = OverridesParser.create().parse_overrides([each for each in arguments if each.startswith("hydra.run")])
-    assert override.value() == str(folder / "hydra")
+    assert override.value() == str(named / "hydra")
 
 
 def test_log_without_a_traceback_shows_its_end(tmp_path):
@@ -344,9 +344,9 @@ def test_a_start_that_resumes_keeps_what_the_one_before_wrote(tmp_path, verl):
         train(tmp_path)
         (run_dir / "metrics.jsonl").write_text(str(number))
         (run_dir / "checkpoints").mkdir(exist_ok=True)
-        launch.keep_attempt(run_dir)
+        folder.keep_attempt(run_dir)
         assert [path.name for path in run_dir.iterdir() if path.is_file()] == []
-    assert [(path / "metrics.jsonl").read_text() for path in launch.attempts(run_dir)] == ["1", "2", "3"]
+    assert [(path / "metrics.jsonl").read_text() for path in folder.attempts(run_dir)] == ["1", "2", "3"]
     assert (run_dir / "checkpoints").is_dir()
 
 
@@ -357,15 +357,15 @@ def test_run_folder_is_not_written_over(tmp_path, verl):
     (run_dir / "train.log").write_text("of an earlier run")
     with pytest.raises(FileExistsError, match="move it aside"):
         train(tmp_path)
-    first = launch.move_aside(run_dir)
+    first = folder.move_aside(run_dir)
     assert (first / "train.log").read_text() == "of an earlier run"
     assert not run_dir.exists()
-    assert launch.move_aside(run_dir) is None
+    assert folder.move_aside(run_dir) is None
     # Two runs that ended in the same second keep their names apart.
     run_dir.mkdir()
     times = first.stat().st_mtime, max(path.stat().st_mtime for path in (first, *first.iterdir()))
     os.utime(run_dir, (times[1], times[1]))
-    second = launch.move_aside(run_dir)
+    second = folder.move_aside(run_dir)
     assert second.name == f"{first.name}-2"
 
 

@@ -13,6 +13,7 @@ from filelock import FileLock
 from verl_sspo.doctor import Finding
 from verl_sspo.run import launch, train
 from verl_sspo.run.folder import attempts
+from verl_sspo.run.result import sample_answers
 
 # Trains and saves a checkpoint per step, as far as it is told to in the file `fail_at`.
 MAIN_PPO = """
@@ -40,6 +41,9 @@ with open(os.environ["VERL_FILE_LOGGER_PATH"], "w") as metrics:
         data = {"critic/score/mean": 0.5, "actor/entropy": 0.1, "timing_s/step": 1.5} if step else {}
         print(json.dumps({"step": step, "data": {"val-core/a/acc/mean@1": 0.25} | data}), file=metrics, flush=True)
 """
+
+
+CHECK = train._check
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +105,7 @@ def test_a_failed_run_names_the_command_that_resumes_it(stand_in, capsys, monkey
     assert "OutOfMemoryError" in shown
     assert "failed with exit code 1" in shown
     said, command = shown.splitlines()[-2:]
-    assert said == "The same command resumes from step 1:"
+    assert said == "This command resumes from step 1:"
     words = shlex.split(command)
     assert words[-5:] == ["train", "quickstart", "--run-dir", run_dir, STEPS]
 
@@ -123,7 +127,7 @@ def test_a_failed_run_names_the_command_that_resumes_it(stand_in, capsys, monkey
 def test_a_run_without_a_checkpoint_starts_anew(capsys):
     Path("fail_at").write_text("0")
     assert train.main(["quickstart", STEPS]) == 1
-    assert "The same command starts anew, no checkpoint was saved" in capsys.readouterr().err
+    assert "This command starts anew, no checkpoint was saved" in capsys.readouterr().err
     Path("fail_at").unlink()
     assert train.main(["quickstart", STEPS]) == 0
     assert "The earlier run is now" in capsys.readouterr().err
@@ -151,9 +155,9 @@ def test_the_second_start_in_a_run_folder_is_refused(capsys):
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments, said, capsys, monkeypatch):
-    monkeypatch.setattr(train, "_check", lambda config, _, console: train.prepare_task(config, console) or [])
+    monkeypatch.setattr(train, "_check", CHECK)
     assert train.main(arguments) == 2
-    checking, why = capsys.readouterr().err.splitlines()
+    checking, *_, why = capsys.readouterr().err.splitlines()
     assert checking == "Checking settings, data and model"
     assert why.startswith("Not started: ")
     assert said in why
@@ -232,7 +236,7 @@ def test_on_a_running_cluster(monkeypatch):
 def test_long_answers_are_cut_in_the_middle(tmp_path):
     for step, text in ((0, "a" * 100 + " 5"), (10, "b\n" * 10)):
         (tmp_path / f"{step}.jsonl").write_text(json.dumps({"input": "x" * 200, "output": text, "score": 1}) + "\n")
-    ((prompt, before, after),) = train.sample_answers(tmp_path)
+    ((prompt, before, after),) = sample_answers(tmp_path)
     assert len(prompt) <= 60
     assert len(before) < 80
     assert before.endswith("a 5")

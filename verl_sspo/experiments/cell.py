@@ -31,8 +31,7 @@ from verl_sspo.experiments.evaluation import METRICS, Trainer, evaluate
 from verl_sspo.experiments.suite import Cell
 from verl_sspo.run import checkpoints, launch
 from verl_sspo.run.compose import compose_config
-from verl_sspo.run.folder import write_atomically
-from verl_sspo.run.launch import attempts
+from verl_sspo.run.folder import attempts, move_aside, write_atomically
 from verl_sspo.run.overrides import hydra_value
 from verl_sspo.run.processes import running_in
 from verl_sspo.run.settings import differences, resolved
@@ -163,7 +162,7 @@ def _next_attempt(folder: Path, resumes: bool) -> Path:
     earlier = attempts(folder)
     if not resumes:
         for attempt in earlier:
-            launch.move_aside(attempt)
+            move_aside(attempt)
         earlier = []
     number = int(earlier[-1].name.removeprefix("attempt-")) + 1 if earlier else 1
     return folder / f"attempt-{number}"

@@ -9,6 +9,7 @@ runs/quickstart/ALGORITHM. The problems and the model are made once, in data/ari
 import sys
 
 from verl_sspo.run import train
+from verl_sspo.run.result import headline, read_metrics, short
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,12 +22,12 @@ def main(argv: list[str] | None = None) -> int:
     config = arguments.config
     caption = (
         f"{config.task.digits}-digit additions with worked steps; a tiny Qwen2 whose teacher forgot to carry. "
-        f"{'; '.join(train.headline(config, 'quickstart')[:2])}; seed {config.task.seed}. "
+        f"{'; '.join(headline(config, 'quickstart')[:2])}; seed {config.task.seed}. "
         "Responses are sampled at temperature 1, for validation too."
     )
     title = f"{config.actor_rollout_ref.actor.policy_loss.loss_mode.upper()} teaches a tiny model to carry"
-    picture = draw(train.read_metrics(arguments.run_dir), arguments.run_dir / "curves.png", title, caption)
-    print(f"{'picture':13} {picture}")
+    picture = draw(read_metrics(arguments.run_dir), arguments.run_dir / "curves.png", title, caption)
+    print(f"{'picture':13} {short(picture)}")
     return 0
 
 

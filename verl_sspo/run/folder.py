@@ -9,6 +9,7 @@ ray/           the logs of Ray's processes, kept when a run fails
 attempt-1/     all of this from an earlier start, where a later one resumed; attempt-2/ and so on
 checkpoints/   with `settings.yaml`, what they were trained with
 answers/       verl's dump of each validation, `<step>.jsonl`
+summary.json   the figures of a run that is complete
 """
 
 import re
@@ -18,6 +19,8 @@ from pathlib import Path
 LOG = "train.log"
 METRICS = "metrics.jsonl"
 DOCTOR = "doctor.json"
+ANSWERS = "answers"
+SUMMARY = "summary.json"
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -21,25 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from verl_sspo.run.compose import compose_config
-from verl_sspo.run.folder import LOG, METRICS, attempts, keep_attempt, move_aside
+from verl_sspo.run.folder import LOG, METRICS
 from verl_sspo.run.overrides import hydra_value, quoted
 from verl_sspo.run.processes import RUN_ID, WRITES_TO, Family, guarded
-from verl_sspo.run.screen import Screen
-
-__all__ = [
-    "LOG",
-    "METRICS",
-    "TrainingFailedError",
-    "attempts",
-    "keep_attempt",
-    "move_aside",
-    "report_failure",
-    "signals_interrupt",
-    "train",
-]
+from verl_sspo.run.screen import Screen, say
 
 # Seconds that verl gets to fail by itself once one of its processes has died.
 PATIENCE = 60
@@ -161,17 +148,16 @@ def train(
             finally:
                 try:
                     if child.poll() is None:
-                        console.print("Ending the run: Ray and its workers are shut down.")
+                        say(console, "Ending the run: Ray and its workers are shut down.")
                 finally:
                     # Also where nothing can be shown any more: the terminal is closed, the disk full.
                     if left := family.end(child):
-                        console.print(f"These cannot be ended, they wait for a disk or a driver: {left}")
+                        say(console, f"These cannot be ended, they wait for a disk or a driver: {left}")
         returncode = child.wait()
         if returncode != 0 or died:
             excerpt = _excerpt(log)
-            free = shutil.disk_usage(run_dir).free / 2**20
-            full = f"a file could not be written (is the disk full? {free:.0f} MiB are free at {run_dir})"
-            raise TrainingFailedError(returncode, log, excerpt, died or (full if UNWRITTEN.search(excerpt) else None))
+            full = "a file could not be written (is the disk full?)" if UNWRITTEN.search(excerpt) else None
+            raise TrainingFailedError(returncode, log, excerpt, died or full)
         finished = True
         return metrics
     finally:
@@ -261,7 +247,7 @@ def _follow(
         family.look()
         for line in next(log_lines):
             if verbose:
-                screen.print(line)
+                say(screen.console, line)
             if match := TOTAL_STEPS.search(line):
                 screen.total = int(match[1])
             for i, (sign, phase) in enumerate(phases):
@@ -271,13 +257,16 @@ def _follow(
                     break
             if dead is None and (match := DEATH.search(line)):
                 dead = int(match[1]), time.time()
-                screen.print(f"{family.name(dead[0])} was killed or crashed: verl is given {PATIENCE} s to end the run")
+                say(
+                    screen.console,
+                    f"{family.name(dead[0])} was killed or crashed: verl is given {PATIENCE} s to end the run",
+                )
         for line in next(metric_lines):
             entry = json.loads(line)
             # NaN has no JSON: verl writes null.
             screen.step(entry["step"], {k: math.nan if v is None else v for k, v in entry["data"].items()})
         if dead and family.is_restarted(dead[0]):
-            screen.print(f"Ray has restarted {family.name(dead[0])}: the run continues")
+            say(screen.console, f"Ray has restarted {family.name(dead[0])}: the run continues")
             dead = None
             ended = child.poll() is not None
         if not ended:
@@ -311,5 +300,5 @@ def _excerpt(log: Path, lines: int = 40) -> str:
 
 def report_failure(error: TrainingFailedError, console: Console) -> None:
     """Prints why a run failed."""
-    console.print(Text(error.excerpt), soft_wrap=True)
-    console.print(Text(str(error), style="bold red"), soft_wrap=True)
+    say(console, error.excerpt)
+    say(console, str(error), style="bold red")

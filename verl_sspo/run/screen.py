@@ -17,6 +17,11 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
+def say(console: Console, text: str, style: str = "") -> None:
+    """Prints a text as it is: nothing in it is taken for markup, and no path is broken at the end of a line."""
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
 class Screen:
     """Progress of one start of main_ppo.
 
@@ -49,14 +54,11 @@ class Screen:
     def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None):
         self.progress.stop()
 
-    def print(self, text: str) -> None:
-        self.console.print(Text(text), soft_wrap=True)
-
     def phase(self, text: str) -> None:
         """What verl is doing before the first step."""
         self.progress.update(self.task, description=text)
         if not self.console.is_terminal:
-            self.print(f"[{clock(time.monotonic() - self.started)}] {text}")
+            say(self.console, f"[{clock(time.monotonic() - self.started)}] {text}")
 
     def step(self, step: int, data: dict[str, float]) -> None:
         """One line of verl's metrics; step 0 is the validation before training."""
@@ -79,8 +81,8 @@ class Screen:
         )
         if not self.has_header:
             self.has_header = True
-            self.print("".join(name.rjust(width) for name, width in COLUMNS))
-        self.print("".join(cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True)).rstrip())
+            say(self.console, "".join(name.rjust(width) for name, width in COLUMNS))
+        say(self.console, "".join(cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True)).rstrip())
         self.progress.update(
             self.task,
             description="training" if step else "step 1",

@@ -27,17 +27,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.text import Text
 
-from verl_sspo.report.summary import SECONDS_PER_STEP, Metrics, summarize, table
 from verl_sspo.run import checkpoints, launch, settings
 from verl_sspo.run.compose import RECIPES, compose_config
-from verl_sspo.run.folder import DOCTOR, LOG, METRICS, attempts, keep_attempt, move_aside, write_atomically
+from verl_sspo.run.folder import ANSWERS, DOCTOR, LOG, keep_attempt, move_aside, write_atomically
 from verl_sspo.run.overrides import hydra_value
 from verl_sspo.run.processes import running_in
+from verl_sspo.run.result import headline, report, short
+from verl_sspo.run.screen import say
 from verl_sspo.run.task import prepare_task
-
-SUMMARY = "summary.json"
 
 
 class NotStartedError(Exception):
@@ -84,15 +82,16 @@ def run(arguments: argparse.Namespace) -> int:
         why = str(error)
     except OSError as error:
         why = f"{error.filename or arguments.run_dir}: {error.strerror or error}"
-    console.print(Text(f"Not started: {why}", style="bold red"), soft_wrap=True)
+    say(console, f"Not started: {why}", style="bold red")
     return 2
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     started = time.monotonic()
-    _print(console, "Checking settings, data and model")
+    say(console, "Checking settings, data and model")
     address = os.environ.get("RAY_ADDRESS", "local").replace("local", "") or None
     config, overrides = _compose(arguments)
+    arguments.config = config
     run_dir, saved = arguments.run_dir, Path(config.trainer.default_local_dir).resolve()
     with _locked(run_dir):
         findings = _check(config, address, console)
@@ -101,26 +100,24 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         step = _step_to_resume(config, run_dir, saved)
         total = _total_steps(config, run_dir, saved)
         if step is not None and total is not None and step >= total:
-            _print(
+            say(
                 console,
                 f"Complete: {run_dir} is trained to step {step} of {total}. To train longer, raise trainer."
                 "total_training_steps or total_epochs; to train anew, add trainer.resume_mode=disable.",
             )
-            _report(arguments)
+            report(config, arguments.task, run_dir, _command(arguments))
             return 0
         if step is not None:
             keep_attempt(run_dir)
-            _print(console, f"Resuming from the checkpoint of step {step}")
+            say(console, f"Resuming from the checkpoint of step {step}")
         elif (run_dir / LOG).exists() or (saved.is_relative_to(run_dir) and saved.exists()):
-            _print(
-                console, f"No checkpoint to resume from: starting anew. The earlier run is now {move_aside(run_dir)}"
-            )
+            say(console, f"No checkpoint to resume from: starting anew. The earlier run is now {move_aside(run_dir)}")
         settings.keep(config, saved)
         run_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(run_dir / DOCTOR, json.dumps([asdict(each) for each in findings], indent=2) + "\n")
         for line in headline(config, arguments.task):
-            _print(console, line)
-        _print(console, f"log: {_short(run_dir / LOG)}\nStarting takes a minute or more; then each step is a line.")
+            say(console, line)
+        say(console, f"log: {short(run_dir / LOG)}\nStarting takes a minute or more; then each step is a line.")
         try:
             launch.train(
                 overrides,
@@ -132,43 +129,39 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
                 total=total,
                 verbose=arguments.verbose,
             )
-        except (launch.TrainingFailedError, KeyboardInterrupt) as error:
-            interrupted = isinstance(error, KeyboardInterrupt)
-            if isinstance(error, launch.TrainingFailedError):
-                launch.report_failure(error, console)
-            step = checkpoints.last(saved)
-            then = "starts anew, no checkpoint was saved" if step is None else f"resumes from step {step}"
-            said = f"Interrupted. Log: {_short(run_dir / LOG)}\n" if interrupted else ""
-            _print(console, f"{said}The same command {then}:\n  {_command(arguments)}")
-            return 130 if interrupted else 1
-        _report(arguments, time.monotonic() - started)
+        except launch.TrainingFailedError as error:
+            launch.report_failure(error, console)
+            for folder in {run_dir, saved} if launch.UNWRITTEN.search(error.excerpt) else ():
+                say(console, f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free in {short(folder)}")
+            _say_how_to_resume(arguments, saved, console)
+            return 1
+        except KeyboardInterrupt:
+            say(console, f"Interrupted. Log: {short(run_dir / LOG)}")
+            _say_how_to_resume(arguments, saved, console)
+            return 130
+        report(config, arguments.task, run_dir, _command(arguments), seconds=time.monotonic() - started)
         return 0
 
 
 def _compose(arguments: argparse.Namespace) -> tuple[DictConfig, list[str]]:
     """The configuration, and the overrides that main_ppo gets: the user's after those that name the run folder."""
-
-    def composed(overrides: list[str]) -> DictConfig:
-        try:
-            return compose_config(arguments.task, overrides, arguments.config_dir)
-        except (HydraException, OmegaConfBaseException, FileNotFoundError, ValueError) as error:
-            # Where Hydra has looked takes a dozen lines, and helps nobody who has misspelt a name.
-            text = re.split(r"Config search path|Set the environment variable|\n\s+object_type", str(error))[0]
-            raise NotStartedError(" ".join(text.split())) from error
-
+    given = arguments.overrides
+    try:
+        config = compose_config(arguments.task, given, arguments.config_dir)
+    except (HydraException, OmegaConfBaseException, FileNotFoundError, ValueError) as error:
+        # Where Hydra has looked takes a dozen lines, and helps nobody who has misspelt a name.
+        text = re.split(r"Config search path|Set the environment variable|\n\s+object_type", str(error))[0]
+        raise NotStartedError(" ".join(text.split())) from error
     if arguments.run_dir is None:
-        groups = [each.split("=", 1)[1] for each in arguments.overrides if re.match(r"\+?algo=", each)]
-        config = composed(arguments.overrides)
+        groups = [each.split("=", 1)[1] for each in given if re.match(r"\+?algo=", each)]
         algorithm = groups[-1] if groups else config.actor_rollout_ref.actor.policy_loss.loss_mode
         arguments.run_dir = Path("runs") / arguments.task / algorithm
-    arguments.run_dir = Path(arguments.run_dir).resolve()
-    overrides = [
-        f"trainer.default_local_dir={hydra_value(arguments.run_dir / 'checkpoints')}",
-        f"trainer.validation_data_dir={hydra_value(arguments.run_dir / 'answers')}",
-        *arguments.overrides,
-    ]
-    arguments.config = composed(overrides)
-    return arguments.config, overrides
+    run_dir = arguments.run_dir = Path(arguments.run_dir).resolve()
+    ours = {"default_local_dir": run_dir / "checkpoints", "validation_data_dir": run_dir / ANSWERS}
+    for key, path in ours.items():
+        if not any(each.startswith(f"trainer.{key}=") for each in given):
+            config.trainer[key] = str(path)
+    return config, [*(f"trainer.{key}={hydra_value(path)}" for key, path in ours.items()), *given]
 
 
 @contextlib.contextmanager
@@ -198,7 +191,7 @@ def _check(config: DictConfig, address: str | None, console: Console) -> list[An
         for each in findings:
             found.append(each)
             if each.severity != "ok":
-                _print(console, str(each))
+                say(console, str(each))
 
     tell(configuration_findings(config))
     # The other checks read values that may be wrong.
@@ -255,117 +248,23 @@ def _total_steps(config: DictConfig, run_dir: Path, saved: Path) -> int | None:
     return None
 
 
-def headline(config: DictConfig, task: str) -> list[str]:
-    """What runs, in a few lines."""
-    actor, loss = config.actor_rollout_ref.actor, config.actor_rollout_ref.actor.policy_loss
-    method = loss.loss_mode.upper()
-    if loss.loss_mode == "sspo":
-        domain = "log-ratio" if loss.gate_domain == "log" else "ratio"
-        side = "" if loss.gate_side == "both" else ", forward side only"
-        method += f", {loss.gate} gate of the {domain}{side}, temperatures {loss.tau_pos:g} and {loss.tau_neg:g}"
-    updates = config.data.train_batch_size // actor.ppo_mini_batch_size * actor.ppo_epochs
-    responses = f"{config.data.train_batch_size} prompts x {config.actor_rollout_ref.rollout.n} responses"
-    plural = "s" if updates != 1 else ""
-    return [
-        f"{task}: {method}",
-        f"each step: {responses}, {updates} update{plural} at learning rate {actor.optim.lr:g}",
-        f"model: {config.actor_rollout_ref.model.path}, {config.trainer.nnodes} x {config.trainer.n_gpus_per_node} "
-        + ("CPU processes" if config.trainer.device == "cpu" else "GPUs"),
-    ]
-
-
-def read_metrics(run_dir: Path) -> Metrics:
-    """What all starts of a run have logged."""
-    return Metrics.read_attempts([*attempts(run_dir), run_dir])
-
-
-def _report(arguments: argparse.Namespace, seconds: float | None = None) -> None:
-    """Prints a table, a few answers, where everything is, and what to do next.
-
-    Args:
-        seconds: wall time of the command that has trained; where it is not known, the steps' own time is told.
-    """
-    run_dir, config, out = arguments.run_dir, arguments.config, Console()
-    saved, answers = Path(config.trainer.default_local_dir), Path(config.trainer.validation_data_dir)
-    metrics, places = read_metrics(run_dir), {"log": run_dir / LOG, "metrics": run_dir / METRICS}
-    if durations := metrics.series(SECONDS_PER_STEP)[1]:
-        if seconds is not None or not (run_dir / SUMMARY).exists():
-            summary = summarize(metrics, seconds=sum(durations) if seconds is None else seconds)
-            write_atomically(run_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
-        summary = json.loads((run_dir / SUMMARY).read_text())
-        out.print(table(summary, f"{arguments.task}: {config.actor_rollout_ref.actor.policy_loss.loss_mode.upper()}"))
-        places["figures"] = run_dir / SUMMARY
-    if samples := list(sample_answers(answers)):
-        _print(out, "answers of the first and the last validation, with their scores:")
-        _print(out, "\n".join(f"  {line}" for lines in samples for line in lines) + "\n")
-    if any(answers.glob("*.jsonl")):
-        places["answers"] = answers
-    commands = {}
-    if (step := checkpoints.last(saved)) is not None:
-        places["checkpoints"] = saved
-        checkpoint = _short(saved / f"global_step_{step}")
-        kept = [each for each in arguments.overrides if not each.startswith("trainer.")]
-        commands["evaluate"] = [_program(), "evaluate", checkpoint, "--recipe", arguments.task, *kept]
-        commands["train longer"] = [*shlex.split(_command(arguments)), "trainer.total_training_steps=N"]
-    _print(out, "\n".join(f"{name:13} {_short(place)}" for name, place in places.items()))
-    _print(out, "\n".join(f"{name:13} {shlex.join(words)}" for name, words in commands.items()))
-
-
-def sample_answers(folder: Path, count: int = 3, width: int = 60) -> Iterator[list[str]]:
-    """A prompt, and the answers that it had in the first and the last validation, from verl's dump.
-
-    Yields:
-        Three lines of less than 80 columns; long texts are cut in the middle.
-    """
-    dumps = sorted(folder.glob("*.jsonl"), key=lambda path: int(path.stem))
-    if len(dumps) < 2:
-        return
-    before, after = (_first_answers(path) for path in (dumps[0], dumps[-1]))
-    for prompt in [prompt for prompt in before if prompt in after][:count]:
-        pairs = ((dumps[0].stem, *before[prompt]), (dumps[-1].stem, *after[prompt]))
-        answers = [f"  step {step:5} {score:<5.3g} {_shortened(text, width)}" for step, text, score in pairs]
-        yield [_shortened(prompt, width), *answers]
-
-
-def _first_answers(path: Path, most: int = 1000) -> dict[str, tuple[str, float]]:
-    answers: dict[str, tuple[str, float]] = {}
-    with path.open(encoding="utf-8") as lines:
-        for line, _ in zip(lines, range(most), strict=False):
-            entry = json.loads(line)
-            answers.setdefault(entry["input"], (entry["output"], entry["score"]))
-    return answers
-
-
-def _shortened(text: str, width: int) -> str:
-    text = " ".join(text.split())
-    half = (width - 5) // 2
-    return text if len(text) <= width else f"{text[:half]} ... {text[-half:]}"
-
-
-def _program() -> str:
-    """`verl-sspo` as it is found in this shell, or by its path."""
-    beside = Path(sys.executable).with_name("verl-sspo")
-    return "verl-sspo" if shutil.which("verl-sspo") in (str(beside), None) else _short(beside)
+def _say_how_to_resume(arguments: argparse.Namespace, saved: Path, console: Console) -> None:
+    step = checkpoints.last(saved)
+    then = "starts anew, no checkpoint was saved" if step is None else f"resumes from step {step}"
+    say(console, f"This command {then}:\n  {_command(arguments)}")
 
 
 def _command(arguments: argparse.Namespace) -> str:
-    """The command that was started, ready to be pasted."""
-    words = [_program(), *arguments.words, "--run-dir", _short(arguments.run_dir)]
+    """The command that continues this run, ready to be pasted."""
+    beside = Path(sys.executable).with_name("verl-sspo")
+    program = "verl-sspo" if shutil.which("verl-sspo") in (str(beside), None) else short(beside)
+    words = [program, *arguments.words, "--run-dir", short(arguments.run_dir)]
     if arguments.config_dir != RECIPES:
         words += ["--config-dir", str(arguments.config_dir)]
     words += ["--force"] if arguments.force else []
+    words += [each for each in arguments.overrides if each != "trainer.resume_mode=disable"]
     address = os.environ.get("RAY_ADDRESS")
-    return (f"RAY_ADDRESS={shlex.quote(address)} " if address else "") + shlex.join([*words, *arguments.overrides])
-
-
-def _short(path: Path) -> str:
-    """A path below the current folder without it."""
-    path = path.absolute()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(Text(text), soft_wrap=True)
+    return (f"RAY_ADDRESS={shlex.quote(address)} " if address else "") + shlex.join(words)
 
 
 if __name__ == "__main__":
