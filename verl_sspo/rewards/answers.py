@@ -20,7 +20,7 @@ from verl_sspo.rewards.units import NO_UNIT, Unit, split_unit
 
 MAX_LENGTH = 1000  # characters of an answer; longer ones count only if they are the same text
 MAX_PARTS = 64  # elements of a set or list whose order is free
-SECONDS = 2.0  # processor time for one answer
+SECONDS = 1.0  # processor time for one answer
 
 
 @dataclass(frozen=True)

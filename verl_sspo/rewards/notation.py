@@ -42,7 +42,7 @@ _REWRITTEN = [
         (r"\\(frac|binom)\s*([\da-zA-Z])", r"\\\1{\2}"),
         (r"(\\(?:frac|binom)\s*\{[^{}]*\})\s*([\da-zA-Z])", r"\1{\2}"),
         (r"\\sqrt\s*(\d|[a-zA-Z](?![a-zA-Z]))", r"\\sqrt{\1}"),
-        (rf"\\(?:text|mathrm|operatorname)\s*\{{ ?({FUNCTIONS}) ?\}}", r"\\\1 "),
+        (rf"\\(?:text|mathrm|operatorname)\s*\{{ ?(?!min ?\}}(?! ?\())({FUNCTIONS}) ?\}}", r"\\\1 "),
         (r"\\mathrm\s*\{([ei])\}", r"\1"),
         (r"(\d+)\^\\circ ?(\d+)'", r"\1\\frac{\2}{60}^\\circ"),  # minutes of a degree
         (r"(?<![\d/.])(\d+) (\d+) ?/ ?(\d+)", r"\1\\frac{\2}{\3}"),  # 1 1/2

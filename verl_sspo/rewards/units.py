@@ -31,7 +31,7 @@ _START = re.compile(rf"{_UPRIGHT}|%|\^ ?\\circ|\^ ?\{{? ?(?=th|st|nd|rd|\\text|\
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 # Words behind a number that change it, or that are no noun.
 _NO_NOUN = re.compile(
-    r"(?:hundred|thousand|[mbtr]\w*illion|lakh|crore|dozen|score|half|halve|third|quarter|\w*(?:four|fif|six|seven|eigh"
+    r"(?:ten|hundred|thousand|[mbtr]\w*illion|lakh|crore|dozen|score|half|halve|third|quarter|\w*(?:four|fif|six|seven|eigh"
     r"|nin|ten|eleven|twelf|teen|tie|hundred|thousand|illion)th|minu|plu|le|les|pi|sin|co|not|no|and|or|if|more|fewer"
     r"|than|mod|base|factorial|choose|negative|positive|point|radian|other|over|by)s*"
 )
