@@ -24,6 +24,7 @@ from rich.console import Console
 
 from verl_sspo.run import launch
 from verl_sspo.run.compose import compose_config
+from verl_sspo.run.folder import move_aside
 from verl_sspo.run.overrides import hydra_value
 from verl_sspo.run.task import prepare_task
 
@@ -114,7 +115,7 @@ def evaluate(
     problems = problems.head(limit) if limit > 0 else problems
     common += ["trainer.val_only=true", "trainer.val_before_train=true", *model_overrides(model)]
     if unfinished:
-        launch.move_aside(output)
+        move_aside(output)
     answers = []
     for mode, sampling in modes.items():
         dump = output / mode / "generations"

@@ -106,8 +106,7 @@ def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
             look: dict[str, Any] = style.line(index)
             if column != "accuracy":
                 panel.plot(steps["lag"], steps[column], ".", color=look["color"], alpha=0.3, markersize=3)
-            marker = {"marker": style.MARKERS[index], "markersize": 5}
-            panel.plot(means["lag"], means[column], label=arm.title, **look, **marker)
+            panel.plot(means["lag"], means[column], label=arm.title, marker=style.MARKERS[index], markersize=5, **look)
         panel.set_xlim(left=0)
     panels[0].plot([], [], ".", color=style.GREY, markersize=3, label="one step")
     logged = set(data.dropna(subset="open")["algorithm"])
