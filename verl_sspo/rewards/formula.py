@@ -73,8 +73,8 @@ _TOKEN = re.compile(
     r"|(?P<command>\\[a-zA-Z]+)|(?P<sign>\S)",
     re.ASCII,
 )
-# Differentials look like products of letters, derivatives x^{(3)} like powers, and products of vectors like products
-# of numbers.
+# Differentials look like products of letters, the derivative x^{(3)} like a power, and products of vectors like
+# products of numbers.
 _AMBIGUOUS = re.compile(
     r"\\frac ?\{[^{}]*d[^{}]*\} ?\{ ?d ?\\?[a-zA-Z]|d\w? ?/ ?d\w|\^ ?\{ ?\( ?\w+ ?\) ?\}"
     r"|\\(?:vec|mathbf).*\\(?:cdot|times)|\\(?:cdot|times).*\\(?:vec|mathbf)",
