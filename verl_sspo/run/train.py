@@ -102,7 +102,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
                 f"Complete: {run_dir} is trained to step {step} of {total}. To train longer, raise trainer."
                 "total_training_steps or total_epochs; to train anew, add trainer.resume_mode=disable.",
             )
-            report(config, arguments.task, run_dir, _command(arguments))
+            report(config, arguments.task, arguments.overrides, run_dir, _command(arguments))
             return 0
         findings = _check(config, address, console)
         if any(each.severity == "error" for each in findings) and not arguments.force:
@@ -144,7 +144,14 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
             say(console, f"Interrupted. Log: {short(run_dir / LOG)}")
             _say_how_to_resume(arguments, saved, console)
             return 130
-        report(config, arguments.task, run_dir, _command(arguments), seconds=time.monotonic() - started)
+        report(
+            config,
+            arguments.task,
+            arguments.overrides,
+            run_dir,
+            _command(arguments),
+            seconds=time.monotonic() - started,
+        )
         return 0
 
 
