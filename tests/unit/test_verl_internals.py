@@ -161,8 +161,8 @@ INTERNALS = [
     Internal("verl", "plugin.py", says('entry_points(group="verl.plugins")', "VERL_USE_EXTERNAL_MODULES")),
     Internal(f"{PPO}.core_algos.register_policy_loss", "algorithm.py", takes("name")),
     Internal(f"{PPO}.core_algos.register_adv_est", "algorithm.py", takes("name_or_enum")),
-    Internal(f"{PPO}.core_algos.POLICY_LOSS_REGISTRY", "doctor/configuration.py", maps("sspo", "gspo", "sapo")),
-    Internal(f"{PPO}.core_algos.ADV_ESTIMATOR_REGISTRY", "doctor/configuration.py", maps("sspo", "grpo")),
+    Internal(f"{PPO}.core_algos.POLICY_LOSS_REGISTRY", "doctor/rules.py", maps("sspo", "gspo", "sapo")),
+    Internal(f"{PPO}.core_algos.ADV_ESTIMATOR_REGISTRY", "doctor/rules.py", maps("sspo", "grpo")),
     Internal(f"{PPO}.core_algos.get_policy_loss_fn", "objectives.py", takes("name")),
     Internal(f"{PPO}.core_algos.get_adv_estimator_fn", "benchmark/advantages.py", takes("name_or_enum")),
     # Loss and estimator as they are called.
@@ -225,6 +225,11 @@ INTERNALS = [
         takes("config", "use_reference_policy", "use_critic"),
     ),
     Internal(f"{PPO}.utils.need_critic", "doctor/configuration.py", takes("config")),
+    Internal(
+        f"{PPO}.rollout_corr_helper.compute_rollout_correction_and_rejection_mask",
+        "doctor/rules.py",
+        takes("old_log_prob", "rollout_log_prob", "response_mask", "rollout_is", "rollout_rs", "rollout_rs_threshold"),
+    ),
     Internal(f"{PPO}.utils.need_reference_policy", "doctor/configuration.py", takes("config")),
     # The platform `cpu`.
     Internal("verl.plugin.platform.PlatformRegistry", "embedded/__init__.py", has("register", "registered_names")),
