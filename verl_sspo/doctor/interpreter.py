@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from verl_sspo.doctor.finding import Finding, error, ok, warning
 
 KEY = "ray_kwargs.ray_init.runtime_env.py_executable"
-PROBE = "from importlib.metadata import version; print(version('verl-sspo'))"
+#: Without the working folder on the path, as in a worker.
+PROBE = "import sys; sys.path.remove(''); from importlib.metadata import version; print(version('verl-sspo'))"
 #: Seconds for an environment to answer: conda takes a few.
 PATIENCE = 60
 
