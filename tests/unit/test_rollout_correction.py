@@ -80,7 +80,9 @@ def row(name: str) -> list[str]:
 
 def test_the_page_has_a_row_for_every_preset():
     lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
-    table = {cells[0].strip("`"): cells for line in lines for cells in [[each.strip() for each in line.split("|")[1:-1]]]}
+    table = {
+        cells[0].strip("`"): cells for line in lines for cells in [[each.strip() for each in line.split("|")[1:-1]]]
+    }
     assert set(presets()) <= set(table)
     for name in presets():
         assert table[name][1:5] == row(name)[1:], name
