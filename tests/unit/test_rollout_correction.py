@@ -1,4 +1,4 @@
-"""What every preset of verl's rollout correction does to SSPO: docs/rollout_correction.md is compared with verl's code."""
+"""What every preset of verl's rollout correction does to SSPO: docs/rollout_correction.md against verl's code."""
 
 import math
 from pathlib import Path

@@ -58,7 +58,7 @@ class Facts:
         # The section of the training engine, whichever it is, and the groups that its ranks form.
         engines: Any = [self.actor.get(name) for name in ("megatron", "veomni", "torchtitan", "fsdp_config")]
         empty: Any = {}
-        self.engine = next((engine for engine in engines if engine), empty)
+        self.engine: Any = next((engine for engine in engines if engine), empty)
         turbo = (self.engine.get("turbo_config") or empty).get("distributed") or empty
         # verl's three keys, of which the actor's own is deprecated, and FSDP-Turbo's.
         keys = ("ulysses_sequence_parallel_size", "ulysses_parallel_size")
