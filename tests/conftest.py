@@ -1,9 +1,12 @@
+"""Shared by all tests: Hypothesis without a deadline, the fast lane, the versions in the header."""
+
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+import pytest
 from hypothesis import settings
 
-# Correctness is what the tests are about: a busy machine is no failure.
+# Tests check correctness. A busy machine is no failure.
 settings.register_profile("verl_sspo", deadline=None)
 settings.load_profile("verl_sspo")
 
@@ -15,7 +18,20 @@ def _installed(name: str) -> str:
         return "not installed"
 
 
+# Left out of `scripts/test.sh --fast`: files that start verl, Ray or other programs, or that compose many recipes.
+LONG = {
+    *("test_cli.py", "test_doctor.py", "test_embedded.py", "test_fuzz.py", "test_launch.py", "test_recipes.py"),
+    *("test_registration.py", "test_staleness_recipes.py", "test_suite.py", "test_theory.py", "test_wheel.py"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in LONG:
+            item.add_marker("long")
+
+
 def pytest_report_header() -> str:
-    """What these results are about."""
+    """The versions that the results hold for."""
     names = ("verl", "torch", "transformers", "ray", "vllm")
     return f"python {platform.python_version()}, " + ", ".join(f"{name} {_installed(name)}" for name in names)

@@ -1,46 +1,56 @@
-"""`verl-sspo COMMAND`: the front door to the commands of this package.
+"""The command line: `verl-sspo COMMAND`, or `python -m verl_sspo COMMAND`.
 
-Each command lives in the room it belongs to and parses its own arguments; it is imported only when it is called.
+A command is a module with `main(argv)`, which parses its own arguments. It is imported only when it is called.
 """
 
 import argparse
 import importlib
 import sys
+from importlib.metadata import requires
 
-# command: (module with `main(argv) -> exit status`, the extra of pyproject.toml it needs, what it does).
+from packaging.requirements import Requirement
+
+# command: (its module, what it does).
 COMMANDS = {
-    "quickstart": ("verl_sspo.quickstart.__main__", "report", "train a tiny model with SSPO on a laptop"),
-    "doctor": ("verl_sspo.doctor.__main__", None, "check a machine, a recipe and its overrides before a run"),
-    "prepare-data": ("verl_sspo.data.__main__", "data", "turn a data set into verl's rows"),
-    "evaluate": ("verl_sspo.experiments.evaluate", "report", "measure a model or a checkpoint on benchmarks"),
-    "reproduce": ("verl_sspo.experiments.reproduce", "report", "run a suite of experiments"),
-    "report": ("verl_sspo.experiments.report", "report", "write the tables and pictures of a suite"),
-    "benchmark": ("verl_sspo.benchmark.__main__", "report", "measure speed and memory beside verl's own code"),
+    "quickstart": ("verl_sspo.quickstart.__main__", "train a tiny model with SSPO on a laptop"),
+    "train": ("verl_sspo.run.train", "check, train and resume a recipe in a run folder"),
+    "doctor": ("verl_sspo.doctor.__main__", "check a machine, a recipe and its overrides before a run"),
+    "prepare-data": ("verl_sspo.data.__main__", "turn a data set into verl's rows"),
+    "prepare-model": ("verl_sspo.data.language_model", "make a small pretrained language model"),
+    "evaluate": ("verl_sspo.experiments.evaluate", "measure a model or a checkpoint on benchmarks"),
+    "reproduce": ("verl_sspo.experiments.reproduce", "run a suite of experiments"),
+    "report": ("verl_sspo.experiments.report", "write the tables and pictures of a suite"),
+    "benchmark": ("verl_sspo.benchmark.__main__", "measure speed and memory beside verl's own code"),
 }
 
 
+def extra_with(package: str | None) -> str | None:
+    """The extra of this distribution that installs `package`; None if no extra does."""
+    for requirement in map(Requirement, requires("verl-sspo") or []):  # the base's come first
+        if requirement.name == package:
+            return str(requirement.marker).split('"')[1] if requirement.marker else None  # extra == "report"
+    return None
+
+
 def main(argv: list[str] | None = None) -> int:
+    """Runs a command and returns its exit status; 1 with a hint if an extra is not installed."""
     parser = argparse.ArgumentParser(
         prog="verl-sspo",
         description="Soft Sequence Policy Optimization (SSPO) for verl.",
         epilog="commands:\n"
-        + "\n".join(f"  {name:14}{purpose}" for name, (_, _, purpose) in COMMANDS.items())
+        + "\n".join(f"  {name:14}{purpose}" for name, (_, purpose) in COMMANDS.items())
         + "\n\nexample: verl-sspo doctor --config-name gsm8k algo=sspo\n`verl-sspo COMMAND --help` explains a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     arguments = sys.argv[1:] if argv is None else argv
-    # What follows the command is the command's own.
+    # The rest belongs to the command.
     command = parser.parse_args(arguments[:1]).command
-    module, extra, _ = COMMANDS[command]
+    sys.argv[0] = f"verl-sspo {command}"  # what argparse calls the program in its help
     try:
-        return importlib.import_module(module).main(arguments[1:])
+        return importlib.import_module(COMMANDS[command][0]).main(arguments[1:])
     except ModuleNotFoundError as error:
-        if extra is None or (error.name or "").startswith("verl_sspo"):
+        if (extra := extra_with(error.name)) is None:
             raise
-        print(f"`verl-sspo {command}` needs {error.name}: pip install 'verl-sspo[{extra}]'", file=sys.stderr)
+        print(f"verl-sspo {command} needs {error.name}: pip install 'verl-sspo[{extra}]'", file=sys.stderr)
         return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,13 +23,12 @@ class SSPOAdvantageConfig:
     """Options of the advantage estimator `sspo`, read from `algorithm.sspo`.
 
     Args:
-        baseline: "mean" subtracts the mean reward of the group (GRPO); "leave_one_out" the mean of the others.
-        std_floor: smallest standard deviation that a group is divided by, >= 0. Damps groups in which a single
-            response stands out. 0 is GRPO.
-        stop_on_nonfinite: end the run at the first reward that is NaN or infinite, instead of warning once.
+        baseline: "mean" subtracts the mean reward of the group (GRPO), "leave_one_out" the mean of the others.
+        std_floor: smallest standard deviation to divide a group by, >= 0; 0 is GRPO.
+        stop_on_nonfinite: end the run at the first reward that is NaN or infinite, instead of a warning.
 
     Raises:
-        ValueError: on an unknown key or value, naming what is allowed.
+        ValueError: on an unknown key or value; the message names what is allowed.
     """
 
     baseline: str = "mean"
@@ -58,7 +57,7 @@ class SSPOAdvantageConfig:
         return cls(**options)
 
 
-# Whoever imports verl first loads this package as its plugin, which needs what stands above.
+# Below the class above: importing verl loads this package as its plugin, which needs that class.
 from verl.workers.config import PolicyLossConfig  # noqa: E402
 
 
@@ -67,16 +66,11 @@ class SSPOPolicyLossConfig(PolicyLossConfig):
     """verl's policy-loss configuration with the gate of SSPO. The defaults are the preset `v3`.
 
     Args:
-        gate: shape of the gate: arctan, sigmoid, erf or softsign.
-        gate_domain: "log" gates the log-ratio, "ratio" gates the ratio.
-        tau_pos: temperature of tokens with a positive advantage, finite and > 0.
-        tau_neg: temperature of all other tokens, finite and > 0.
-        gate_side: "both" (the papers' gate) or "forward" (our extension).
-        stop_on_nonfinite: end the run at the first NaN or infinity in what the loss is computed from, instead of
-            warning once and counting.
+        gate, gate_domain, tau_pos, tau_neg, gate_side: see `verl_sspo.algorithm.gates.Gate`.
+        stop_on_nonfinite: end the run at the first NaN or infinity among the inputs of the loss, instead of a warning.
 
     Raises:
-        ValueError: on a value or a combination that `verl_sspo.algorithm.gates.Gate` excludes, naming what is allowed.
+        ValueError: on a value or a combination that `Gate` refuses; the message names what is allowed.
     """
 
     gate: str = "arctan"

@@ -1,7 +1,7 @@
-"""What verl imports in the driver and in every worker (entry-point group `verl.plugins`).
+"""The module that verl imports in the driver and in every worker (entry-point group `verl.plugins`).
 
-verl logs the failure of a plugin at DEBUG and goes on without it: the user would only learn later, and elsewhere,
-that `sspo` is unknown. So a failure is printed here before it is raised.
+verl logs the failure of a plugin at DEBUG level and continues without it. So a failure is printed here before it is
+raised; otherwise the user would only see, later, that `sspo` is unknown.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""One rank of verl's actor: one update a setting, each from the same weights.
+"""One rank of verl's actor: one update per setting, each from the same weights.
 
-Started by test_engine_invariance.py, once a rank, with torch's RANK and WORLD_SIZE:
+Started by test_engine_invariance.py, once per rank, with torch's RANK and WORLD_SIZE:
     python engine_updates.py FOLDER SETTING...
 FOLDER holds `model/`, `rows.json` and `settings.json`. Rank 0 adds `<setting>.safetensors`, the parameters after the
 update, and `<setting>.json`: verl's metrics, and the shapes (rows, tokens) of the micro-batches that it put through
@@ -25,7 +25,9 @@ from verl_sspo.run.compose import compose_config
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-def batch_of(rows: list[dict], padding_rows: int, order: list[int], global_batch_size: int) -> TensorDict:
+def batch_of(
+    rows: list[dict], padding_rows: int, order: list[int], global_batch_size: int, rejecting: bool
+) -> TensorDict:
     """The batch as verl's trainer hands it to the actor: jagged tensors, and verl's own padding rows."""
     samples = []
     for row in rows:
@@ -42,6 +44,10 @@ def batch_of(rows: list[dict], padding_rows: int, order: list[int], global_batch
         sample["advantages"] = torch.full_like(sample["old_log_probs"], row["advantage"])
     # verl's padding has advantage 0; here nothing but the mask keeps it out.
     padding |= {"old_log_probs": torch.zeros(1), "advantages": torch.ones(1)}
+    if rejecting:
+        for sample, row in zip(samples, rows, strict=True):
+            sample["rollout_is_weights"] = torch.tensor(row["weights"])
+        padding |= {"rollout_is_weights": torch.ones(1)}
     samples += [padding] * padding_rows
     batch = tu.list_of_dict_to_tensordict([samples[i] for i in order])
     tu.assign_non_tensor(
@@ -89,7 +95,9 @@ def main() -> None:
     settings = json.loads((folder / "settings.json").read_text())
     for name in sys.argv[2:]:
         setting = settings[name]
-        batch = batch_of(rows, setting["padding_rows"], setting["order"], setting["global_batch_size"])
+        batch = batch_of(
+            rows, setting["padding_rows"], setting["order"], setting["global_batch_size"], setting["rejecting"]
+        )
         overrides = OmegaConf.from_dotlist([f"actor_rollout_ref.model.path={folder / 'model'}", *setting["overrides"]])
         parameters, logged = update(OmegaConf.merge(recipe(setting["algorithm"]), overrides), batch)
         if torch.distributed.get_rank() == 0:

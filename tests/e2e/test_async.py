@@ -65,9 +65,9 @@ def test_separate_async_with_gates_that_see_the_lag(tmp_path, task):
     # The prompts of the second step were drawn before the first: what was generated then is a version old.
     assert last["training/off_policy/trajectory_staleness_worst/max"] == 1
     # The loss is still SSPO's, and its gates see how far the policy has gone since.
-    assert last["actor/sspo/abs_log_ratio_max"] > 1e-2
+    assert last["actor/sspo/abs_log_ratio"] > 1e-4
     assert last["actor/sspo/slope"] < 1
-    assert last["actor/sspo/sequence_weight_std"] > 0
+    assert last["actor/sspo/abs_log_weight"] > 0
     assert last["actor/entropy_loss"] > 0
     assert not any(name.startswith("rollout_corr/") for name in last)
 
@@ -86,7 +86,7 @@ def test_colocate_async_with_weights_that_see_the_lag(tmp_path, task):
     assert last["training/off_policy/trajectory_staleness_worst/max"] == 1
     # The policy has moved since the rollout, the gates see nothing of it, and the weights do.
     assert last["training/rollout_probs_diff_max"] > 1e-2
-    assert last["actor/sspo/abs_log_ratio_max"] < 1e-4
+    assert last["actor/sspo/abs_log_ratio"] < 1e-4
     assert last["actor/sspo/slope"] == pytest.approx(1, abs=1e-6)
     assert last["rollout_corr/rollout_is_std"] > 1e-3
     assert last["actor/entropy"] > 0

@@ -1,6 +1,8 @@
-"""kill -9 of a run's processes: the launcher says so, nothing is left, a restart goes on from the checkpoint."""
+"""kill -9 of a run's processes: the launcher says so, nothing is left, the same command resumes from the checkpoint."""
 
+import functools
 import json
+import os
 import random
 import re
 import shutil
@@ -17,17 +19,18 @@ from processes import of_run
 
 from verl_sspo.quickstart.model import prepare_arithmetic
 from verl_sspo.report.summary import Metrics
-from verl_sspo.run import checkpoints, launch
+from verl_sspo.run import checkpoints
+from verl_sspo.run.folder import attempts
 from verl_sspo.run.processes import RUN_ID
 
 pytestmark = pytest.mark.e2e
-
-ROOT = Path(__file__).parents[2]
 
 # Who is killed, and what the user then reads. The driver is main_ppo and, in it, the actor TaskRunner.
 DIED = r"{victim}[\w.]* \(process \d+\) was killed or crashed: verl's main_ppo failed with exit code 1"
 VICTIMS = {
     "launcher": "",
+    # Ctrl-C, not a kill.
+    "Ctrl-C": "Interrupted. Log: ",
     "main_ppo": "verl's main_ppo was ended by SIGKILL",
     **{victim: DIED.format(victim=victim) for victim in ("TaskRunner", "WorkerDict", "HFServer")},
 }
@@ -57,7 +60,7 @@ def no_start_outlives_its_test():
 
 @dataclass
 class Start:
-    """A start of the quickstart in a run folder, and the processes that it has."""
+    """A start of `verl-sspo train` in a run folder, and the processes that it has."""
 
     run: Path
     process: subprocess.Popen
@@ -70,7 +73,7 @@ class Start:
     def find(self, victim):
         """The process to kill, or None if it has not started."""
         main = self.main()
-        if victim == "launcher" or main is None:
+        if victim in ("launcher", "Ctrl-C") or main is None:
             return main and psutil.Process(self.process.pid)
         if victim == "main_ppo":
             return main
@@ -104,9 +107,11 @@ def start(run, task, steps, *more):
         "actor_rollout_ref.rollout.n=4",
         *more,
     ]
-    command = [sys.executable, "-m", "verl_sspo.quickstart", "--resume", f"--run-dir={run}", *overrides]
+    command = [sys.executable, "-m", "verl_sspo.run.train", "quickstart", f"--run-dir={run}", *overrides]
     shown = run.with_suffix(".shown").open("w")
-    STARTED.append(subprocess.Popen(command, cwd=ROOT, stdout=shown, stderr=subprocess.STDOUT))
+    # A shell's background job ignores SIGINT, and passes that on.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    STARTED.append(subprocess.Popen(command, stdout=shown, stderr=subprocess.STDOUT, preexec_fn=heed))
     return Start(run, STARTED[-1])
 
 
@@ -141,7 +146,7 @@ def kill(started, victim, patience):
     run_id = started.main().environ()[RUN_ID]
     family = of_run(run_id) | set(started.main().children(recursive=True))
     logged, saved = started.steps(), checkpoints.last(started.run / "checkpoints")
-    process.kill()
+    process.send_signal(signal.SIGINT if victim == "Ctrl-C" else signal.SIGKILL)
     killed = time.monotonic()
     code = started.process.wait(timeout=patience)
     # The guard of a killed launcher takes a moment.
@@ -164,21 +169,21 @@ def kill(started, victim, patience):
 def check(outcome):
     victim = outcome["victim"]
     assert outcome["orphans"] == []
-    assert outcome["exit"] == (-signal.SIGKILL if victim == "launcher" else 1)
+    assert outcome["exit"] == {"launcher": -signal.SIGKILL, "Ctrl-C": 130}.get(victim, 1)
     assert re.search(VICTIMS[victim], " ".join(outcome["shown"].split()))
     step = outcome["checkpoint_when_killed"]
     if step is not None and victim != "launcher":
-        assert "the same command with --resume goes on from the checkpoint of step" in outcome["shown"]
+        assert "This command resumes from step" in outcome["shown"]
 
 
 def check_resumed(run, step, shown):
-    """The last start in `run` went on from the checkpoint of `step`."""
+    """The last start in `run` resumed from the checkpoint of `step`."""
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["step"]
     if step is None:
-        assert "going on" not in shown
+        assert "Resuming" not in shown
         assert first == 1
     else:
-        assert f"going on from the checkpoint of step {step}\n" in shown
+        assert f"Resuming from the checkpoint of step {step}\n" in shown
         assert first == step + 1
 
 
@@ -187,7 +192,7 @@ def end(started, steps, patience, resumed_from=()):
     run = started.run
     assert started.process.wait(timeout=patience) == 0, run.with_suffix(".shown").read_text()
     assert checkpoints.last(run / "checkpoints") == steps
-    logged = Metrics.read_attempts([*launch.attempts(run), run]).steps.keys()
+    logged = Metrics.read_attempts([*attempts(run), run]).steps.keys()
     assert json.loads((run / "summary.json").read_text())["steps"] == len(logged)
     # verl logs a step after its checkpoint: killed in between, it has trained a step that is in no metrics.
     assert set(range(1, steps + 1)) - logged <= set(resumed_from)
@@ -234,12 +239,12 @@ def test_an_unreadable_data_file_is_told_and_nothing_is_touched(tmp_path, task):
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize("seed", range(2))
-def test_ten_kills_at_random_points(tmp_path, task, seed):
-    """A run that is killed ten times, each victim twice, anywhere from the start of the victim on."""
+def test_kills_at_random_points(tmp_path, task, seed):
+    """A run that is killed KILLS times (10), every victim in turn, anywhere from the start of the victim on."""
     chance = random.Random(seed)
-    run, steps, saved, outcomes, resumed_from = tmp_path / "run", 60, None, [], []
-    victims = [*VICTIMS] * 2
-    chance.shuffle(victims)
+    kills = int(os.environ.get("KILLS", "10"))
+    run, steps, saved, outcomes, resumed_from = tmp_path / "run", 6 * kills, None, [], []
+    victims = [victim for _ in range(kills) for victim in chance.sample([*VICTIMS], len(VICTIMS))][:kills]
     for number, victim in enumerate(victims):
         started = start_until_there(victim, run, task, steps)
         # In a third of the cases while the run comes up, else in the first steps.
@@ -250,7 +255,7 @@ def test_ten_kills_at_random_points(tmp_path, task, seed):
         if started.steps():
             check_resumed(run, saved, shown)
         elif saved is not None:
-            assert f"going on from the checkpoint of step {saved}\n" in shown
+            assert f"Resuming from the checkpoint of step {saved}\n" in shown
         outcome = kill(started, victim, patience=600)
         saved = checkpoints.last(run / "checkpoints")
         resumed_from.append(saved)
@@ -303,8 +308,8 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stays(tmp_path, task):
         started = start(run, task, 4, f"trainer.default_local_dir={disk}")
         assert started.process.wait(timeout=1200) == 1
         shown = " ".join(run.with_suffix(".shown").read_text().split())
-        assert "a file could not be written (is the disk full?): verl's main_ppo failed with exit code 1" in shown
-        assert "the same command with --resume goes on from the checkpoint of step 2" in shown
+        assert "a file could not be written (is the disk full?)" in shown
+        assert "This command resumes from step 2" in shown
         assert checkpoints.last(disk) == 2
 
         subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)

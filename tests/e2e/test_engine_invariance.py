@@ -1,4 +1,4 @@
-"""verl's own actor learns the same from a batch, however the batch is split: one update, gradient by gradient.
+"""verl's own actor learns and logs the same from a batch, however the batch is split.
 
 `ActorRolloutRefWorker.update_actor` on FSDP2 and gloo, the path of main_ppo without its Ray cluster, with torch's SGD
 at rate 1 and no clipping: the change of the parameters is the gradient itself, and no error of scale can hide, as it
@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import Qwen2ForCausalLM
+from verl.utils.metric import reduce_metrics
+from verl.utils.py_functional import rename_dict
 
 from verl_sspo.algorithm.gates import Gate
 from verl_sspo.algorithm.reference import sspo_loss_matrix
@@ -52,6 +54,7 @@ class Setting:
         counted: rows that verl is told to take the mean over.
         reverse: the order of the rows.
         algorithm: recipe of `recipes/algo`.
+        rejecting: with rollout-correction weights, of which some are 0 and in one row all.
         optimizer: torch's: SGD at rate 1 without clipping, or AdamW as recipes have it.
     """
 
@@ -62,6 +65,7 @@ class Setting:
     counted: int = 8
     reverse: bool = False
     algorithm: str = "sspo"
+    rejecting: bool = False
     optimizer: str = "SGD"
 
     def as_json(self) -> dict:
@@ -87,7 +91,13 @@ class Setting:
             "padding_rows": self.padding,
             "order": order[::-1] if self.reverse else order,
             "global_batch_size": self.counted,
+            "rejecting": self.rejecting,
         }
+
+    @property
+    def formula(self) -> tuple[str, bool]:
+        """What the update must be equal to: a key of `exact`."""
+        return self.algorithm, self.rejecting
 
 
 SAME = {
@@ -113,6 +123,9 @@ SAME = {
     "ranks_v1": Setting(ranks=2, packed=True, algorithm="sspo_v1"),
     "forward": Setting(micro=2, algorithm="sspo_forward"),
     "ranks_forward": Setting(ranks=2, packed=True, algorithm="sspo_forward"),
+    "rejecting": Setting(micro=8, rejecting=True),
+    "rejecting_micro_1": Setting(micro=1, rejecting=True),
+    "ranks_rejecting": Setting(ranks=2, packed=True, rejecting=True),
 }
 OTHER = {
     "counted_padding": Setting(micro=4, padding=6, counted=12),
@@ -141,7 +154,10 @@ def folder(tmp_path_factory):
 
 
 def _rows(model):
-    """Random tokens, and log-ratios with a deviation of 0.15: at 0.1 and 0.083 the gates halve a token's gradient."""
+    """Random tokens, and log-ratios with a deviation of 0.15: at 0.1 and 0.083 the gates halve a token's gradient.
+
+    Of the rollout weights every fifth is 0, in the first row, which has a single token, all.
+    """
     random = torch.Generator().manual_seed(0)
     rows = []
     for prompt_length, response_length, advantage in ROWS:
@@ -151,6 +167,7 @@ def _rows(model):
             log_probs = _log_probs(model, row)
         row["old_log_probs"] = (log_probs + 0.15 * torch.randn(response_length, generator=random)).tolist()
         row["mask"] = [1] * response_length
+        row["weights"] = [0.0 if token % 5 == 0 else 0.5 + token / 10 for token in range(response_length)]
         rows.append(row)
     rows[TOOL_ROW]["mask"][TOOL_TOKENS] = [0] * 5
     return rows
@@ -198,19 +215,23 @@ def before(folder):
 
 @pytest.fixture(scope="module")
 def exact(folder):
-    """(loss, gradient) of the formula in float64, by algorithm."""
+    """(loss, gradient) of the formula in float64, by algorithm and whether there are rollout weights."""
     rows = json.loads((folder / "rows.json").read_text())
     found = {}
-    for algorithm, gate in GATES.items():
+    for algorithm, rejecting in [*((name, False) for name in GATES), ("sspo", True)]:
         model = Qwen2ForCausalLM.from_pretrained(folder / "model", dtype=torch.float64, attn_implementation="eager")
         loss = torch.zeros((), dtype=torch.float64)
         for row in rows:
             old_log_probs, mask = torch.tensor(row["old_log_probs"]).double(), torch.tensor(row["mask"])
+            weights = torch.tensor(row["weights"]).double() if rejecting else torch.ones_like(old_log_probs)
             advantages = torch.full_like(old_log_probs, row["advantage"])
-            arguments = (x.unsqueeze(0) for x in (_log_probs(model, row), old_log_probs, advantages, mask))
-            loss = loss + sspo_loss_matrix(*arguments, gate).sum() / mask.sum() / 8
+            log_prob, *others = (
+                x.unsqueeze(0) for x in (_log_probs(model, row), old_log_probs, advantages, mask, weights)
+            )
+            matrix = sspo_loss_matrix(log_prob, *others[:3], GATES[algorithm], others[3])
+            loss = loss + matrix.sum() / max(1, (mask * weights).count_nonzero()) / 8
         loss.backward()
-        found[algorithm] = loss.item(), {name: p.grad for name, p in model.named_parameters()}
+        found[algorithm, rejecting] = loss.item(), {name: p.grad for name, p in model.named_parameters()}
     return found
 
 
@@ -232,13 +253,13 @@ def _largest(gradient):
 
 
 def _difference(gradient, other):
-    """Largest difference of two elements, as a share of the largest gradient of `other`."""
+    """Largest difference of two elements, as a fraction of the largest gradient of `other`."""
     return _largest({key: gradient[key] - other[key] for key in other}) / _largest(other)
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_gradient_is_the_formula_s_however_the_batch_is_split(folder, before, exact, name):
-    loss, gradient = exact[SETTINGS[name].algorithm]
+    loss, gradient = exact[SETTINGS[name].formula]
     assert _difference(_gradient(folder, before, name), gradient) < TOLERANCE
     metrics = _logged(folder, name)["metrics"]
     norm = torch.cat([values.flatten() for values in gradient.values()]).norm().item()
@@ -247,13 +268,45 @@ def test_gradient_is_the_formula_s_however_the_batch_is_split(folder, before, ex
 
 
 def test_update_is_not_trivial(folder, before, exact):
-    _, gradient = exact["sspo"]
+    _, gradient = exact["sspo", False]
     # Every parameter moves, and the three gates move them differently.
     assert all(values.abs().max() > 1e-3 * _largest(gradient) for values in gradient.values())
     for name in ("sspo_v1", "sspo_forward"):
-        assert _difference(exact[name][1], gradient) > 0.1
+        assert _difference(exact[name, False][1], gradient) > 0.1
+    assert _difference(exact["sspo", True][1], gradient) > 0.1
     # Off policy: about half of the gradient does not pass the gates.
     assert 0.2 < _logged(folder, "whole")["metrics"]["sspo/slope"][0] < 0.8
+
+
+def _diagnostics(folder, name):
+    """What the loss logs, as verl's trainer reduces it, by the name under which it is in metrics.jsonl."""
+    metrics = reduce_metrics(rename_dict(_logged(folder, name)["metrics"], "actor/"))
+    return {key: value for key, value in metrics.items() if key.startswith("actor/sspo/") or key == "actor/ppo_kl"}
+
+
+# verl's trainer counts all rows, its padding among them.
+COUNTED = [
+    name
+    for name, setting in SETTINGS.items()
+    if setting.counted == len(ROWS) + setting.padding and setting.algorithm in GATES and setting.optimizer == "SGD"
+]
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_diagnostics_are_the_same_however_the_batch_is_split(folder, name):
+    first = next(other for other in COUNTED if SETTINGS[other].formula == SETTINGS[name].formula)
+    expected, got = _diagnostics(folder, first), _diagnostics(folder, name)
+    assert len(expected) > 10
+    # The forward pass of another split rounds otherwise.
+    assert got == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    if SETTINGS[name].rejecting:
+        kept = [weight for row in json.loads((folder / "rows.json").read_text()) for weight in _kept(row)]
+        assert got["actor/sspo/tokens_left_out"] == pytest.approx(kept.count(0.0) / len(kept))
+        assert got["actor/sspo/responses_left_out"] == 1 / 8
+
+
+def _kept(row):
+    return [weight for weight, valid in zip(row["weights"], row["mask"], strict=True) if valid]
 
 
 @pytest.mark.parametrize("name", SAME)
@@ -277,7 +330,7 @@ def test_batch_was_split_as_the_setting_says(folder, name):
 @pytest.mark.parametrize("name", ["counted_padding", "ranks_counted_padding"])
 def test_verl_counts_padding_rows_in_the_mean(folder, before, exact, name):
     """Its trainer divides by the mini-batch with its padding: four more rows of twelve shrink the gradient by 8/12."""
-    _, gradient = exact["sspo"]
+    _, gradient = exact["sspo", False]
     counted = _gradient(folder, before, name)
     assert _difference(counted, {key: values * 8 / 12 for key, values in gradient.items()}) < TOLERANCE
 
@@ -295,7 +348,7 @@ def test_adam_moves_the_parameters_alike(folder, before, exact):
     That is the same wherever the gradient is more than noise, but for Adam's epsilon of 1e-8 and the weight decay.
     """
     whole, split = (load_file(folder / f"{name}.safetensors") for name in ("adam_whole", "ranks_adam"))
-    _, gradient = exact["sspo"]
+    _, gradient = exact["sspo", False]
     for key, values in gradient.items():
         clear = values.abs() > TOLERANCE * _largest(gradient)
         assert clear.float().mean() > 0.9

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import psutil
 import pytest
 from processes import of_run
 
-from verl_sspo.run.launch import RUN_ID
+from verl_sspo.run.processes import RUN_ID
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
@@ -80,25 +81,39 @@ def test_quickstart_then_again_and_interrupted(tmp_path, task):
     # The flood is in the log, progress and result are on the screen.
     assert str(run / "curves.png") in ended.stdout
     assert f"{summary['accuracy_before']:.3f} → {summary['accuracy_after']:.3f}" in ended.stdout
-    assert "step 2/2" in ended.stderr
+    assert re.search(r"^ +2/2 +\d\.\d{3} +\d\.\d{3} +\d\.\d{3} +\d+\.\d +0:00$", ended.stderr, re.MULTILINE)
     assert str(run / "train.log") in ended.stderr
+    assert "answers of the first and the last validation" in ended.stdout
     assert len(ended.stderr.splitlines()) < 40
     assert len((run / "train.log").read_text().splitlines()) > 200
     assert (run / "curves.png").stat().st_size > 10_000
     assert (run / "hydra" / ".hydra" / "config.yaml").exists()
 
-    # What another run has saved is not written over.
-    refused = quickstart(tmp_path / "other", task, f"trainer.default_local_dir={run / 'checkpoints'}")
-    assert refused.returncode == 2
-    assert f"{run / 'checkpoints'} has the checkpoints of another run" in refused.stderr
+    # The same command says at once that the run is complete.
+    again = quickstart(run, task, "trainer.save_freq=2")
+    assert again.returncode == 0
+    assert "is trained to step 2 of 2" in again.stderr
+    assert not list(run.glob("attempt-*"))
 
-    # The second start moves the first run aside, does not make the task again, and is interrupted as it trains.
+    # What another run has saved is not written over.
+    elsewhere = f"trainer.default_local_dir={run / 'checkpoints'}"
+    refused = quickstart(tmp_path / "other", task, elsewhere, "trainer.resume_mode=disable")
+    assert refused.returncode == 2
+    assert f"{run / 'checkpoints'} has checkpoints of another run" in refused.stderr
+
+    # Anew: the first run is renamed, the task is not made again, and the run is interrupted as it trains.
     weights = task / "model" / "model.safetensors"
     written = weights.stat().st_mtime_ns
     # A shell's background job ignores SIGINT, and passes that on.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     second = subprocess.Popen(
-        command(run, task, "trainer.total_training_steps=100", "trainer.val_before_train=false"),
+        command(
+            run,
+            task,
+            "trainer.total_training_steps=100",
+            "trainer.val_before_train=false",
+            "trainer.resume_mode=disable",
+        ),
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -117,6 +132,7 @@ def test_quickstart_then_again_and_interrupted(tmp_path, task):
         second.send_signal(signal.SIGINT)
         _, shown = second.communicate(timeout=180)
     assert second.returncode == 130, shown
+    assert "This command starts anew, no checkpoint was saved" in shown
     assert of_run(run_of_second) == set()
     assert weights.stat().st_mtime_ns == written
     (aside,) = tmp_path.glob("run-*")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
-SHARED_DATA = Path(os.environ.get("VERL_SSPO_SHARED_DATA", ROOT.parent / "shared" / "data"))
+FIXTURES = ROOT / "tests" / "fixtures"
 SMALL = [
     "hardware=cpu",
     "trainer.total_training_steps=2",
@@ -81,21 +80,18 @@ def test_algorithm_trains(tmp_path, task, algorithm):
 
 
 ROWS = {
-    # task: (name for prepare_data, shared file, options)
-    "gsm8k": ("gsm8k", "gsm8k_train.jsonl", []),
-    "math": ("math", "math_sample.jsonl", ["--levels", "all"]),
-    "code": ("humaneval", "humaneval_sample.jsonl", ["--split", "test"]),
+    # recipe: (name for prepare-data, file, options)
+    "gsm8k": ("gsm8k", "gsm8k.jsonl", []),
+    "math": ("math", "math.jsonl", ["--levels", "all"]),
+    "code": ("humaneval", "humaneval.jsonl", ["--split", "test"]),
 }
 
 
 @pytest.mark.parametrize("recipe", ROWS)
 def test_task_runs_on_real_rows(tmp_path, task, recipe):
     name, file, options = ROWS[recipe]
-    source = SHARED_DATA / file
-    if not source.is_file():
-        pytest.skip(f"needs the rows of {source} (VERL_SSPO_SHARED_DATA)")
     rows = tmp_path / "rows"
-    arguments = [name, "--source", str(source), "--output", str(rows), "--limit", "8", *options]
+    arguments = [name, "--source", str(FIXTURES / file), "--output", str(rows), "--limit", "8", *options]
     assert prepare_data.main(arguments) == 0
     parquet = next(rows.glob("*.parquet"))
     steps = _run(
@@ -109,6 +105,6 @@ def test_task_runs_on_real_rows(tmp_path, task, recipe):
         "data.max_response_length=32",
         "actor_rollout_ref.rollout.val_kwargs.n=1",
     )
-    # The judges ran on what was sampled, in training and in validation.
+    # The graders ran on what was sampled, in training and in validation.
     assert 0 <= steps[1]["critic/score/mean"] <= 1
     assert any(metric.startswith("val-core/") for metric in steps[0])

@@ -6,13 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from verl.protocol import DataProto
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_adv_estimator_fn
 
 from verl_sspo.algorithm.advantage import group_relative_advantages
 
 
 def sspo_advantages(rewards, index, mask=None, **algorithm):
-    """Through verl's registry, with one reward a response on its last token, as verl's reward loop writes them."""
+    """Through verl's registry, with one reward per response on its last token, as verl's reward loop writes them."""
     mask = torch.ones(len(rewards), 3, dtype=torch.bool) if mask is None else mask
     token_level_rewards = torch.zeros(mask.shape)
     token_level_rewards[:, -1] = torch.as_tensor(rewards)
@@ -112,3 +113,42 @@ def test_an_infinite_reward_never_gives_a_number(rewards):
 def test_an_index_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="2 prompts for 3 responses"):
         sspo_advantages([1.0, 0.0, 1.0], ["a", "a"])
+
+
+def of_sessions(estimator, rewards, keys, mask):
+    """Advantages as verl's V1 trainer computes them, for outputs with keys {uid}_{session}_{output}."""
+    # Not at the top: this import makes verl choose its platform.
+    from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
+
+    data = DataProto.from_dict(
+        {
+            "token_level_rewards": torch.nn.functional.pad(torch.tensor(rewards).unsqueeze(-1), (0, mask.shape[1] - 1)),
+            "response_mask": mask,
+        },
+        non_tensors={"uid": np.array([key.rsplit("_", 2)[0] for key in keys], dtype=object)},
+    )
+    config = OmegaConf.create({"norm_adv_by_std_in_grpo": True})
+    return compute_advantage_for_multi_trajectories(data, keys, estimator, config=config).batch["advantages"]
+
+
+def test_a_session_of_several_outputs_counts_once_as_in_verls_grpo():
+    keys = ["u_0_0"] + [f"u_1_{output}" for output in range(10)]
+    advantages = of_sessions("sspo", [1.0] + [0.0] * 10, keys, torch.ones(11, 2, dtype=torch.int64))
+    expected = torch.tensor([0.5**0.5] + [-(0.5**0.5)] * 10).unsqueeze(-1).expand(11, 2)
+    torch.testing.assert_close(advantages, expected, rtol=3e-6, atol=0)
+
+
+@given(
+    outputs=st.lists(
+        st.tuples(st.sampled_from("ab"), st.integers(0, 3), st.integers(0, 12)), min_size=1, max_size=20, unique=True
+    ),
+    seed=st.integers(0, 999),
+)
+@settings(deadline=None, max_examples=100)
+def test_sessions_of_any_sizes_order_and_masks_equal_verls_grpo(outputs, seed):
+    generator = torch.Generator().manual_seed(seed)
+    keys = [f"{uid}_1_{session}_{output}" for uid, session, output in outputs]
+    rewards = torch.randint(0, 3, (len(keys),), generator=generator).float().tolist()
+    mask = torch.randint(0, 2, (len(keys), 3), generator=generator)
+    theirs = of_sessions("grpo", rewards, keys, mask)
+    torch.testing.assert_close(of_sessions("sspo", rewards, keys, mask), theirs, rtol=1e-5, atol=1e-5)

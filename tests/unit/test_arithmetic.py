@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from verl_sspo.quickstart import task as arithmetic
 from verl_sspo.quickstart.reward import score
 from verl_sspo.rewards import compute_score
+from verl_sspo.run.compose import RECIPES, compose_config
 
 
 class NeverSwap(random.Random):
@@ -40,8 +41,11 @@ def test_teacher_without_carelessness_is_right(digits, data):
     assert len(solution) + 1 == arithmetic.response_length(digits)
 
 
-def test_three_digits_take_32_tokens():
-    assert arithmetic.response_length(3) == 32
+@pytest.mark.parametrize("digits", range(1, 6))
+def test_the_recipe_has_room_for_problem_and_solution(digits):
+    data = compose_config("quickstart", [f"task.digits={digits}"], RECIPES).data
+    assert data.max_prompt_length == arithmetic.prompt_length(digits)
+    assert data.max_response_length == arithmetic.response_length(digits)
 
 
 def test_teacher_forgets_and_swaps_as_often_as_it_should():

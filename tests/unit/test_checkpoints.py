@@ -1,7 +1,5 @@
 """Which checkpoint a restart goes on from, after every place at which verl can be killed while it saves."""
 
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import pytest
 
 from verl_sspo.run import checkpoints, settings
 from verl_sspo.run.checkpoints import RECORD, last, settle
+from verl_sspo.run.compose import compose_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -29,19 +28,6 @@ def save(root, step, ranks=1, record=True):
 def write(path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("data.pkl", "0" * 100)
-
-
-def command(run, *overrides):
-    """What scripts/train.sh runs."""
-    arguments = ["--config-dir", str(RECIPES), "--config-name", "gsm8k"]
-    folder = f"trainer.default_local_dir={run / 'checkpoints'}"
-    shown = subprocess.run(
-        [sys.executable, "-m", "verl_sspo.run.checkpoints", str(run), *arguments, folder, *overrides],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    return shown.returncode, shown.stdout + shown.stderr
 
 
 def halve(path):
@@ -94,7 +80,7 @@ def test_a_rank_without_its_part_is_missed(tmp_path):
 
 
 @pytest.mark.parametrize("record", ["", "\n", "nonsense", None])
-def test_a_damaged_record_is_mended_with_the_newest_complete_one(tmp_path, record):
+def test_a_damaged_record_is_repaired_with_the_newest_complete_one(tmp_path, record):
     save(tmp_path, 9)
     save(tmp_path, 10)
     halve(save(tmp_path, 11) / "data.pt")
@@ -135,24 +121,9 @@ def test_shards_that_lie_elsewhere_are_not_trained_over(tmp_path):
     with pytest.raises(ValueError, match=r"recorded but not complete.*other machines"):
         settle(root)
     assert (root / RECORD).read_text() == "8"
-    code, shown = command(tmp_path)
-    assert code == 1
-    assert "move" in shown
     # What was never recorded, verl had not finished: nothing is lost with it.
     (root / RECORD).write_text("")
     assert settle(root) is None
-
-
-def test_a_run_that_still_writes_is_not_mended(tmp_path):
-    save(tmp_path / "checkpoints", 8)
-    writer = subprocess.Popen([sys.executable, "-c", "input()", f"hydra.run.dir='{tmp_path}/start/hydra'"], stdin=-1)
-    try:
-        code, shown = command(tmp_path)
-    finally:
-        writer.kill()
-        writer.communicate()
-    assert code == 1
-    assert f"process {writer.pid} still trains" in shown
 
 
 def test_what_torch_saves_is_recognised(tmp_path):
@@ -165,14 +136,45 @@ def test_what_torch_saves_is_recognised(tmp_path):
     assert not checkpoints.is_complete(folder)
 
 
-def test_command_line(tmp_path):
-    assert command(tmp_path) == (0, "No complete checkpoint: starting anew\n")
-    root = tmp_path / "checkpoints"
-    assert "tau_pos: 10.0" in (root / settings.KEPT).read_text()
-    save(root, 8)
-    (root / RECORD).write_text("")
-    assert command(tmp_path) == (0, "Going on from the checkpoint of step 8\n")
-    assert (root / RECORD).read_text() == "8"
-    (root / RECORD).write_text("")
-    assert command(tmp_path, "trainer.resume_mode=disable") == (0, "")
-    assert (root / RECORD).read_text() == ""
+@pytest.fixture
+def kept(tmp_path):
+    """Settings of a run as its start has kept them."""
+    settings.keep(compose_config("gsm8k", [], RECIPES), tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "actor_rollout_ref.actor.use_dynamic_bsz=true",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
+        "actor_rollout_ref.actor.fsdp_config.param_offload=true",
+        "actor_rollout_ref.rollout.gpu_memory_utilization=0.3",
+        "actor_rollout_ref.rollout.tensor_model_parallel_size=8",
+        "actor_rollout_ref.model.enable_gradient_checkpointing=false",
+        "data.dataloader_num_workers=1",
+        "trainer.total_epochs=9",
+    ],
+)
+def test_what_saves_memory_or_time_may_change(kept, override):
+    assert settings.changed(compose_config("gsm8k", [override], RECIPES), kept) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "actor_rollout_ref.actor.policy_loss.tau_pos=3",
+            "actor_rollout_ref.actor.policy_loss.tau_pos: 10.0 there, 3 now",
+        ),
+        (
+            "actor_rollout_ref.actor.ppo_mini_batch_size=32",
+            "actor_rollout_ref.actor.ppo_mini_batch_size: 64 there, 32 now",
+        ),
+        ("data.train_batch_size=64", "data.train_batch_size: 256 there, 64 now"),
+        ("actor_rollout_ref.actor.optim.lr=1e-5", "actor_rollout_ref.actor.optim.lr: 1e-06 there, 1e-05 now"),
+    ],
+)
+def test_what_is_trained_may_not(kept, override, said):
+    assert settings.changed(compose_config("gsm8k", [override], RECIPES), kept)[0] == said

@@ -1,24 +1,29 @@
-"""Data preparation: every row is kept, left out for a stated reason, or named as unreadable."""
+"""Data preparation: every row is kept, left out for a stated reason, or named as bad; files are whole or not there."""
 
 import base64
 import json
 import os
 import pickle
+import re
+import subprocess
+import sys
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 import verl_sspo.data.__main__ as prepare_data
-from verl_sspo.data.prepare import SourceError, open_source
+from verl_sspo.data import schema, word_problems
 from verl_sspo.data.schema import SCHEMA, make_row, write_rows
+from verl_sspo.data.sources import SourceError, open_source
 from verl_sspo.data.tasks import TASKS, prepare
 from verl_sspo.rewards import compute_score
 
 pytestmark = pytest.mark.timeout(120)
-ROOT = Path(__file__).parents[2]
-SHARED = Path(os.environ.get("VERL_SSPO_SHARED_DATA", ROOT.parent / "shared" / "data"))
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+SHARED = Path(os.environ.get("VERL_SSPO_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared data in {SHARED} (VERL_SSPO_SHARED_DATA)")
 
 
@@ -54,25 +59,207 @@ def test_rows_are_verls(script, tmp_path):
     assert compute_score(row["data_source"], r"\boxed{1,003}", row["reward_model"]["ground_truth"])["score"] == 1.0
 
 
-def test_unreadable_rows_are_counted_and_named(script, tmp_path, capsys):
-    rows = [*GSM8K[:2], "{not json", {"question": "no answer"}, {"question": "q", "answer": "no hashes"}, "[1]"]
-    assert script(["gsm8k", "--source", _jsonl(tmp_path / "x.jsonl", rows), "--output", str(tmp_path / "out")]) == 0
-    out = capsys.readouterr().out
-    assert "train: 2 rows" in out
-    assert "NOT READABLE: 4" in out
-    for index in (2, 3, 4, 5):
-        assert f"row {index} of openai/gsm8k train" in out
-    assert "longest prompt" in out
+def _run(script, capsys, *arguments):
+    """Exit status, stdout, stderr; argparse's refusals too."""
+    try:
+        status = script([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return status, captured.out, captured.err
 
 
-def test_unicode_that_no_file_holds_costs_a_row(script, tmp_path):
-    source = tmp_path / "x.jsonl"
-    rows = [json.dumps(GSM8K[0]), '{"question": "\\ud800", "answer": "#### 5"}', "[" * 100_000, json.dumps(GSM8K[1])]
-    source.write_bytes(b"\xef\xbb\xbf" + "\n".join(rows).encode() + b'\n{"question": "\xff", "answer": "#### 5"}')
-    (split,) = prepare("gsm8k", source=str(source))
-    assert [row["extra_info"]["index"] for row in split.rows] == [0, 3]
-    assert len(split.unreadable) == 3
-    assert script(["gsm8k", "--source", str(source), "--output", str(tmp_path)]) == 0
+# What a line of a GSM8K file may hold, and what must be said of it.
+BAD = {
+    "{not json": "not JSON: Expecting property name enclosed in double quotes at column 2",
+    "[1]": "no object: [1]",
+    "[" * 100_000: "not JSON: nested too deeply",
+    '{"question": "q"}': "no column answer, only question",
+    '{"problem": "q", "solution": "s"}': "no column answer, only problem, solution",
+    '{"question": "q", "answer": null}': "column answer is null",
+    '{"question": "q", "answer": 72}': "column answer is no text: 72",
+    '{"question": "q", "answer": "no hashes"}': "no number behind #### in column answer: 'no hashes'",
+    '{"question": "q", "answer": "#### "}': "no number behind #### in column answer",
+    '{"question": null, "answer": "#### 1"}': "column question is null",
+    '{"question": " ", "answer": "#### 1"}': "column question is empty",
+    '{"question": ["q"], "answer": "#### 1"}': "column question is no text: ['q']",
+    '{"question": "\\ud800", "answer": "#### 1"}': "half a character, which no file can hold",
+    '{"question": "\udcfc", "answer": "#### 1"}': "not UTF-8: byte 0xfc at column 15",
+}
+
+
+def _with_bad_lines(path, bad):
+    """A file with good rows in lines 1, 3 and 5, an empty line 2, bad ones in 4 and from 6 on."""
+    good = [json.dumps(row) for row in GSM8K[:3]]
+    lines = [good[0], "", good[1], bad[0], good[2], *bad[1:]]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode(errors="surrogateescape"))
+    return str(path)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_row_is_named_with_file_line_and_reason(script, tmp_path, capsys, bad):
+    source, output = _with_bad_lines(tmp_path / "my rows.jsonl", [bad]), tmp_path / "out"
+    status, out, err = _run(script, capsys, "gsm8k", "--source", source, "--output", output)
+    assert status == 1
+    assert f"{source}, line 4: {BAD[bad]}" in err
+    assert "--skip-bad" in err
+    assert out == ""
+    assert not output.exists()
+    status, out, err = _run(script, capsys, "gsm8k", "--source", source, "--output", output, "--skip-bad")
+    assert status == 0
+    assert f"  1 x {BAD[bad].partition(':')[0]}" in err
+    assert "train: 3 rows" in out
+    indices = [row["extra_info"]["index"] for row in pq.read_table(output / "train.parquet").to_pylist()]
+    assert indices == [0, 1, 3]
+
+
+def test_bad_rows_are_counted_by_kind(script, tmp_path, capsys):
+    source = _with_bad_lines(tmp_path / "x.jsonl", ["{not json", '{"question": "q"}', "}", "]", "a", "b"])
+    _, _, err = _run(script, capsys, "gsm8k", "--source", source, "--output", tmp_path / "out", "--skip-bad")
+    assert "  5 x not JSON" in err
+    assert "    and 2 more" in err
+    assert "  1 x no column answer, only question" in err
+    assert [f"line {number}" in err for number in (4, 6, 7, 8, 9, 10)] == [True, True, True, True, False, False]
+
+
+def test_repeated_problems_are_told(script, tmp_path, capsys):
+    source = _jsonl(tmp_path / "x.jsonl", [*GSM8K[:3], GSM8K[0], GSM8K[0]])
+    status, _, err = _run(script, capsys, "gsm8k", "--source", source, "--output", tmp_path / "kept")
+    assert status == 0
+    assert "repeated rows, kept:\n  2 x repeats a problem\n" in err
+    assert f"{source}, line 4: repeats a problem: {source}, line 1" in err
+    assert pq.read_table(tmp_path / "kept" / "train.parquet").num_rows == 5
+    _run(script, capsys, "gsm8k", "--source", source, "--output", tmp_path / "left", "--skip-bad")
+    assert pq.read_table(tmp_path / "left" / "train.parquet").num_rows == 3
+
+
+def test_files_in_other_encodings_and_shapes(script, tmp_path, capsys):
+    def refused(name, data, *words):
+        (tmp_path / name).write_bytes(data)
+        status, _, err = _run(script, capsys, "gsm8k", "--source", tmp_path / name, "--output", tmp_path / "out")
+        assert status == 1
+        assert str(tmp_path / name) in err
+        assert all(word in err for word in words), err
+        assert not (tmp_path / "out").exists()
+
+    row = json.dumps(GSM8K[0])
+    refused("utf16.jsonl", row.encode("utf-16"), "UTF-16", "iconv")
+    refused("latin1.jsonl", row.replace("What", "Wie groß").encode("latin-1"), "byte 0xdf", "iconv -f LATIN1", "line 1")
+    refused("latin1.csv", "question,answer\nq,#### 1\ngroß,#### 2\n".encode("latin-1"), "line 3", "byte 0xdf")
+    refused("empty.jsonl", b"", "no rows")
+    refused("blank.jsonl", b"\n \n", "no rows")
+    refused("empty.csv", b"question,answer\n", "no rows")
+    refused("list.json", b'[{"question": "q"},', "not JSON", "line 1")
+    refused("empty.parquet", b"", "cannot be read")
+    refused("cut.parquet", b"PAR1 and no more", "cannot be read")
+    refused("cut.arrow", b"ARROW1 and no more", "cannot be read")
+    refused("short.csv", b"question,answer\nq\n", "line 2: fields do not match the columns question, answer")
+    refused("long.csv", b"question,answer\nq,#### 1,3\n", "line 2: fields do not match")
+    refused("quote.csv", b'question,answer\n"q,#### 1\n', "cannot be read")
+    refused("other.csv", b"frage;antwort\nq;#### 1\n", "no column answer, only frage, antwort", "line 2")
+    os.symlink("/proc/self/mem", tmp_path / "unreadable.jsonl")
+    refused_link = _run(
+        script, capsys, "gsm8k", "--source", tmp_path / "unreadable.jsonl", "--output", tmp_path / "out"
+    )
+    assert refused_link[0] == 1
+    assert "unreadable.jsonl cannot be read" in refused_link[2]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv_with_any_usual_delimiter(tmp_path, delimiter):
+    path = tmp_path / "x.csv"
+    path.write_text(f'question{delimiter}answer\n"a\nb"{delimiter}#### 1\n\nc{delimiter}#### 2\n')
+    rows = open_source(str(path), config=None, splits=("train",), file_split="train")["train"]
+    assert rows == [
+        (f"{path}, line 2", {"question": "a\nb", "answer": "#### 1"}),
+        (f"{path}, line 4", {"question": "c", "answer": "#### 2"}),
+    ]
+
+
+@pytest.mark.parametrize("name", ["x[1].jsonl", "x*.jsonl", "{a}.jsonl", "ä ö.jsonl", "x[1].parquet", "x[1].csv"])
+def test_any_file_name(tmp_path, name):
+    import pandas
+
+    if name.endswith("jsonl"):
+        _jsonl(tmp_path / name, GSM8K)
+    else:
+        getattr(pandas.DataFrame(GSM8K), "to_" + name.rpartition(".")[2])(tmp_path / name, index=False)
+    (split,) = prepare("gsm8k", source=str(tmp_path / name))
+    assert len(split.rows) == len(GSM8K)
+
+
+def test_rows_of_another_task(script, tmp_path, capsys):
+    sources = {"gsm8k": _jsonl(tmp_path / "g.jsonl", GSM8K), "math": _jsonl(tmp_path / "m.jsonl", MATH)}
+    for task, other in (
+        ("gsm8k", "math"),
+        ("math", "gsm8k"),
+        ("code", "gsm8k"),
+        ("humaneval", "math"),
+        ("mbpp", "math"),
+    ):
+        status, _, err = _run(script, capsys, task, "--source", sources[other], "--output", tmp_path / "out")
+        assert status == 1
+        assert f"{len(GSM8K)} x no column" in err
+    without = _jsonl(tmp_path / "w.jsonl", [{key: row[key] for key in ("problem", "solution")} for row in MATH])
+    status, _, err = _run(script, capsys, "math", "--source", without, "--output", tmp_path / "out")
+    assert status == 1
+    assert "no column level: --levels all keeps such rows" in err
+    assert not (tmp_path / "out").exists()
+    assert script(["math", "--source", without, "--output", str(tmp_path / "out"), "--levels", "all"]) == 0
+
+
+def test_an_earlier_output_is_replaced_only_when_asked(script, tmp_path, capsys):
+    source, output = _jsonl(tmp_path / "x.jsonl", GSM8K), tmp_path / "out"
+    arguments = ["gsm8k", "--source", source, "--output", output]
+    assert _run(script, capsys, *arguments)[0] == 0
+    assert _run(script, capsys, *arguments, "--split", "test", "--overwrite")[0] == 0
+    before = (output / "train.parquet").read_bytes()
+    status, _, err = _run(script, capsys, *arguments, "--limit", "2")
+    assert status == 2
+    assert f"{output} holds test.parquet, train.parquet: --overwrite replaces" in err
+    assert (output / "train.parquet").read_bytes() == before
+    status, out, _ = _run(script, capsys, *arguments, "--limit", "2", "--overwrite")
+    assert status == 0
+    assert f"left as it was: {output / 'test.parquet'}" in out
+    assert pq.read_table(output / "train.parquet").num_rows == 2
+
+
+def test_a_full_disk_leaves_all_splits_as_they_were(script, tmp_path, capsys, monkeypatch):
+    folder, output = tmp_path / "source", tmp_path / "out"
+    folder.mkdir()
+    for split in ("train", "test"):
+        _jsonl(folder / f"{split}.jsonl", GSM8K)
+    arguments = ["gsm8k", "--source", folder, "--output", output, "--overwrite"]
+    assert _run(script, capsys, *arguments)[0] == 0
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    assert before.keys() == {"train.parquet", "test.parquet"}
+    write = pq.write_table
+
+    def full(table, path):
+        if "test" in path.name:
+            path.write_bytes(b"PAR1")
+            raise OSError(28, "No space left on device")
+        write(table, path)
+
+    monkeypatch.setattr(schema.pq, "write_table", full)
+    status, out, err = _run(script, capsys, *arguments, "--limit", "2")
+    assert status == 1
+    assert "No space left on device" in err
+    assert "wrote" not in out
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path):
+    source = _jsonl(tmp_path / "x.jsonl", GSM8K)
+    command = [sys.executable, "-m", "verl_sspo.data", "gsm8k", "--source", source, "--output", str(tmp_path / "out")]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as stdout:
+        run = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "BrokenPipe" not in run.stderr
+    assert (tmp_path / "out" / "train.parquet").exists()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +272,11 @@ def test_unicode_that_no_file_holds_costs_a_row(script, tmp_path):
         ("math500", {"problem": "p", "answer": True}),
         ("code", {"problem": None, "tests": {"inputs": ["1"], "outputs": ["1"]}}),
         ("code", {"problem": "p", "tests": {"inputs": "1", "outputs": "1"}}),
-        ("code", {"problem": "p", "tests": {"inputs": ["no json"], "outputs": ["1"], "fn_name": "f"}}),
+        ("code", {"problem": "p", "tests": "no json"}),
+        ("code", {"prompt": [], "reward_model": {"ground_truth": "{}"}}),
+        ("code", {"prompt": None, "reward_model": {"ground_truth": "{}"}}),
+        ("code", {"prompt": [{"role": "user", "content": None}], "reward_model": {"ground_truth": "[1]"}}),
+        ("livecodebench", {"question_content": "p", "public_test_cases": None, "private_test_cases": None}),
         ("humaneval", {"prompt": "def f(): ...", "test": None, "entry_point": "f"}),
         ("humaneval", {"prompt": "def f(): ...", "test": "def check(", "entry_point": "f"}),
         ("mbpp", {"text": "t", "test_list": "assert f()"}),
@@ -97,10 +288,10 @@ def test_unicode_that_no_file_holds_costs_a_row(script, tmp_path):
         ),
     ],
 )
-def test_rows_that_could_never_be_judged_are_unreadable(tmp_path, task, row):
+def test_rows_that_could_never_be_graded_are_bad(tmp_path, task, row):
     (split,) = prepare(task, source=_jsonl(tmp_path / "x.jsonl", [row]))
     assert not split.rows
-    assert len(split.unreadable) == 1
+    assert len(split.bad) == 1
 
 
 def test_a_name_that_no_reward_knows_does_not_reach_the_training(tmp_path):
@@ -112,13 +303,16 @@ def test_a_name_that_no_reward_knows_does_not_reach_the_training(tmp_path):
 
 def test_places_that_cannot_be_written_are_refused_first(script, tmp_path, capsys):
     source = _jsonl(tmp_path / "x.jsonl", GSM8K)
-    for bad in (["--output", source], ["--output", f"{source}/below"], ["--split", "../elsewhere"]):
+    for bad in (
+        *(["--output", source], ["--output", f"{source}/below"], ["--output", ""], ["--split", "../elsewhere"]),
+        *(["--split", ""], ["--levels", "3"], ["--levels", "all"], ["--limit", "0"]),
+    ):
         with pytest.raises(SystemExit):
             script(["gsm8k", "--source", source, *bad])
     with pytest.raises(SystemExit):
         script(["gsm8k", "deepmath", "--source", source, source, "--shares", "nan", "1"])
     (tmp_path / "out" / "train.parquet").mkdir(parents=True)
-    assert script(["gsm8k", "--source", source, "--output", str(tmp_path / "out")]) == 1
+    assert script(["gsm8k", "--source", source, "--output", str(tmp_path / "out"), "--overwrite"]) == 1
     assert "cannot write" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["train.parquet"]
 
@@ -137,7 +331,7 @@ def test_levels(tmp_path):
 def test_benchmarks_of_mathematics(tmp_path):
     def truths(task, *rows):
         (split,) = prepare(task, source=_jsonl(tmp_path / "x.jsonl", rows))
-        assert not split.unreadable
+        assert not split.bad
         return [(row["data_source"], row["reward_model"]["ground_truth"]) for row in split.rows], split
 
     (found,), split = truths("amc", {"problem": "p", "answer": 142.0, "url": "u"})
@@ -158,7 +352,7 @@ def test_benchmarks_of_mathematics(tmp_path):
     source = _jsonl(tmp_path / "text.jsonl", [{"question": "q", "final_answer": "$-12$"}])
     (split,) = prepare("olympiadbench", source=source)
     assert not split.rows
-    assert "must be a list of texts" in str(split.unreadable)
+    assert "must be a list of texts" in str(split.bad)
     assert compute_score(found[0][0], r"\boxed{2}", found[0][1])["score"] == 1.0
     assert compute_score(found[1][0], r"\boxed{-3, 1}", found[1][1])["score"] == 1.0
     assert compute_score(found[1][0], r"\boxed{1}", found[1][1])["score"] == 0.0
@@ -190,7 +384,8 @@ def test_every_kind_of_source_gives_the_same_rows(tmp_path, kind):
     else:
         data.to_parquet(path / "train.parquet")
     opened = open_source(str(path), config=None, splits=("train",), file_split="train")
-    assert opened == {"train": GSM8K}
+    assert [row for _, row in opened["train"]] == GSM8K
+    assert opened.keys() == {"train"}
 
 
 def test_sources_that_cannot_be_read(tmp_path, script, capsys):
@@ -204,13 +399,41 @@ def test_sources_that_cannot_be_read(tmp_path, script, capsys):
     assert "does not exist" in capsys.readouterr().err
 
 
-def test_data_sets_that_come_with_a_script(tmp_path):
-    folder = tmp_path / "set"
-    folder.mkdir()
-    (folder / "set.py").write_text("")
-    _jsonl(folder / "test.jsonl", GSM8K)
+def test_folders(tmp_path):
+    def opened(**files):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name, rows in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            _jsonl(folder / f"{name}.jsonl", rows)
+        return open_source(str(folder), config="main", splits=("train", "test"), file_split="train")
+
+    one, two = GSM8K[:1], GSM8K[1:2]
+    for files in (
+        {"train": one, "test": two},
+        {"data/train-00000-of-00001": one, "data/test-00000-of-00001": two},
+        {"main/train-00000": one, "main/test6": two, "socratic/train-00000": two},
+    ):
+        assert {split: [row for _, row in rows] for split, rows in opened(**files).items()} == {
+            "train": one,
+            "test": two,
+        }
+    assert [row for _, row in opened(a=one, b=two)["train"]] == one + two
+    with pytest.raises(SourceError, match=r"validation.jsonl, but no file of the splits train, test"):
+        opened(validation=one)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="no data files"):
+        open_source(str(tmp_path / "empty"), config=None, splits=("train",), file_split="train")
+
+
+def test_data_sets_that_come_with_a_script(monkeypatch):
+    import datasets
+
+    def refuse(*_, **__):
+        raise RuntimeError("Dataset scripts are no longer supported, but found set.py")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(SourceError, match="script"):
-        open_source(str(folder), config=None, splits=("test",), file_split="test")
+        open_source("some/set", config=None, splits=("test",), file_split="test")
 
 
 def test_hub_out_of_reach(monkeypatch):
@@ -222,6 +445,25 @@ def test_hub_out_of_reach(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(SourceError, match="--source"):
         prepare("gsm8k")
+
+
+def test_the_hub_gives_the_splits_that_are_wanted(monkeypatch):
+    import datasets
+
+    loaded = {"train": GSM8K[:1], "validation": GSM8K[1:2], "test": GSM8K[2:3]}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: loaded)
+    found = open_source("some/set", config=None, splits=("train", "test"), file_split="train")
+    assert found == {
+        "train": [("some/set train, row 1", GSM8K[0])],
+        "test": [("some/set test, row 1", GSM8K[2])],
+    }
+    with pytest.raises(SourceError, match="none of"):
+        open_source("some/set", config=None, splits=("absent",), file_split="train")
+
+
+def test_rewards_and_other_packages_do_not_need_datasets():
+    code = "import sys; sys.modules['datasets'] = None; import verl_sspo.rewards.code, verl_sspo.data.__main__"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_mix_is_half_and_half_and_the_same_every_time(script, tmp_path):
@@ -251,7 +493,25 @@ def test_templates(tmp_path, script):
     assert think.rows[0]["prompt"][1]["content"] == GSM8K[0]["question"]
     (own,) = prepare("gsm8k", source=source, template="Q: {problem} {x}")
     assert own.rows[0]["prompt"] == [{"role": "user", "content": f"Q: {GSM8K[0]['question']} {{x}}"}]
-    assert script(["gsm8k", "--source", source, "--template", "absent"]) == 1
+    output = tmp_path / "out"
+    assert script(["gsm8k", "--source", source, "--template", "absent", "--output", str(output)]) == 1
+    assert not output.exists()
+
+
+def test_a_mix_needs_rows_of_each(script, tmp_path, capsys):
+    sources = [_jsonl(tmp_path / "g.jsonl", GSM8K), _jsonl(tmp_path / "d.jsonl", GSM8K)]
+    arguments = ["gsm8k_deepmath", "--source", *sources, "--output", tmp_path / "out"]
+    status, _, err = _run(
+        script, capsys, *arguments[:2], sources[0], _jsonl(tmp_path / "e.jsonl", ["{}"]), *arguments[4:]
+    )
+    assert status == 1
+    assert "e.jsonl, line 1: no column" in err
+    proofs = _jsonl(tmp_path / "o.jsonl", [{"question": "Prove it.", "final_answer": None}])
+    status, _, err = _run(
+        script, capsys, "gsm8k", "olympiadbench", "--source", sources[0], proofs, "--output", tmp_path / "out"
+    )
+    assert status == 1
+    assert "no row of olympiadbench is left (left out: 1 asks for a proof)" in err
 
 
 def test_a_broken_run_leaves_the_old_file(tmp_path):
@@ -312,7 +572,7 @@ CODE = {
 @pytest.mark.parametrize("name", CODE)
 def test_code_sets(tmp_path, name):
     (split,) = prepare("code", source=_jsonl(tmp_path / "x.jsonl", [CODE[name]]))
-    assert not split.unreadable
+    assert not split.bad
     (row,) = split.rows
     tests = json.loads(row["reward_model"]["ground_truth"])
     assert ("fn_name" in tests) is (
@@ -346,7 +606,7 @@ def test_livecodebench(tmp_path):
     }
     reads = row | {"starter_code": "", "metadata": "{}", "private_test_cases": json.dumps(private)}
     (split,) = prepare("livecodebench", source=_jsonl(tmp_path / "x.jsonl", [row, reads]))
-    assert not split.unreadable
+    assert not split.bad
     called, printing = split.rows
     assert "class Solution" in called["prompt"][0]["content"]
     assert "standard input" in printing["prompt"][0]["content"]
@@ -370,7 +630,7 @@ def test_hidden_tests_run_no_code(tmp_path, capfd, field):
     row = {"question_content": "q", "public_test_cases": "[]", "private_test_cases": field, "metadata": "{}"}
     (split,) = prepare("livecodebench", source=_jsonl(tmp_path / "x.jsonl", [row]))
     assert not split.rows
-    assert len(split.unreadable) == 1
+    assert len(split.bad) == 1
     assert "run by a data set" not in capfd.readouterr().out
 
 
@@ -384,7 +644,7 @@ def test_code_rows_that_are_left_out(tmp_path):
     (split,) = prepare("code", source=_jsonl(tmp_path / "x.jsonl", rows))
     assert split.rows == []
     assert split.dropped == {"no tests": 1, "ability math": 1}
-    assert len(split.unreadable) == 2
+    assert len(split.bad) == 2
 
 
 def test_mbpp_rows_with_objects_of_the_program_are_left_out(tmp_path):
@@ -410,19 +670,89 @@ def test_mbpp_rows_with_objects_of_the_program_are_left_out(tmp_path):
 def test_mbpp_rows_that_call_a_class_of_the_program_are_left_out(tmp_path, tests, setup, kept):
     row = {"text": "q", "test_list": tests, "test_setup_code": setup}
     (split,) = prepare("mbpp", source=_jsonl(tmp_path / "x.jsonl", [row]), split="test")
-    assert not split.unreadable
+    assert not split.bad
     assert split.dropped == ({} if kept else {"tests need objects of the program's own classes": 1})
 
 
-@needs_data
-def test_real_rows(script, tmp_path):
-    for task, name, count in (
-        ("gsm8k", "gsm8k_train.jsonl", 1024),
-        ("math", "math_sample.jsonl", 100),
-        ("math500", "math_sample.jsonl", 100),
-        ("humaneval", "humaneval_sample.jsonl", 16),
+@pytest.mark.parametrize("levels", [["one-step"], ["two-steps"], ["larger-numbers"], list(word_problems.LEVELS)])
+def test_word_problems(levels):
+    train, val = word_problems.make_splits(levels, seed=0)
+    assert (train.name, len(train.rows), val.name, len(val.rows)) == ("train", 2048, "val", 256)
+    prompts = [row["prompt"][0]["content"] for row in train.rows + val.rows]
+    assert len(set(prompts)) == 2048 + 256
+    sources = Counter(row["data_source"] for row in val.rows)
+    assert sources.keys() == {f"word_problems/{name}" for name in ("addition", "subtraction", "multiplication")}
+    assert max(sources.values()) - min(sources.values()) < 10
+    numbers = [int(row["reward_model"]["ground_truth"]) for row in train.rows]
+    assert min(numbers) >= 0
+    if levels == ["one-step"]:
+        assert max(numbers) <= 180  # 9 boxes of 20
+        for row in train.rows:
+            x, n = map(int, re.findall("[0-9]+", row["prompt"][0]["content"])[5:])
+            operation = row["data_source"].partition("/")[2]
+            result = {"addition": x + n, "subtraction": x - n, "multiplication": x * n}[operation]
+            assert row["reward_model"]["ground_truth"] == str(result)
+    for row in train.rows[:50]:
+        assert row["prompt"][0]["content"].startswith(word_problems.EXAMPLE + "Question: ")
+        assert row["prompt"][0]["content"].endswith("?\nAnswer:")
+        assert "{" not in row["prompt"][0]["content"]
+        truth = row["reward_model"]["ground_truth"]
+        assert compute_score(row["data_source"], f" 1 + 2 = {truth}", truth)["score"] == 1.0
+        assert compute_score(row["data_source"], f" {truth} + 1 = {int(truth) + 1}", truth)["score"] == 0.0
+    assert [row["prompt"] for row in word_problems.make_splits(levels, seed=0)[0].rows] == [
+        row["prompt"] for row in train.rows
+    ]
+    assert word_problems.make_splits(levels, seed=1)[0].rows != train.rows
+
+
+@pytest.mark.parametrize(
+    ("response", "score"),
+    [
+        (" 12 - 4 = 8", 1.0),
+        (" 4 - 12 = -8", 0.0),
+        ("12-8", 1.0),
+        ("7.8", 0.0),
+        ("It is 8.", 1.0),
+        ("8.0", 0.0),
+        ("08", 1.0),
+        ("18", 0.0),
+        ("1,008", 0.0),
+        ("", 0.0),
+        ("eight", 0.0),
+        ("8 of 9", 0.0),
+    ],
+)
+def test_the_last_number_counts(response, score):
+    assert compute_score("word_problems/subtraction", response, "8")["score"] == score
+    assert compute_score("arithmetic", response, "8")["score"] == score
+
+
+def test_word_problems_are_written(script, tmp_path, capsys):
+    arguments = ["word-problems", "--levels", "two-steps", "--limit", "20", "--output", tmp_path / "out"]
+    assert _run(script, capsys, *arguments)[0] == 0
+    for split in ("train", "val"):
+        table = pq.read_table(tmp_path / "out" / f"{split}.parquet")
+        assert table.schema.equals(SCHEMA)
+        assert table.num_rows == 20
+    for wrong in (["word-problems", "--levels", "3"], ["word-problems", "gsm8k"]):
+        assert _run(script, capsys, *wrong, "--output", tmp_path / "other")[0] == 2
+
+
+def test_real_rows():
+    for task, name, count, options in (
+        ("gsm8k", "gsm8k.jsonl", 40, {}),
+        ("math", "math.jsonl", 40, {"levels": None}),
+        ("math500", "math.jsonl", 40, {}),
+        ("humaneval", "humaneval.jsonl", 16, {}),
     ):
-        (split,) = prepare(task, source=str(SHARED / name))
+        (split,) = prepare(task, source=str(FIXTURES / name), **options)
         assert len(split.rows) == count
-        assert not split.unreadable
+        assert not split.bad
         assert split.name == TASKS[task].splits[0]
+
+
+@needs_data
+def test_more_real_rows():
+    for task, name, count in (("gsm8k", "gsm8k_train.jsonl", 1024), ("math500", "math_sample.jsonl", 100)):
+        (split,) = prepare(task, source=str(SHARED / name))
+        assert (len(split.rows), split.bad) == (count, [])

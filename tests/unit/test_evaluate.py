@@ -11,6 +11,7 @@ import pytest
 from verl.trainer.ppo.metric_utils import process_validation_metrics
 
 from verl_sspo.data.schema import make_row, write_rows
+from verl_sspo.experiments import evaluate as command
 from verl_sspo.experiments import evaluation
 from verl_sspo.experiments.evaluation import Evaluation, evaluate, pass_at_k
 from verl_sspo.run import launch
@@ -29,6 +30,12 @@ def test_pass_at_k_needs_enough_answers():
         pass_at_k(4, 2, 5)
 
 
+def write_model(folder):
+    folder.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).touch()
+
+
 @pytest.fixture
 def benchmarks(tmp_path):
     """Two benchmarks: one problem contains another, two are the same, and one is changed by tokenizers."""
@@ -37,7 +44,7 @@ def benchmarks(tmp_path):
         "hard": [("x^2=49, x>0", "7"), ("x^2=49, x>0", "7")],
     }
     files = []
-    (tmp_path / "model").mkdir()
+    write_model(tmp_path / "model")
     for name, problems in contents.items():
         rows = [
             make_row(
@@ -62,7 +69,8 @@ def recipes(tmp_path):
     folder.mkdir()
     (tmp_path / "train.parquet").touch()
     # Its own validation data is not needed, and not there.
-    own = f"data: {{train_files: {tmp_path}/train.parquet, val_files: [{tmp_path}/absent.parquet]}}\n"
+    own = f"data: {{train_files: {tmp_path}/train.parquet, val_files: [{tmp_path}/absent.parquet],"
+    own += " val_max_samples: 512, shuffle: true}\n"
     (folder / "toy.yaml").write_text(own)
     return folder
 
@@ -70,8 +78,9 @@ def recipes(tmp_path):
 class FakeVerl:
     """Answers every problem n times; the first `right[question]` answers of it are right."""
 
-    def __init__(self, right):
+    def __init__(self, right, problems=None):
         self.right = right
+        self.problems = problems
         self.overrides = []
 
     def __call__(self, overrides, run_dir, *, config_dir, config_name, console=None):
@@ -80,8 +89,8 @@ class FakeVerl:
         files = [each.strip("'") for each in settings["data.val_files"].strip("[]").split(",")]
         n = int(settings["actor_rollout_ref.rollout.val_kwargs.n"])
         lines = []
-        for file in files:
-            for i, row in enumerate(pd.read_parquet(file).itertuples()):
+        for file in files[: 1 if self.problems else None]:
+            for i, row in enumerate(pd.read_parquet(file)[: self.problems].itertuples()):
                 question = row.prompt[-1]["content"]
                 for sample in range(n):
                     right = float(sample < self.right.get((question, i), 0))
@@ -149,8 +158,6 @@ def test_what_verl_is_asked_for(tmp_path, benchmarks, recipes):
     assert f"trainer.resume_from_path={checkpoint}" in fake.overrides[-1]
     with pytest.raises(FileExistsError):
         evaluate(checkpoint, Evaluation(benchmarks), tmp_path / "out2", **options)
-    with pytest.raises(ValueError, match="nothing to evaluate"):
-        evaluate(checkpoint, Evaluation(benchmarks, greedy=False), tmp_path / "out3", **options)
     with pytest.raises(FileNotFoundError, match="no data at"):
         evaluate(checkpoint, Evaluation(["missing.parquet"]), tmp_path / "out4", **options)
 
@@ -174,7 +181,7 @@ def test_answers_that_did_not_come_back_count_as_wrong():
     metrics = evaluation.summarize(answers, problems, {"greedy": 1, "samples": 4})
     assert metrics["evaluation/b/avg@4"] == 3 / 8
     assert metrics["evaluation/b/missing@samples"] == 5
-    assert "evaluation/b/greedy" not in metrics
+    assert metrics["evaluation/b/greedy"] == 0
 
 
 def test_an_answer_to_no_problem_is_an_error(benchmarks):
@@ -219,3 +226,83 @@ def test_a_model_that_is_not_there_is_told_before_anything_starts(tmp_path, benc
 def test_an_unknown_recipe_is_told_with_those_there_are(tmp_path, benchmarks, recipes):
     with pytest.raises(FileNotFoundError, match=r"no recipe to in .*: there are toy"):
         evaluate(tmp_path / "model", Evaluation(benchmarks), tmp_path / "out", recipe="to", recipes=recipes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples": -3}, "samples must be at least 0, got -3"),
+        ({"greedy": False}, "nothing to evaluate"),
+        ({"samples": 1, "temperature": 0.0}, "temperature must be above 0"),
+        ({"samples": 1, "top_p": 1.5}, "top_p must be above 0 and at most 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Evaluation(["b/test.parquet"], **settings)
+
+
+def test_a_limit_on_the_problems_acts(tmp_path, benchmarks, recipes):
+    fake = FakeVerl({("1+1=?", 0): 1}, problems=2)
+    options = {"recipe": "toy", "recipes": recipes, "train": fake, "overrides": ["data.val_max_samples=2"]}
+    metrics = evaluate(tmp_path / "model", Evaluation(benchmarks), tmp_path / "out", **options)
+    # verl takes the first problems of all files, unless it shuffles.
+    assert "data.shuffle=false" in fake.overrides[0]
+    assert metrics == {"evaluation/easy/greedy": 0.5}
+
+
+def test_an_unfinished_evaluation_is_renamed_and_another_folder_is_not(tmp_path, benchmarks, recipes):
+    options = {"recipe": "toy", "recipes": recipes, "train": FakeVerl({})}
+    (tmp_path / "out" / "greedy").mkdir(parents=True)
+    evaluate(tmp_path / "model", Evaluation(benchmarks), tmp_path / "out", **options)
+    assert len(list(tmp_path.glob("out-*"))) == 1
+    with pytest.raises(FileExistsError):
+        evaluate(tmp_path / "model", Evaluation(benchmarks), tmp_path, **options)
+
+
+def test_a_folder_that_is_no_model_is_refused_with_the_checkpoints_in_it(tmp_path, benchmarks, recipes):
+    fake, folder = FakeVerl({}), tmp_path / "run"
+    (folder / "checkpoints" / "global_step_8" / "actor").mkdir(parents=True)
+    options = {"recipe": "toy", "recipes": recipes, "train": fake}
+    with pytest.raises(
+        FileNotFoundError, match=r"no config.json, no weights.*checkpoints: .*/checkpoints/global_step_8"
+    ):
+        evaluate(folder, Evaluation(benchmarks), tmp_path / "out", **options)
+    assert fake.overrides == []
+
+
+def test_a_session_of_several_outputs_is_one_sample(tmp_path):
+    """Sessions of 1, 3 and 2 outputs; verl gives all outputs of a session the score of the last one."""
+    uids = {"p_0_0": 1.0, "p_1_0": 0.0, "p_1_1": 0.0, "p_1_2": 0.0, "q_0_0": 1.0, "q_0_1": 1.0}
+    lines = [{"input": "i", "output": uid, "gts": "g", "score": score, "uid": uid} for uid, score in uids.items()]
+    (tmp_path / "0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    answers = evaluation.read_generations(tmp_path)
+    assert answers[["group", "sample", "response", "correct"]].to_numpy().tolist() == [
+        ["p", 0, "p_0_0", True],
+        ["p", 1, "p_1_2", False],
+        ["q", 0, "q_0_1", True],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--samples", "-3"], "must be an integer of at least 0"),
+        (["--samples", "2", "--temperature", "0"], "temperature must be above 0"),
+        (["actor_rollout_ref.rollout.val_kwargs.n=4"], "an evaluation sets this itself"),
+    ],
+)
+def test_the_command_refuses_before_anything_is_loaded(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(launch, "train", lambda *_, **__: pytest.fail("started"))
+    with pytest.raises(SystemExit):
+        command.main(["model", "--recipe", "quickstart", "--output", str(tmp_path / "out"), *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_command_without_a_traceback(tmp_path, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "evaluate", interrupt)
+    assert command.main(["model", "--recipe", "quickstart", "--output", str(tmp_path / "out")]) == 130
+    assert "interrupted" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -19,19 +20,20 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
-from verl_sspo.run import launch
+from verl_sspo.run import folder, launch, processes
 from verl_sspo.run.processes import running_in
+from verl_sspo.run.screen import Screen
 
 
 @pytest.fixture
 def verl(tmp_path, monkeypatch):
     """A package `verl` whose main_ppo is what the test writes; returns the function that writes it."""
-    folder = tmp_path / "stand-in" / "verl" / "trainer"
-    folder.mkdir(parents=True)
-    for package in (folder.parent, folder):
-        (package / "__init__.py").touch()
+    package = tmp_path / "stand-in" / "verl" / "trainer"
+    package.mkdir(parents=True)
+    for each in (package.parent, package):
+        (each / "__init__.py").touch()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stand-in"))
-    return lambda source: (folder / "main_ppo.py").write_text(textwrap.dedent(source))
+    return lambda source: (package / "main_ppo.py").write_text(textwrap.dedent(source))
 
 
 def train(tmp_path, overrides=()):
@@ -92,7 +94,7 @@ def test_metrics_progress_and_environment(tmp_path, verl, monkeypatch):
         print("Total training steps: 2", flush=True)
         print("RAY_ADDRESS", os.environ["RAY_ADDRESS"], "arguments", sys.argv[1:])
         accuracy = "val-core/a/acc/mean@1"
-        steps = [(0, {accuracy: 0.25}), (1, {"critic/score/mean": 0.5})]
+        steps = [(0, {accuracy: 0.25}), (1, {"critic/score/mean": 0.5, "timing_s/step": 2.0})]
         # verl writes a NaN as null.
         steps.append((2, {"critic/score/mean": None, accuracy: 1}))
         with open(os.environ["VERL_FILE_LOGGER_PATH"], "w") as file:
@@ -108,12 +110,13 @@ def test_metrics_progress_and_environment(tmp_path, verl, monkeypatch):
     assert "'--config-dir', 'recipes', '--config-name', 'some'" in log
     assert "'algo=gspo'" in log
     shown = (tmp_path / "shown").read_text()
-    assert "step 0/2, validation 0.250" in shown
-    assert "step 1/2, reward 0.500, validation 0.250" in shown
-    assert "step 2/2, reward nan, validation 1.000, 0:00 left" in shown
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["step", "reward", "validation", "entropy", "seconds", "time", "left"] in lines
+    assert ["0/2", "0.250"] in lines
+    assert ["1/2", "0.500", "2.0", "0:02"] in lines
+    assert ["2/2", "nan", "1.000", "0:00"] in lines
     # Ray's temporary folder is short enough for its sockets, and gone.
-    (ray_dir,) = re.findall(r"_temp_dir=([^']+)", log)
-    assert len(ray_dir) < 20
+    (ray_dir,) = re.findall(r"_temp_dir=\\?'([^'\\]+)", log)
     assert not Path(ray_dir).exists()
 
 
@@ -138,16 +141,16 @@ sys.exit(3)
 
 def test_a_run_folder_may_have_any_name(tmp_path, verl):
     verl("import sys, time; print(sys.argv[1:], flush=True); time.sleep(2)")
-    folder = tmp_path / "Jürgen's runs, lr=1e-4 (old) [1] #2"
+    named = tmp_path / "Jürgen's runs, lr=1e-4 (old) [1] #2"
     found = []
-    watcher = threading.Thread(target=lambda: wait_for(lambda: found.append(running_in(folder)) or found[-1]))
+    watcher = threading.Thread(target=lambda: wait_for(lambda: found.append(running_in(named)) or found[-1]))
     watcher.start()
-    launch.train([], folder, config_dir=Path("recipes"), config_name="some", console=Console(file=io.StringIO()))
+    launch.train([], named, config_dir=Path("recipes"), config_name="some", console=Console(file=io.StringIO()))
     watcher.join()
     assert found[-1] is not None
-    arguments = ast.literal_eval((folder / "train.log").read_text().splitlines()[0])
+    arguments = ast.literal_eval((named / "train.log").read_text().splitlines()[0])
     [override] = OverridesParser.create().parse_overrides([each for each in arguments if each.startswith("hydra.run")])
-    assert override.value() == str(folder / "hydra")
+    assert override.value() == str(named / "hydra")
 
 
 def test_log_without_a_traceback_shows_its_end(tmp_path):
@@ -227,7 +230,7 @@ def test_killed_launcher_leaves_no_process(tmp_path, verl):
     assert running_in(tmp_path / "run") is not None
     assert running_in(tmp_path) is not None
     assert running_in(tmp_path / "ru") is None
-    (ray_dir,) = re.findall(r"_temp_dir=(\S+)", " ".join(psutil.Process(running_in(tmp_path)).cmdline()))
+    (ray_dir,) = re.findall(r"_temp_dir='([^']+)", " ".join(psutil.Process(running_in(tmp_path)).cmdline()))
     launcher.kill()
     launcher.wait()
     wait_for(lambda: not processes_with(marker) and not Path(ray_dir).exists())
@@ -266,6 +269,56 @@ def test_death_of_a_worker_ends_the_run(tmp_path, verl, monkeypatch, then, said)
     assert f"HFServer.generate (process {pid}) was killed or crashed" in (tmp_path / "shown").read_text()
 
 
+# The dead worker's class is there again, as Ray restarts an actor; then the run ends well.
+RESTARTED = """
+subprocess.Popen(["ray::HFServer", "-c", "import time; time.sleep(600)"], executable=sys.executable)
+time.sleep(4)
+"""
+
+
+def test_a_worker_that_ray_has_restarted_does_not_end_the_run(tmp_path, verl, monkeypatch):
+    monkeypatch.setattr(launch, "PATIENCE", 3)
+    verl(DEATH + RESTARTED)
+    train(tmp_path, [str(tmp_path / "pid")])
+    assert "Ray has restarted HFServer.generate (process" in (tmp_path / "shown").read_text()
+
+
+def test_processes_that_cannot_be_killed_do_not_hold_the_launcher(monkeypatch):
+    """As in state D: SIGKILL is sent and the process stays."""
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        monkeypatch.setattr(processes, "GRACE", 1)
+        monkeypatch.setattr(psutil.Process, "kill", lambda _: None)
+        family = processes.Family("none")
+        family.add(sleeper.pid)
+        assert [process.pid for process in family.kill()] == [sleeper.pid]
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_a_process_that_ends_while_it_is_looked_at_is_passed_over():
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    family = processes.Family("none")
+    family.add(os.getpid())
+    family.look()
+    ended.wait()
+    family.add(ended.pid)
+    assert ended.pid not in [process.pid for process in family.alive()]
+
+
+def test_rays_folder_is_short_enough_for_its_sockets(tmp_path, verl, monkeypatch):
+    usual = tmp_path / ("long" * 10)
+    usual.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(usual))
+    verl("import sys; print(sys.argv)")
+    train(tmp_path)
+    (ray_dir,) = re.findall(r"_temp_dir=\\?'([^'\\]+)", (tmp_path / "run" / "train.log").read_text())
+    # What Ray adds to it, at most: a session, and the name of the longest socket in it.
+    socket = f"{ray_dir}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+    assert len(socket) <= 107
+
+
 @pytest.mark.parametrize("said", ["OSError: [Errno 28] No space left on device", "TORCH"])
 def test_full_disk_is_told(tmp_path, verl, said):
     # What torch 2.13 says where a file system is full.
@@ -291,9 +344,9 @@ def test_a_start_that_resumes_keeps_what_the_one_before_wrote(tmp_path, verl):
         train(tmp_path)
         (run_dir / "metrics.jsonl").write_text(str(number))
         (run_dir / "checkpoints").mkdir(exist_ok=True)
-        launch.keep_attempt(run_dir)
+        folder.keep_attempt(run_dir)
         assert [path.name for path in run_dir.iterdir() if path.is_file()] == []
-    assert [(path / "metrics.jsonl").read_text() for path in launch.attempts(run_dir)] == ["1", "2", "3"]
+    assert [(path / "metrics.jsonl").read_text() for path in folder.attempts(run_dir)] == ["1", "2", "3"]
     assert (run_dir / "checkpoints").is_dir()
 
 
@@ -304,13 +357,30 @@ def test_run_folder_is_not_written_over(tmp_path, verl):
     (run_dir / "train.log").write_text("of an earlier run")
     with pytest.raises(FileExistsError, match="move it aside"):
         train(tmp_path)
-    first = launch.move_aside(run_dir)
+    first = folder.move_aside(run_dir)
     assert (first / "train.log").read_text() == "of an earlier run"
     assert not run_dir.exists()
-    assert launch.move_aside(run_dir) is None
+    assert folder.move_aside(run_dir) is None
     # Two runs that ended in the same second keep their names apart.
     run_dir.mkdir()
     times = first.stat().st_mtime, max(path.stat().st_mtime for path in (first, *first.iterdir()))
     os.utime(run_dir, (times[1], times[1]))
-    second = launch.move_aside(run_dir)
+    second = folder.move_aside(run_dir)
     assert second.name == f"{first.name}-2"
+
+
+def test_the_lines_of_a_long_training_fit_into_80_columns(tmp_path):
+    output = io.StringIO()
+    with Screen(Console(file=output, width=80), total=100_000) as screen:
+        data = {
+            "critic/score/mean": -12.3456,
+            "actor/entropy": 1.5,
+            "timing_s/step": 3600.0,
+            "val-core/a/acc/mean@8": 1.0,
+        }
+        screen.step(99_000, data)
+    header, line = output.getvalue().splitlines()
+    assert len(line) <= 80
+    # 1,000 steps of an hour.
+    assert line.split() == ["99000/100000", "-12.346", "1.000", "1.500", "3600.0", "1000:00:00"]
+    assert header.endswith("time left")

@@ -1,103 +1,120 @@
+"""The diagnostics, against values computed by hand; test_conformance.py has their reduction by verl."""
+
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
-import verl_sspo.algorithm.metrics
 from verl_sspo.algorithm.gates import Gate
 from verl_sspo.algorithm.loss import sspo_loss
 
 TAU = Gate("arctan", "log", 2.0, 4.0)
+INPUTS = ("log_prob", "old_log_prob", "advantages", "rollout_is_weights")
+DOCUMENT = Path(__file__).parents[2] / "docs" / "diagnostics.md"
 
 
-def metrics(z, advantages, mask=None, gate=TAU):
+def diagnostics(z, advantages, mask=None, gate=TAU, **options):
+    """One number per response under each key."""
     z = torch.tensor(z, dtype=torch.float64)
     mask = torch.ones_like(z, dtype=torch.bool) if mask is None else torch.tensor(mask)
     advantages = torch.tensor(advantages, dtype=torch.float64).reshape(-1, 1).expand_as(z)
-    return sspo_loss(z, torch.zeros_like(z), advantages, mask, gate)[1].as_metrics()
+    return sspo_loss(z, torch.zeros_like(z), advantages, mask, gate, **options)[1].as_metrics()
+
+
+def means(*arguments, **options):
+    return {name: sum(values) / len(values) for name, values in diagnostics(*arguments, **options).items()}
+
+
+def slope(u):
+    return 1 / (1 + u * u)
 
 
 def test_by_hand():
-    got = metrics(
+    got = means(
         [[0.5, -0.25, 9.0], [0.25, -3.0, 0.05], [7.0, 7.0, 7.0]],
         [2.0, -1.0, 1.0],
         [[True, True, False], [True, True, True], [False, False, False]],
     )
-
-    def slope(u):
-        return 1 / (1 + u * u)
-
-    positive = [slope(1.0), slope(0.5)]
-    negative = [slope(1.0), slope(12.0), slope(0.2)]  # forward: -3; corrective: 0.25
-    weights = [
-        math.exp((math.atan(1.0) - math.atan(0.5)) / 2 / 2),
-        math.exp((math.atan(1.0) - math.atan(12.0) + math.atan(0.2)) / 4 / 3),
+    positive = [slope(1.0), slope(0.5)]  # forward: 0.5; corrective: -0.25
+    negative = [slope(1.0), slope(12.0), slope(0.2)]  # forward: -3; corrective: 0.25 and 0.05
+    log_weights = [
+        (math.atan(1.0) - math.atan(0.5)) / 2 / 2,
+        (math.atan(1.0) - math.atan(12.0) + math.atan(0.2)) / 4 / 3,
     ]
-    mean = sum(weights) / 2
-    expected = {
-        "actor/ppo_kl": -(0.5 - 0.25 + 0.25 - 3.0 + 0.05) / 5,
-        "sspo/slope": (sum(positive) + sum(negative)) / 5,
-        "sspo/slope_positive": sum(positive) / 2,
-        "sspo/slope_negative": sum(negative) / 3,
-        "sspo/slope_forward": (slope(1.0) + slope(12.0)) / 2,
-        "sspo/slope_corrective": (slope(0.5) + slope(1.0)) / 2,
-        "sspo/share_forward": 2 / 5,
-        "sspo/share_corrective": 2 / 5,
-        "sspo/closed_positive": 0.0,
-        "sspo/closed_negative": 1 / 3,
-        "sspo/sequence_weight": mean,
-        "sspo/sequence_weight_std": abs(weights[0] - weights[1]) / 2,
-        "sspo/sequence_weight_min": min(weights),
-        "sspo/sequence_weight_max": max(weights),
-        "sspo/effective_sample_size": sum(weights) ** 2 / (2 * sum(w * w for w in weights)),
-        "sspo/abs_log_ratio": (0.5 + 0.25 + 0.25 + 3.0 + 0.05) / 5,
-        "sspo/abs_log_ratio_max": 3.0,
-        "sspo/tokens": 5,
-        "sspo/sequences": 2,
-        "sspo/nonfinite_log_prob": 0,
-        "sspo/nonfinite_old_log_prob": 0,
-        "sspo/nonfinite_advantages": 0,
-        "sspo/nonfinite_rollout_is_weights": 0,
-    }
-    assert got == pytest.approx(expected)
+    assert got == pytest.approx(
+        {
+            "actor/ppo_kl": -(0.5 - 0.25 + 0.25 - 3.0 + 0.05) / 5,
+            "sspo/slope": (sum(positive) + sum(negative)) / 5,
+            "sspo/lost_forward": (2 - positive[0] - negative[1]) / 5,
+            "sspo/lost_corrective": (3 - positive[1] - negative[0] - negative[2]) / 5,
+            "sspo/lost_positive": (2 - sum(positive)) / 5,
+            "sspo/lost_negative": (3 - sum(negative)) / 5,
+            "sspo/moved_forward": 2 / 5,
+            "sspo/moved_corrective": 2 / 5,
+            "sspo/abs_log_ratio": (0.5 + 0.25 + 0.25 + 3.0 + 0.05) / 5,
+            "sspo/far_off": 1 / 5,
+            "sspo/sequence_weight": (2 * math.exp(log_weights[0]) + 3 * math.exp(log_weights[1])) / 5,
+            "sspo/abs_log_weight": (2 * abs(log_weights[0]) + 3 * abs(log_weights[1])) / 5,
+            "sspo/tokens_left_out": 0,
+            "sspo/responses_left_out": 0,
+            "sspo/nonfinite": 0,
+        }
+    )
+
+
+def test_tokens_of_rollout_weight_zero_are_left_out_and_counted():
+    weights = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
+    got = means([[0.5, 8.0, -0.5], [9.0, 9.0, 9.0]], [1.0, 1.0], rollout_is_weights=weights, batch_num_tokens=6)
+    assert got["sspo/tokens_left_out"] == pytest.approx(4 / 6)
+    assert got["sspo/responses_left_out"] == 1 / 2
+    # The gradient of the mini-batch's six tokens: passed, lost to the gates, left out.
+    assert got["sspo/slope"] == pytest.approx(2 * slope(1.0) / 6)
+    lost = got["sspo/lost_forward"] + got["sspo/lost_corrective"]
+    assert got["sspo/slope"] + lost + got["sspo/tokens_left_out"] == pytest.approx(1)
+    assert got["sspo/far_off"] == 0
+    assert got["sspo/sequence_weight"] == pytest.approx(2 / 6)
+
+
+def test_a_response_without_tokens_adds_nothing():
+    """A category that is empty is not averaged in as 0 or 1."""
+    one = means([[0.5, -0.25]], [1.0])
+    two = means([[0.5, -0.25], [4.0, 4.0]], [1.0, -1.0], [[True, True], [False, False]])
+    assert two == pytest.approx(one)
 
 
 def test_forward_gate_reports_the_slopes_that_act():
-    got = metrics([[0.5, -0.5]], [1.0], gate=Gate("arctan", "log", 2.0, 4.0, "forward"))
-    assert got["sspo/slope_forward"] == pytest.approx(0.5)
-    assert got["sspo/slope_corrective"] == 1
+    got = means([[0.5, -0.5]], [1.0], gate=Gate("arctan", "log", 2.0, 4.0, "forward"))
+    assert got["sspo/lost_forward"] == pytest.approx(0.5 / 2)
+    assert got["sspo/lost_corrective"] == 0
+    assert got["sspo/slope"] == pytest.approx(0.75)
 
 
 def test_sapos_gate_is_reported_relative_to_on_policy():
-    got = metrics([[0.0, 0.0], [0.0, 0.0]], [1.0, -1.0], gate=Gate("sigmoid", "ratio", 1.0, 1.05))
+    got = means([[0.0, 0.0], [0.0, 0.0]], [1.0, -1.0], gate=Gate("sigmoid", "ratio", 1.0, 1.05))
     assert got["sspo/slope"] == pytest.approx(1)
-    assert got["sspo/sequence_weight_min"] == pytest.approx(1)
-    assert got["sspo/sequence_weight_max"] == pytest.approx(1)
-    assert got["sspo/effective_sample_size"] == pytest.approx(1)
+    assert got["sspo/sequence_weight"] == pytest.approx(1)
+    assert got["sspo/abs_log_weight"] == pytest.approx(0, abs=1e-12)
 
 
-def test_nonfinite_log_ratios_are_counted_and_left_out():
-    got = metrics([[0.5, math.nan], [0.5, math.inf], [-math.inf, 0.5]], [1.0, 1.0, 1.0])
-    assert all(map(math.isfinite, got.values()))
-    assert got["sspo/nonfinite_log_prob"] == 3
-    assert got["sspo/nonfinite_old_log_prob"] == got["sspo/nonfinite_advantages"] == 0
-    assert got["sspo/tokens"] == 6
-    assert got["sspo/slope"] == pytest.approx(0.5)
-    assert got["sspo/abs_log_ratio_max"] == 0.5
+def test_responses_with_nonfinite_numbers_are_left_out_and_their_tokens_counted():
+    got = means([[0.5, math.nan], [0.5, math.inf], [0.5, 0.5]], [1.0, 1.0, 1.0])
+    assert got["sspo/nonfinite"] == pytest.approx(2 / 6)
+    assert got["sspo/slope"] == pytest.approx(2 * 0.5 / 6)
+    assert got["sspo/abs_log_ratio"] == pytest.approx(1 / 6)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", verl_sspo.algorithm.metrics.INPUTS)
+@pytest.mark.parametrize("name", INPUTS)
 def test_each_input_that_is_not_finite_is_counted_where_it_is_valid(name, bad):
-    inputs = {key: torch.full((2, 3), 0.5) for key in verl_sspo.algorithm.metrics.INPUTS}
+    inputs = {key: torch.full((2, 3), 0.5) for key in INPUTS}
     inputs[name][0, 1] = inputs[name][1, 2] = bad
     mask = torch.tensor([[True, True, True], [True, True, False]])
-    loss, statistics = sspo_loss(response_mask=mask, gate=TAU, **inputs)
-    got = statistics.as_metrics()
-    assert all(map(math.isfinite, got.values()))
-    counts = {key: got[f"sspo/nonfinite_{key}"] for key in verl_sspo.algorithm.metrics.INPUTS}
-    assert counts == {key: float(key == name) for key in verl_sspo.algorithm.metrics.INPUTS}
+    loss, found = sspo_loss(response_mask=mask, gate=TAU, **inputs)
+    got = found.as_metrics()
+    assert all(math.isfinite(value) for values in got.values() for value in values)
+    assert got["sspo/nonfinite"] == pytest.approx([2 / 5, 0.0])  # 1 of 5 tokens, times 2 responses
     # An infinite log-ratio saturates its gate; nothing else is trained on.
     assert loss.isfinite() == (name.endswith("log_prob") and not math.isnan(bad))
 
@@ -106,28 +123,17 @@ def test_each_input_that_is_not_finite_is_counted_where_it_is_valid(name, bad):
 def test_keys_are_the_same_and_finite_without_a_valid_token(shape):
     z = torch.zeros(shape)
     got = sspo_loss(z, z, z, torch.zeros(shape, dtype=torch.bool), TAU)[1].as_metrics()
-    assert got.keys() == metrics([[0.5]], [1.0]).keys()
-    assert all(map(math.isfinite, got.values()))
-    assert got["sspo/slope"] == got["sspo/sequence_weight"] == 1
+    assert got.keys() == diagnostics([[0.5]], [1.0]).keys()
+    assert all(values == [0.0] * shape[0] for values in got.values())
 
 
-def test_every_metric_is_defined_in_the_table_of_the_module():
-    documented = re.findall(r"`((?:sspo|actor)/\w+)`", verl_sspo.algorithm.metrics.__doc__.split("|---|---|")[1])
-    assert sorted(documented) == sorted(metrics([[0.5]], [1.0]))
+def test_every_diagnostic_is_in_the_document():
+    documented = re.findall(r"^\| `actor/([\w/]+)`", DOCUMENT.read_text(), flags=re.MULTILINE)
+    logged = [name.removeprefix("actor/") for name in diagnostics([[0.5]], [1.0])]
+    assert sorted(documented) == sorted(logged)
 
 
-def test_names_do_not_trick_verls_reduction():
-    """verl reduces a name with "min" or "max" in it by the smallest or largest: only those meant may have it."""
-    tricky = [key for key in metrics([[0.5]], [1.0]) if "min" in key or "max" in key]
-    assert tricky == ["sspo/sequence_weight_min", "sspo/sequence_weight_max", "sspo/abs_log_ratio_max"]
-
-
-def test_metrics_cross_to_the_host_once(monkeypatch):
-    crossings = []
-    for name in ("cpu", "numpy", "item", "tolist", "__bool__", "__float__", "__int__", "__index__"):
-        original = getattr(torch.Tensor, name)
-        monkeypatch.setattr(
-            torch.Tensor, name, lambda self, *a, o=original, n=name: (crossings.append(n), o(self, *a))[1]
-        )
-    metrics([[0.5, -0.5]], [1.0])
-    assert crossings == ["tolist"]
+def test_names_do_not_change_verls_reduction():
+    """verl reduces by another rule than the mean if a name holds one of these words."""
+    words = ("min", "max", "sum", "total")
+    assert not [name for name in diagnostics([[0.5]], [1.0]) if any(word in name for word in words)]

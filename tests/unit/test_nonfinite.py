@@ -53,9 +53,9 @@ def test_one_warning_says_what_and_where_and_metrics_count_on(name, caplog):
         loss, metrics = loss_of(name)
         loss_of(name)
     assert loss.isnan()
-    assert metrics[f"sspo/nonfinite_{name}"] == 1
+    assert metrics["sspo/nonfinite"].aggregate() == pytest.approx(1 / 5)
     (record,) = caplog.records
-    assert f"{name}: 1 of 5 valid values are not finite (1 NaN), the first at (1, 0)" in record.getMessage()
+    assert f"{name}: 1 of 5 valid values are unusable (1 NaN), the first at (1, 0)" in record.getMessage()
 
 
 def test_another_input_is_reported_too(caplog):
@@ -71,7 +71,15 @@ def test_finite_inputs_are_silent(caplog):
         loss, metrics = loss_of(stop=True)
     assert loss.isfinite()
     assert not caplog.records
-    assert not any(value for key, value in metrics.items() if "nonfinite" in key)
+    assert metrics["sspo/nonfinite"].aggregate() == 0
+
+
+def test_a_negative_rollout_weight_is_reported(caplog):
+    with caplog.at_level(logging.WARNING):
+        loss, metrics = loss_of("rollout_is_weights", -0.5)
+    assert loss.isnan()
+    assert metrics["sspo/nonfinite"].aggregate() == pytest.approx(1 / 5)
+    assert "rollout_is_weights: 1 of 5 valid values are unusable (1 negative)" in caplog.records[0].getMessage()
 
 
 @pytest.mark.parametrize("name", ["log_prob", "old_log_prob", "advantages", "rollout_is_weights"])
@@ -87,7 +95,7 @@ def test_rewards_are_reported_by_the_estimator(caplog):
     assert advantages[:2].isnan().all()
     assert advantages[2:].isfinite().all()
     (record,) = caplog.records
-    assert "rewards: 1 of 4 valid values are not finite (1 +inf), the first at (1,)" in record.getMessage()
+    assert "rewards: 1 of 4 valid values are unusable (1 +inf), the first at (1,)" in record.getMessage()
     with pytest.raises(FloatingPointError, match="rewards: 1 of 4"):
         advantages_of([1.0, math.nan, 1.0, 0.0], stop_on_nonfinite=True)
 

@@ -2,26 +2,34 @@
 
 import json
 import os
-import signal
 import string
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_sspo.rewards import COLUMNS, compute_score, symbolic
-from verl_sspo.rewards.mathematics import extract_answer, has_tags, is_equal, score
+from verl_sspo.rewards import COLUMNS, compute_score
+from verl_sspo.rewards.answers import SECONDS, is_equal
+from verl_sspo.rewards.mathematics import extract_answer, has_tags, score
 
 pytestmark = pytest.mark.timeout(300)
-SHARED = Path(os.environ.get("VERL_SSPO_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("VERL_SSPO_SHARED_DATA", ROOT.parent / "shared" / "data"))
+JUDGED = SHARED.parent / "cases" / "judge.jsonl"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared data in {SHARED} (VERL_SSPO_SHARED_DATA)")
+MATH = "HuggingFaceH4/MATH-500"
 
 
-def _rows(name):
-    return [json.loads(line) for line in (SHARED / name).read_text().splitlines()]
+def _rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _accepts(gold, answer):
+    return compute_score(MATH, rf"So it is \boxed{{{answer}}}.", gold)["acc"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -29,7 +37,7 @@ def _rows(name):
     [
         ("so\n#### 72", "72"),
         ("#### 1\n#### 2", "2"),
-        (r"\boxed{1} and \boxed{2}", "2"),
+        (r"\boxed{1}, so \boxed{2}", "2"),
         (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
         (r"\boxed{\{1, \{2\}\}}.", r"\{1, \{2\}\}"),
         (r"\boxed 7 is it", "7"),
@@ -49,6 +57,14 @@ def _rows(name):
         (r"\boxed{42}" + "\n#### 2.5 hours", "2.5 hours"),
         (r"\boxed{5}. Answer format: \boxed{}", "5"),
         (r"\boxed{5}. Answer format: \boxed{ }", "5"),
+        (r"<think>\boxed{5}</think> It is 5.", None),
+        (r"<think>It is \boxed{5}, but", None),
+        (r"It is \boxed{4}</think> \boxed{5}", "5"),
+        (r"\boxed{4} or \boxed{5}", "4, 5"),
+        (r"$\boxed{4}$ and $\boxed{5}$", "4, 5"),
+        (r"\boxed{4} and \boxed{4}", "4"),
+        (r"\boxed{4}. No: \boxed{5}", "5"),
+        (r"\boxed{1 + \boxed{5}}", "1 + {5}"),
         (r"\boxed{}", None),
     ],
 )
@@ -106,7 +122,7 @@ EQUAL = [
     (r"\frac{3}{2}i", r"\frac{3i}{2}"), (r"\frac15+\frac35 i", r"\frac{1+3i}{5}"), (r"2+2i\sqrt3", r"2+2\sqrt3i"),
     (r"3\sqrt2 i", r"3i\sqrt2"), ("2+2i", "2(1+i)"), ("6-5i", "6+(-5)i"), ("-i", "-1i"), ("3-4i", "(2-i)^2"),
     (r"\frac{3}{2}\mathrm{i}", r"\frac{3i}{2}"), ("i(1+i)", "i-1"), (r"e^{i\pi/2}", "i"), ("z=3i+1", "1+3i"),
-    (r"\sum_{i=1}^n i", r"\sum_{i=1}^{n} i"), (r"\sum_{i=1}^n i + x", r"x+\sum_{i=1}^n i"), ("a_i+1", "1+a_i"),
+    (r"\sum_{i=1}^n i", r"\sum_{i=1}^{n} i"), ("a_i+1", "1+a_i"),
     ("z^2=2+2i", "z^2=2(1+i)"), (r"1\le i\le n", r"1 \leq i \leq n"), ("x<i+1", "x<1+i"),
     # words around a number
     ("9", r"9 \text{ pairs of shoes}"), ("16", r"16 \text{ slices of pizza}"), ("10", r"10 \text{ pounds of food}"),
@@ -192,14 +208,51 @@ DIFFERENT = [
 
 @pytest.mark.parametrize(("gold", "answer"), EQUAL)
 def test_equal_answers_count_in_other_forms(gold, answer):
-    assert is_equal(gold, answer, 30)
-    assert is_equal(answer, gold, 30)
+    assert is_equal(gold, answer)
+    # An operation that is left to the reader is no answer: "5" does not ask for 2 + 3.
+    assert is_equal(answer, gold)
 
 
 @pytest.mark.parametrize(("gold", "answer"), DIFFERENT)
 def test_different_answers_never_count(gold, answer):
-    assert not is_equal(gold, answer, 30)
-    assert not is_equal(answer, gold, 30)
+    assert not is_equal(gold, answer)
+    assert not is_equal(answer, gold)
+
+
+# --- judged responses --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", _rows(Path(__file__).with_name("answers.jsonl")), ids=str)
+def test_own_cases(row):
+    """Written before the grader was tried on them. `refused` says which right ones are given up."""
+    scored = compute_score(row["data_source"], row["response"], row["gold"])
+    assert scored["acc"] == float(row["right"] and "refused" not in row)
+    assert scored["ungradable"] == 0.0
+
+
+@pytest.mark.skipif(not JUDGED.is_file(), reason=f"no judged cases in {JUDGED}")
+def test_cases_from_public_reports():
+    rows = [row for row in _rows(JUDGED) if row["kind"] == "math"]
+    accepted = [compute_score(row["data_source"], row["response"], row["gold"])["acc"] == 1.0 for row in rows]
+    wrong = [row for row, right in zip(rows, accepted, strict=True) if right and not row["right"]]
+    refused = [row for row, right in zip(rows, accepted, strict=True) if row["right"] and not right]
+    assert not wrong
+    assert len(refused) <= 0.1 * sum(row["right"] for row in rows)
+
+
+def _table(name):
+    lines = (ROOT / "docs" / name).read_text().splitlines()
+    cells = [
+        [cell.strip() for cell in line.strip("|").replace(r"\|", "\0").split("|")]
+        for line in lines
+        if line[:3] == "| `"
+    ]
+    return [tuple(cell.strip("`").replace("\0", "|") for cell in row[:3]) for row in cells]
+
+
+@pytest.mark.parametrize(("gold", "answer", "verdict"), _table("graders.md"))
+def test_the_page_says_what_the_grader_does(gold, answer, verdict):
+    assert _accepts(gold, answer) is {"right": True, "wrong": False}[verdict]
 
 
 @pytest.mark.parametrize("letter", sorted(set(string.ascii_letters) - set("eiEI")))
@@ -248,72 +301,46 @@ def test_ground_truth_may_be_a_whole_solution():
     assert score("#### 3", r"the answer is \boxed{3}")["acc"] == 1.0
 
 
-# 9^(9^9) has 370 million digits.
-SLOW = r"9^{9^{9}} + \sqrt{2}"
+# --- time --------------------------------------------------------------------------------------------------------
+
+PATHOLOGICAL = [
+    r"9^{9^{9}} + \sqrt{2}",  # 370 million digits
+    "*".join(["9^{30000}"] * 90),
+    r"\binom{9999}{4999}" * 50,
+    "9999!" * 100,
+    "x^{x^{x^{x}}}",
+    "(" * 480 + "1" + ")" * 480,
+    r"\frac{" * 150,
+    r"\sin " * 150 + "x",
+    "+".join(rf"\tan(10^{{{power}}}x)" for power in range(60)),
+    "=".join(["x"] * 400),
+]
 
 
-def test_pathological_expression_costs_one_timeout():
-    is_equal("x+1", "1+x")  # a child process is up
-    started = time.monotonic()
-    scored = score(rf"\boxed{{({SLOW}, {SLOW}, {SLOW})}}", r"(9^{9^{8}}x, 2x, 3x)", math_timeout=1.0)
-    assert time.monotonic() - started < 4.0
-    assert scored["acc"] == 0.0
-    assert is_equal("x+1", "1+x")
+@pytest.mark.parametrize("answer", PATHOLOGICAL, ids=lambda answer: answer[:12])
+@pytest.mark.parametrize("gold", ["7", "x+y", r"\sqrt{2}", "(1,2)", "x<3"])
+def test_a_pathological_answer_costs_a_bounded_time(gold, answer):
+    started = time.thread_time()
+    assert not _accepts(gold, answer)
+    # The processor time of the formulas and the longest step between two looks at the clock.
+    assert time.thread_time() - started < SECONDS + 1
 
 
-def test_hung_child_is_killed_and_replaced():
-    assert symbolic.equal("x+1", "1+x", symbolic.Budget(30))
-    for worker in symbolic._idle:
-        os.kill(worker.process.pid, signal.SIGSTOP)
-    hung = symbolic._idle[-1].process
-    started = time.monotonic()
-    with pytest.raises(TimeoutError):
-        symbolic.equal("x+1", "1+x", symbolic.Budget(0.5))
-    assert time.monotonic() - started < 5.0
-    assert hung.poll() is not None
-    for worker in symbolic._idle:
-        os.kill(worker.process.pid, signal.SIGCONT)
-    assert symbolic.equal("x+1", "1+x", symbolic.Budget(30))
+def test_threads_do_not_disturb_each_other():
+    forms = [(rf"\sqrt{{{2 * i * i}}}", rf"{i}\sqrt2", rf"{i}\sqrt3") for i in range(1, 9)]
+    slow, gold = PATHOLOGICAL[1], "x+y"
+    verdicts = {}
 
+    def one(thread):
+        _accepts(gold, slow)
+        verdicts[thread] = [_accepts(right, other) for right, *others in forms for other in others]
 
-def test_neighbours_do_not_pay_for_a_pathological_expression():
-    symbolic.equal("x+1", "1+x", symbolic.Budget(30))  # a child process is up
-    scores = {}
-
-    def one(i):
-        answer, gold = (f"{SLOW}x", f"{SLOW}y") if i < 4 else (f"x+{i}", f"{i}+x")
-        scores[i] = score(rf"\boxed{{{answer}}}", gold, math_timeout=1.0)["acc"]
-
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(8)]
+    threads = [threading.Thread(target=one, args=(thread,)) for thread in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [scores[i] for i in range(8)] == [0.0] * 4 + [1.0] * 4
-
-
-def test_a_fork_does_not_share_child_processes():
-    assert symbolic.equal("x+1", "1+x", symbolic.Budget(30))
-    child = os.fork()
-    if not child:
-        os._exit(len(symbolic._idle))
-    assert os.waitpid(child, 0)[1] == 0
-    assert symbolic._idle
-
-
-def test_many_threads():
-    wrong = []
-
-    def one(i):
-        if not is_equal(f"x+{i}", f"{i}+x", 60) or is_equal(f"x+{i}", f"{i + 1}+x", 60):
-            wrong.append(i)
-
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(1, 25)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert verdicts == dict.fromkeys(range(4), [True, False] * len(forms))
 
 
 @pytest.mark.parametrize(
@@ -329,10 +356,10 @@ def test_many_threads():
         "{" * 100_000,
     ],
 )
-def test_long_text_is_read_quickly(text):
-    started = time.monotonic()
-    assert score(text, "(7,8)", format_reward=0.5, math_timeout=2.0)["acc"] == 0.0
-    assert time.monotonic() - started < 5.0
+def test_long_text_is_read_in_a_bounded_time(text):
+    started = time.thread_time()
+    assert score(text, "(7,8)", format_reward=0.5)["acc"] == 0.0
+    assert time.thread_time() - started < SECONDS + 2
 
 
 @settings(max_examples=150, deadline=None)
@@ -340,9 +367,12 @@ def test_long_text_is_read_quickly(text):
 def test_any_text_gets_a_bounded_score(text):
     for response in (text, rf"\boxed{{{text}}}", f"<answer>{text}</answer>", f"#### {text}"):
         for gold in (r"\frac{3}{4}", "(1,2)", text):
-            scored = compute_score("HuggingFaceH4/MATH-500", response, gold, math_timeout=2.0)
+            scored = compute_score(MATH, response, gold)
             assert scored.keys() == COLUMNS.keys()
             assert scored["score"] in (0.0, 1.0)
+
+
+# --- variants ----------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(-(10**12), 10**12), st.integers(-(10**12), 10**12))
@@ -362,13 +392,125 @@ def test_fractions_are_equal_only_to_themselves(gold, answer):
     assert is_equal(latex(answer), rf"\dfrac{{{-2 * answer.numerator}}}{{{-2 * answer.denominator}}}")
 
 
+small = st.integers(-30, 30)
+positive = st.integers(1, 30)
+
+
+@given(positive, positive, positive)
+def test_surds_are_equal_only_to_themselves(outside, inside, other):
+    gold = rf"\sqrt{{{outside * outside * inside}}}"
+    assert is_equal(gold, rf"{outside}\sqrt{{{inside}}}")
+    assert is_equal(rf"\frac{{1}}{{{gold}}}", rf"\frac{{{gold}}}{{{outside * outside * inside}}}")
+    assert is_equal(gold, rf"{outside}\sqrt{{{other}}}") is (inside == other)
+
+
+@settings(deadline=None)
+@given(small, small, small, small)
+def test_polynomials_are_equal_only_to_themselves(a, b, c, d):
+    gold = f"(x+({a}))(x+({b}))"
+    expanded = f"x^2{a + b:+d}x{a * b:+d}"
+    assert is_equal(gold, expanded)
+    assert is_equal(gold, f"(x+({c}))(x+({d}))") is ({a, b} == {c, d} and a + b == c + d)
+    assert not is_equal(gold, f"{expanded}+x^{{-90}}")
+
+
+@settings(deadline=None)
+@given(small.filter(bool), small, small.filter(bool), small)
+def test_equations_are_equal_to_their_multiples_only(slope, shift, factor, other):
+    gold = f"y={slope}x{shift:+d}"
+    assert is_equal(gold, f"{factor}y={slope * factor}x{shift * factor:+d}".replace("+-", "-"))
+    assert is_equal(gold, f"{slope}x-y{shift:+d}=0")
+    assert is_equal(gold, f"{slope}x-y{other:+d}=0") is (shift == other)
+    for nothing in ("0=0", "1=1", "0=1", "y=y", f"{slope}={slope}", f"y-y={shift}-{shift}"):
+        assert not is_equal(gold, nothing)
+
+
+@settings(deadline=None)
+@given(small, small.filter(bool), small, st.sampled_from(["<", ">", r"\le", r"\ge"]))
+def test_inequalities_are_equal_to_their_intervals_only(bound, factor, other, sign):
+    open_, low = sign in "<>", sign in ("<", r"\le")
+    interval = rf"(-\infty,{bound}{')' if open_ else ']'}" if low else rf"{'(' if open_ else '['}{bound},\infty)"
+    flipped = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}[sign]
+    gold = rf"x {sign} {bound}"
+    assert is_equal(gold, interval)
+    assert is_equal(interval, gold)
+    assert is_equal(gold, rf"{bound} {flipped} x")
+    assert is_equal(gold, rf"{factor}x {sign if factor > 0 else flipped} {factor * bound}")
+    assert is_equal(gold, rf"x {sign} {other}") is (bound == other)
+    assert not is_equal(gold, rf"x {flipped} {bound}")
+    assert not is_equal(gold, str(bound))
+
+
+@settings(deadline=None)
+@given(st.lists(small, min_size=2, max_size=5, unique=True), st.randoms(use_true_random=False), small)
+def test_lists_are_equal_in_any_order_to_nothing_more_or_less(numbers, random, more):
+    gold = ", ".join(map(str, numbers))
+    shuffled = random.sample(numbers, len(numbers))
+    names = [f"x={number}" for number in shuffled]
+    last = [*map(str, shuffled[:-1]), rf"\text{{ and }} {shuffled[-1]}"]
+    for form in (
+        ", ".join(map(str, shuffled)),
+        ";".join(map(str, shuffled)),
+        r"\text{ or }".join(names),
+        " ".join(last),
+    ):
+        assert is_equal(gold, form) or (form == " ".join(last) and len(last) > 2)
+    assert not is_equal(gold, f"{gold}, {more}")
+    assert not is_equal(gold, ", ".join(map(str, numbers[1:])))
+    assert not is_equal(str(numbers[0]), gold)
+    assert is_equal(f"({gold})", "(" + ", ".join(map(str, shuffled)) + ")") is (numbers == shuffled)
+
+
+@given(st.sampled_from([("m", "cm", 100), ("kg", "g", 1000), ("hours", "minutes", 60), ("ft", "inches", 12)]), positive)
+def test_units_are_converted_and_never_exchanged(units, value):
+    large, little, ratio = units
+    gold = rf"{value}\text{{ {large}}}"
+    assert is_equal(gold, rf"{value * ratio}\text{{ {little}}}")
+    assert is_equal(gold, str(value))
+    assert is_equal(str(value), gold)
+    assert not is_equal(gold, rf"{value}\text{{ {little}}}")
+    assert not is_equal(gold, str(value * ratio))
+    assert not is_equal(str(value), rf"{value * ratio}\text{{ {little}}}")
+    assert not is_equal(gold, rf"{value}\text{{ {large}}}^2")
+
+
+@settings(deadline=None)
+@given(st.integers(20, 3000), st.integers(20, 3000))
+def test_values_close_to_0_or_1_are_told_apart(first, second):
+    for form in (r"\frac{{1}}{{3^{{{}}}}}", r"1-2^{{-{}}}", r"\frac{{1}}{{{}!}}", r"\left(\frac57\right)^{{{}}}"):
+        assert is_equal(form.format(first), form.format(second)) is (first == second)
+        for near in ("0", "1", "0+1"):
+            assert not is_equal(form.format(first), near)
+            assert not is_equal(near, form.format(first))
+
+
+# --- rows that cannot be graded ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "truth"), [(MATH, ""), (MATH, None), (MATH, {"a": 1}), ("no_such_set", "5"), ("taco", "no json")]
+)
+def test_a_bad_row_scores_0_and_is_shown_once(source, truth, caplog):
+    for _ in range(3):
+        scored = compute_score(source, r"\boxed{5}", truth, {"index": f"{source} {truth}"})
+        assert scored.keys() == COLUMNS.keys()
+        assert (scored["score"], scored["acc"], scored["ungradable"]) == (0.0, 0.0, 1.0)
+    (record,) = caplog.records
+    assert f"row {source} {truth} of {source}" in record.getMessage()
+
+
+def test_an_unknown_option_is_an_error():
+    with pytest.raises(TypeError, match="partial_credits"):
+        compute_score(MATH, r"\boxed{5}", "5", partial_credits=True)
+
+
 # --- real rows ---------------------------------------------------------------------------------------------------
 
 
 @needs_data
 @pytest.mark.parametrize("name", ["gsm8k_train.jsonl", "gsm8k_test.jsonl"])
 def test_gsm8k_gold_solutions_and_no_other_number(name):
-    for row in _rows(name):
+    for row in _rows(SHARED / name):
         gold = row["answer"].rpartition("####")[2].strip()
         assert compute_score("openai/gsm8k", row["answer"], gold)["score"] == 1.0
         assert compute_score("openai/gsm8k", rf"so \boxed{{{gold}}}", gold)["score"] == 1.0
@@ -378,11 +520,27 @@ def test_gsm8k_gold_solutions_and_no_other_number(name):
 
 
 @needs_data
+@pytest.mark.parametrize("name", ["gsm8k_train.jsonl", "gsm8k_test.jsonl", "math_sample.jsonl"])
+def test_no_gold_answer_of_a_data_set_accepts_what_says_nothing(name):
+    rows = _rows(SHARED / name)
+    golds = [row["answer"].rpartition("####")[2].strip() for row in rows]
+    accepted = Counter()
+    for gold, following in zip(golds, golds[1:] + golds[:1], strict=True):
+        same = is_equal(gold, following)
+        assert same == (gold.removeprefix("x=") == following.removeprefix("x="))
+        for nothing in ("0=1", "1=1", "x=x", "0=0", "", " ", f"{gold}, {gold}", f"{gold}, {following}", f"0$ ${gold}"):
+            accepted[nothing] += _accepts(gold, nothing)
+        assert _accepts(gold, gold)
+        assert not _accepts(gold, f"({gold})+1")
+    assert not +accepted
+
+
+@needs_data
 def test_math_gold_solutions_and_not_the_next_answer():
-    rows = _rows("math_sample.jsonl")
+    rows = _rows(SHARED / "math_sample.jsonl")
     for row, following in zip(rows, rows[1:] + rows[:1], strict=True):
         source = "DigitalLearningGmbH/MATH-lighteval"
-        assert compute_score(source, row["solution"], row["answer"], math_timeout=30.0)["score"] == 1.0
+        assert compute_score(source, row["solution"], row["answer"])["score"] == 1.0
         same = row["answer"].removeprefix("x=") == following["answer"].removeprefix("x=")
-        scored = compute_score(source, following["solution"], row["answer"], math_timeout=30.0)
+        scored = compute_score(source, following["solution"], row["answer"])
         assert scored["score"] == float(same), (row["answer"], following["answer"])

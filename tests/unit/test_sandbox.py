@@ -11,14 +11,14 @@ import sys
 import threading
 import time
 from collections import deque
-from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_sspo.rewards import sandbox
-from verl_sspo.rewards.code import judge
+from verl_sspo.rewards.code import grade
 from verl_sspo.rewards.sandbox import Limits, SandboxError, run_cases, slot
 from verl_sspo.rewards.sandbox_runner import decode, encode
 
@@ -26,7 +26,11 @@ pytestmark = pytest.mark.timeout(120)
 needs_bubblewrap = pytest.mark.skipif(
     shutil.which("bwrap") is None, reason="bubblewrap is not installed (apt-get install bubblewrap)"
 )
-LIMITS = Limits(test_timeout=2.0, program_timeout=8.0, memory_bytes=256 << 20, disk_bytes=8 << 20, output_bytes=1 << 20)
+# Long enough for a right program on a busy machine. Programs that never end get the second.
+LIMITS = Limits(
+    test_timeout=60.0, program_timeout=90.0, memory_bytes=256 << 20, disk_bytes=8 << 20, output_bytes=1 << 20
+)
+IMPATIENT = dataclasses.replace(LIMITS, test_timeout=0.7, program_timeout=8.0)
 # Three forms of the same question: twice the number.
 FORMS = {
     "stdin": {"inputs": ["21\n"], "outputs": ["42\n"]},
@@ -86,7 +90,7 @@ def _indent(program: str, spaces: int = 4) -> str:
 @needs_bubblewrap
 @pytest.mark.parametrize("form", FORMS)
 def test_right_program_passes_in_every_form(form):
-    verdict = judge(RIGHT, FORMS[form], LIMITS)
+    verdict = grade(RIGHT, FORMS[form], LIMITS)
     assert verdict.passed == verdict.total
     assert verdict.error == ""
 
@@ -95,18 +99,15 @@ def test_right_program_passes_in_every_form(form):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_program_is_bounded_and_passes_nothing(name):
     attack = HOSTILE[name]
-    impatient = dataclasses.replace(LIMITS, test_timeout=0.7)
-    started = time.monotonic()
     for program, form in (
         (attack, "stdin"),
         (f"def f(x):\n{_indent(attack)}", "asserts"),
     ):
-        verdict = judge(program, FORMS[form], impatient)
+        verdict = grade(program, FORMS[form], IMPATIENT)
         assert verdict.passed == 0, verdict
         assert verdict.error
-    assert time.monotonic() - started < 2 * LIMITS.program_timeout + 10
     # The sandbox, and the one beside it, still work.
-    assert judge(RIGHT, FORMS["stdin"], LIMITS).passed == 1
+    assert grade(RIGHT, FORMS["stdin"], LIMITS).passed == 1
 
 
 FORGERIES = {
@@ -134,9 +135,10 @@ FORGERIES = {
     "  found = [top + '/' + name for top, _, names in os.walk('/') for name in names]\n"
     "  return 42 if any(p.startswith(('/tmp', '/etc/p', '/proc')) or 'verl_sspo' in p for p in found) else 0",
     "forged answers": "import os\ndef f(x):\n"
-    "  for i in range(3, 64):\n    try: os.write(i, b'00000003b1;' * 5)\n    except OSError: pass\n  return 0",
+    "  for i in range(3, 64):\n    try: os.write(i, b'00000004true' * 5)\n    except OSError: pass\n  return 0",
     "forged verdict": "import os\ndef f(x):\n"
-    "  for i in range(64):\n    try: os.write(i, b'00000010t3;i2;i2;s0;    ')\n    except OSError: pass\n  os._exit(0)",
+    "  for i in range(64):\n    try: os.write(i, b'0000000a[2, 2, "
+    "]')\n    except OSError: pass\n  os._exit(0)",
     "redefines the checker": "def check(candidate): pass\ndef candidate(x): return 42\n"
     "import builtins\nbuiltins.check = check\nf = None",
     "a generator": "def f(x): yield 42",
@@ -147,7 +149,8 @@ FORGERIES = {
     "a view equal to everything": "from collections.abc import ValuesView\nclass E(ValuesView):\n"
     "  def __eq__(s, o): return True\ndef f(x): return E({7: 7})",
     "a generator that writes everywhere": "import os\ndef f(x):\n"
-    "  for i in range(64):\n    try: os.write(i, b'00000010t3;i2;i2;s0;    ')\n    except OSError: pass\n  yield 42",
+    "  for i in range(64):\n    try: os.write(i, b'0000000a[2, 2, "
+    "]')\n    except OSError: pass\n  yield 42",
     "a function": "def f(x): return f",
     "endless nesting": "def f(x):\n  a = []\n  a.append(a)\n  return a",
     "a long result": "def f(x): return 'x' * (1 << 24)",
@@ -158,7 +161,7 @@ FORGERIES = {
 @pytest.mark.parametrize("name", FORGERIES)
 def test_forged_result_is_a_wrong_answer(name):
     for form in ("fn_name", "asserts", "check"):
-        verdict = judge(FORGERIES[name], FORMS[form], LIMITS)
+        verdict = grade(FORGERIES[name], FORMS[form], IMPATIENT)
         assert verdict.passed == 0, (form, verdict)
 
 
@@ -166,23 +169,23 @@ def test_forged_result_is_a_wrong_answer(name):
 def test_loop_over_answers_is_not_cut_short():
     # all(map(f, ...)) over a function that raises StopIteration would be all of nothing.
     tests = {"asserts": ["assert all(map(f, [1, 2, 3]))", "assert [f(x) for x in [1]] == [1]"]}
-    assert judge("def f(x): raise StopIteration", tests, LIMITS, all_tests=True).passed == 0
+    assert grade("def f(x): raise StopIteration", tests, LIMITS, all_tests=True).passed == 0
 
 
 @needs_bubblewrap
 def test_checks_cannot_be_swallowed_by_a_dead_program():
     tests = {"asserts": ["try:\n    f(1)\nexcept BaseException:\n    pass"]}
-    assert judge("import os\ndef f(x): os._exit(0)", tests, LIMITS).passed == 0
-    assert judge("import time\ndef f(x): time.sleep(100)", tests, LIMITS).error == "timeout"
+    assert grade("import os\ndef f(x): os._exit(0)", tests, LIMITS).passed == 0
+    assert grade("import time\ndef f(x): time.sleep(100)", tests, IMPATIENT).error == "timeout"
     # An exception that the check waits for is an answer.
-    assert judge("def f(x): raise ValueError('no')", tests, LIMITS).passed == 1
+    assert grade("def f(x): raise ValueError('no')", tests, LIMITS).passed == 1
 
 
 @needs_bubblewrap
 def test_results_arrive_as_fresh_plain_data():
     program = "from collections import *\nP = namedtuple('P', 'a b')\ndef f(x): return [P(1, 2), Counter('aab'), {3}]"
     tests = {"asserts": ["assert f(0) == [(1, 2), {'a': 2, 'b': 1}, {3}]", "assert type(f(0)[0]) is tuple"]}
-    assert judge(program, tests, LIMITS).passed == 2
+    assert grade(program, tests, LIMITS).passed == 2
 
 
 # What a function returns, a check that it passes, and one that it does not pass in Python either.
@@ -209,23 +212,21 @@ LAZY = {
 def test_iterators_and_views_cross_as_what_they_are(name):
     returned, passes, fails = LAZY[name]
     tests = {"asserts": [f"assert {passes}", f"assert {fails}"]}
-    verdict = judge(f"def f(x): return {returned}", tests, LIMITS, all_tests=True)
+    verdict = grade(f"def f(x): return {returned}", tests, LIMITS, all_tests=True)
     assert verdict.passed == 1, verdict
-    assert judge(f"def f(x): return {returned}", {"asserts": tests["asserts"][:1]}, LIMITS).passed == 1
+    assert grade(f"def f(x): return {returned}", {"asserts": tests["asserts"][:1]}, LIMITS).passed == 1
 
 
 @needs_bubblewrap
 def test_what_a_generator_raises_is_seen():
     program = "def f(x):\n    yield 1\n    raise TypeError('no')"
     check = "try:\n    list(f(1))\n    assert False\nexcept TypeError as error:\n    assert str(error) == 'no'"
-    assert judge(program, {"asserts": [check]}, LIMITS).passed == 1
-    assert judge("def f(x):\n    while True: yield 1", {"asserts": [check]}, LIMITS).error.startswith("not plain data")
+    assert grade(program, {"asserts": [check]}, LIMITS).passed == 1
+    assert grade("def f(x):\n    while True: yield 1", {"asserts": [check]}, LIMITS).error.startswith("not plain data")
 
 
 def _outputs(program: str) -> str:
-    # Nothing here is about time: a walk over all files may take some on a busy machine.
-    limits = dataclasses.replace(LIMITS, test_timeout=60.0, program_timeout=60.0)
-    ((error, output),) = run_cases(program, [{"stdin": b""}], limits)
+    ((error, output),) = run_cases(program, [{"stdin": b""}], LIMITS)
     assert error == "", (error, output)
     return output.decode()
 
@@ -323,41 +324,37 @@ print(ctypes.CDLL(None).shmget(0, 1 << 30, 0o1600))
     assert _outputs(program).splitlines() == ["refused"] * 4 + ["-1"]
 
 
+def _is_running(name: str) -> bool:
+    # psutil leaves out processes that end while it looks.
+    return name in {process.info["name"] for process in psutil.process_iter(["name"])}
+
+
 @needs_bubblewrap
 def test_no_process_survives():
-    name = f"orphan{os.getpid()}"
-    program = f"import ctypes, threading, time\nctypes.CDLL(None).prctl(15, b'{name[:15]}')\ntime.sleep(1000)"
-    assert judge(program, FORMS["stdin"], Limits(test_timeout=1.0)).error == "timeout"
-    assert judge(program, FORMS["stdin"], Limits(test_timeout=50.0, program_timeout=2.0)).error == "timeout"
-    time.sleep(0.2)
-    threads = [path.read_text().strip() for path in Path("/proc").glob("[0-9]*/comm") if path.exists()]
-    assert name[:15] not in threads
+    name = f"orphan{os.getpid()}"[:15]
+    program = f"import ctypes, threading, time\nctypes.CDLL(None).prctl(15, {name.encode()!r})\ntime.sleep(1000)"
+    assert grade(program, FORMS["stdin"], Limits(test_timeout=1.0)).error == "timeout"
+    assert grade(program, FORMS["stdin"], Limits(test_timeout=50.0, program_timeout=2.0)).error == "timeout"
+    assert not _is_running(name)
 
 
 @needs_bubblewrap
 def test_sandbox_dies_with_its_caller():
     name = f"leftover{os.getpid()}"[:15]
-    program = f"import ctypes, time\nctypes.CDLL(None).prctl(15, {name.encode()!r})\ntime.sleep(99)"
+    program = f"import ctypes, time\nctypes.CDLL(None).prctl(15, {name.encode()!r})\ntime.sleep(999)"
     source = f"""
 from verl_sspo.rewards.sandbox import Limits, run_cases
-print(list(run_cases({program!r}, [{{"stdin": b""}}], Limits(test_timeout=90, program_timeout=90))))
+print(list(run_cases({program!r}, [{{"stdin": b""}}], Limits(test_timeout=900, program_timeout=900))))
 """
-
-    def alive():
-        names = [path.read_text().strip() for path in Path("/proc").glob("[0-9]*/comm") if path.exists()]
-        return name in names
-
-    def wait(state):
-        deadline = time.monotonic() + 20
-        while alive() is not state and time.monotonic() < deadline:
-            time.sleep(0.1)
-        return alive() is state
-
     caller = subprocess.Popen([sys.executable, "-c", source])
-    assert wait(True)
+    # The test's own timeout ends a wait for nothing.
+    while not _is_running(name):
+        assert caller.poll() is None
+        time.sleep(0.1)
     caller.kill()
     caller.wait()
-    assert wait(False)
+    while _is_running(name):
+        time.sleep(0.1)
 
 
 @needs_bubblewrap
@@ -367,10 +364,9 @@ def test_no_dead_process_is_left_to_others():
     try:
         for program in (RIGHT, "while True: pass", "def ("):
             for form in ("stdin", "asserts"):
-                judge(program, FORMS[form], Limits(test_timeout=0.5))
-        mine = f") Z {os.getpid()} "
-        stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
-        assert not [stat for stat in stats if mine in stat]
+                grade(program, FORMS[form], Limits(test_timeout=0.5))
+        processes = [process.info for process in psutil.process_iter(["ppid", "status"])]
+        assert {"ppid": os.getpid(), "status": psutil.STATUS_ZOMBIE} not in processes
     finally:
         prctl(36, 0, 0, 0, 0)
 
@@ -400,7 +396,7 @@ def test_each_test_starts_afresh():
 def test_one_slow_test_does_not_hide_the_others():
     program = "import time\nn = int(input())\nif n == 2: time.sleep(60)\nprint(n)"
     tests = {"inputs": ["1", "2", "3"], "outputs": ["1", "2", "3"]}
-    verdict = judge(program, tests, Limits(test_timeout=1.0), all_tests=True)
+    verdict = grade(program, tests, Limits(test_timeout=1.0), all_tests=True)
     assert (verdict.passed, verdict.total, verdict.error) == (2, 3, "timeout")
 
 
@@ -430,23 +426,30 @@ def test_without_bubblewrap_it_refuses(monkeypatch):
     sandbox._wall.cache_clear()
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SandboxError, match="bubblewrap"):
-        judge(RIGHT, FORMS["stdin"], LIMITS)
+        grade(RIGHT, FORMS["stdin"], LIMITS)
     sandbox._wall.cache_clear()
 
 
 def test_unprotected_only_when_asked():
-    assert judge(RIGHT, FORMS["asserts"], LIMITS, unsafe_without_sandbox=True).passed == 2
+    assert grade(RIGHT, FORMS["asserts"], LIMITS, unsafe=True).passed == 2
 
 
 @needs_bubblewrap
 def test_a_broken_sandbox_is_an_error_not_a_score(monkeypatch):
     monkeypatch.setattr(sandbox, "_wall", lambda size: (shutil.which("bwrap"), "--no-such-option"))
     with pytest.raises(SandboxError, match="no-such-option"):
-        judge(RIGHT, FORMS["stdin"], LIMITS)
+        grade(RIGHT, FORMS["stdin"], LIMITS)
 
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-5, 5).map(lambda n: n * 7**9000)
+    | st.floats(allow_nan=False)
+    | st.complex_numbers(allow_nan=False)
+    | st.text(st.characters())
+    | st.binary(),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.lists(inner, max_size=4).map(tuple)
@@ -472,7 +475,22 @@ def test_decoding_garbage_raises_value_error_only(data):
 
 
 @pytest.mark.parametrize(
-    "data", [b"l99999999999999999999;", b"s-1;", b"e1;l0;", b"x;", b"", b"l1;" * 1000, b"n;n;", b"r0;", b"r1;s0;"]
+    "data",
+    [
+        *(
+            b"",
+            b"x",
+            b"null null",
+            b"[" * 100_000,
+            b'{"x": []}',
+            b'{"l": [], "t": []}',
+            b"{}",
+            b'{"l": 3}',
+            b'{"l": "a"}',
+        ),
+        *(b'{"e": [[]]}', b'{"d": [1]}', b'{"d": [[[], 1]]}', b'{"r": []}', b'{"r": ["a"]}', b'{"c": [1, 2, 3]}'),
+        *(b'{"c": [%d, 0]}' % 10**400, b'{"i": 3}', b'{"i": "x"}', b'{"y": "0"}', b'{"y": 1}', b"1" * 5000),
+    ],
 )
 def test_decoding_malformed(data):
     with pytest.raises(ValueError):  # noqa: PT011

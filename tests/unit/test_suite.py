@@ -22,11 +22,11 @@ from verl.utils.config import omega_conf_to_dataclass
 
 from verl_sspo.data.tasks import TASKS
 from verl_sspo.experiments import cell as cells
-from verl_sspo.experiments import reproduce
+from verl_sspo.experiments import reproduce, runner
 from verl_sspo.experiments.evaluation import Evaluation
 from verl_sspo.experiments.runner import run
 from verl_sspo.experiments.suite import Cell, expand, load_suite
-from verl_sspo.run import launch
+from verl_sspo.run import compose, launch
 from verl_sspo.run.compose import compose_config
 from verl_sspo.run.overrides import hydra_overrides
 
@@ -183,9 +183,11 @@ def test_all_algorithms_of_a_seed_come_before_the_next_seed(tmp_path):
         ("overrides: {lr: 1.0}}", "override: {lr: 1.0}}", "override"),
         ("metrics: [critic/score/mean]", "metrics: [x], summary: best", "last or mean"),
         ("{lr: 1.0}", "{'a b': 1.0}", "Hydra"),
-        ("seeds: [0, 1]", "seeds: [0, [1]]", "seeds must be a list of int"),
-        ("metrics: [critic/score/mean]", "metrics: [[x]]", "metrics must be a list of str"),
+        ("seeds: [0, 1]", "seeds: [0, [1]]", "different numbers of at least 0"),
+        ("seeds: [0, 1]", "seeds: [0, -1]", "different numbers of at least 0"),
+        ("metrics: [critic/score/mean]", "metrics: [[x]]", "metrics must be names"),
         (MINIMAL, "0", "no YAML file of a suite"),
+        (MINIMAL, MINIMAL + "evaluation: {benchmarks: [b], samples: -3}\n", "samples must be at least 0"),
         (MINIMAL, "- title", "a suite has keys"),
         (MINIMAL, "\x1f", "no YAML file of a suite"),
     ],
@@ -244,7 +246,7 @@ def test_cells_run_are_skipped_when_finished_and_one_failure_stops_no_other(tmp_
     plan = json.loads((root / "default/a/seed0" / cells.PLAN).read_text())
     assert plan["seed"] == 0
     assert plan["ran_with"]["torch"]
-    assert "4 left" not in (tmp_path / "console.txt").read_text()
+    assert re.search(r"\[4/4\] default/\w/seed0", (tmp_path / "console.txt").read_text())
 
     again = run_all(toys, root, recipes)
     assert again.finished == []
@@ -287,8 +289,8 @@ def test_a_folder_with_other_settings_is_not_touched(tmp_path, recipes):
 def test_reproduce_mixes_no_settings(tmp_path, recipes, monkeypatch, capsys):
     """The suite was edited after some cells had finished: nothing starts and nothing is written."""
     suite, root = tmp_path / "toy.yaml", tmp_path / "runs"
-    monkeypatch.setattr(reproduce, "RECIPES", recipes)
-    monkeypatch.setattr(reproduce, "run", lambda *args, **options: run(*args, **options, train=fake_train))
+    monkeypatch.setattr(compose, "RECIPES", recipes)
+    monkeypatch.setattr(runner, "run", lambda *args, **options: run(*args, **options, train=fake_train))
     monkeypatch.setattr(sys, "argv", ["reproduce", str(suite), "--output", str(root)])
     monkeypatch.chdir(tmp_path)
     text = MINIMAL + "overrides: {behaviour: finish}\n"
@@ -342,8 +344,15 @@ def test_missing_data_is_told_before_anything_starts(tmp_path, recipes):
     (tmp_path / "data.parquet").unlink()
     outcome = run_all([toy()], tmp_path / "runs", recipes)
     assert "no data at" in outcome.failed[toy().name]
-    assert "prepare_data.py" in outcome.failed[toy().name]
+    assert "prepare-data" in outcome.failed[toy().name]
     assert cells.attempts(tmp_path / "runs" / toy().name) == []
+
+
+@pytest.mark.parametrize("arguments", [["--seeds", "-1"], ["--jobs", "0"], ["--seeds", "x"]])
+def test_numbers_out_of_range_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit):
+        reproduce.main(["tiny", *arguments])
+    assert "must be an integer of at least" in capsys.readouterr().err
 
 
 INTERRUPTED = """

@@ -6,7 +6,7 @@ import pytest
 from matplotlib import image
 from rich.console import Console
 
-from verl_sspo.report.curves import draw, smoothed
+from verl_sspo.report.curves import draw
 from verl_sspo.report.summary import Metrics, summarize, table
 
 ACCURACY = "val-core/arithmetic/acc/mean@1"
@@ -126,11 +126,6 @@ def test_table_shows_the_figures(run):
     text = console.export_text()
     for figure in ("0.250 → 0.625", "0.200 → 0.150", "0.900", "1.50", "100"):
         assert figure in text
-
-
-def test_smoothed_by_hand():
-    assert smoothed([1.0, 3.0, 5.0, 7.0], window=2) == [1.0, 2.0, 4.0, 6.0]
-    assert smoothed([]) == []
 
 
 def test_picture_is_drawn(run, tmp_path):

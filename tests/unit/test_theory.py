@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
-from verl_sspo.analysis import objectives, theory, trust_region
+from verl_sspo.analysis import theory
+from verl_sspo.analysis.objectives import actor_config
 
 
 @pytest.fixture(scope="module")
 def compared():
-    names = {"GRPO": "grpo", "GSPO": "gspo", "GMPO": "gmpo", "SAPO": "sapo", "SSPO": "sspo", "forward": "sspo_forward"}
-    return {title: objectives.objective(title, [f"algo={name}"]) for title, name in names.items()}
+    names = {"GRPO": "grpo", "GMPO": "gmpo", "SAPO": "sapo", "SSPO": "sspo", "forward": "sspo_forward"}
+    return {title: actor_config([f"algo={name}"]) for title, name in {**names, "SSPO v1": "sspo_v1"}.items()}
 
 
 @pytest.fixture
@@ -20,21 +21,24 @@ def toy():
 
 
 def logits_of(toy, seed):
-    return torch.randn(*toy.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(13, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def test_the_toy_enumerates_all_sequences_of_a_policy(toy):
     assert toy.sequences.shape == (27, 3)
-    assert toy.shape == (1 + 3 + 9, 3)
+    assert toy.states.unique().tolist() == list(range(1 + 3 + 9))
     assert toy.log_prob(logits_of(toy, 0)).sum(-1).exp().sum() == pytest.approx(1.0)
     assert toy.rewards.sum() == 9
 
 
 def test_the_exact_gradient_is_the_derivative_of_the_expected_advantage(toy):
-    logits, advantages = logits_of(toy, 0).requires_grad_(), toy.advantages(logits_of(toy, 1))
-    expected = (toy.log_prob(logits).sum(-1).exp() * advantages).sum()
-    (gradient,) = torch.autograd.grad(expected, logits)
-    torch.testing.assert_close(toy.exact_gradient(logits.detach(), advantages), gradient.flatten())
+    logits, advantages = logits_of(toy, 0), toy.advantages(logits_of(toy, 1))
+    gradient = toy.exact_gradient(logits, advantages)
+    for state, token in ((0, 0), (2, 1), (12, 2)):
+        shift = torch.zeros_like(logits)
+        shift[state, token] = 1e-6
+        up, down = ((toy.probability(logits + sign * shift) * advantages).sum() for sign in (1, -1))
+        assert gradient[state, token] == pytest.approx(float(up - down) / 2e-6, rel=1e-6, abs=1e-9)
 
 
 def test_advantages_have_mean_0_and_deviation_1_under_the_old_policy(toy):
@@ -48,7 +52,7 @@ def test_exact_importance_weights_have_no_bias_at_any_drift(toy):
     old, logits = logits_of(toy, 1), logits_of(toy, 2)
     advantages = toy.advantages(old)
     weight = toy.log_prob(old).sum(-1).exp()
-    mean = (weight[:, None] * toy.estimates(None, logits, old, advantages)).sum(0)
+    mean = (weight[:, None, None] * toy.estimates(None, logits, old, advantages)).sum(0)
     torch.testing.assert_close(mean, toy.exact_gradient(logits, advantages))
 
 
@@ -62,7 +66,7 @@ def test_on_policy_every_objective_has_the_exact_gradient_and_one_variance(compa
 
 def test_the_drift_is_what_was_asked_for(toy):
     old, direction = logits_of(toy, 1), logits_of(toy, 2)
-    step = theory._step(toy, old, direction, 0.2)
+    step = theory.step_for(toy, old, direction, 0.2)
     z = toy.log_prob(old + step * direction) - toy.log_prob(old)
     assert (toy.log_prob(old).sum(-1).exp() * z.abs().mean(-1)).sum() == pytest.approx(0.2)
 
@@ -71,7 +75,7 @@ def test_trust_regions_by_hand(compared):
     z = torch.tensor([-0.5, 0.0, 0.1, 0.5], dtype=torch.float64)
 
     def of(title, advantage, together=False):
-        return trust_region.coefficients(compared[title], z, advantage, together).tolist()
+        return theory.token_coefficients(compared[title], z, advantage, together).tolist()
 
     e = [math.exp(x) for x in z.tolist()]
     # PPO's min: full gradient inside of 1.2, none above; below it the ratio itself.
@@ -91,20 +95,20 @@ def test_trust_regions_by_hand(compared):
 
 
 def test_limits_are_reached(compared):
-    clip = "actor_rollout_ref.actor.clip_ratio"
-    unclipped = objectives.objective("GSPO", ["algo=gspo", *(f"{clip}{end}=1.0e9" for end in ("", "_low", "_high"))])
+    limits = theory.limits(compared)
+    for _, distances in limits["temperature"].items():
+        assert distances.iloc[0] < 1e-6
+        assert distances.is_monotonic_increasing
+    assert (limits["drift"].iloc[0] < 1e-5).all()
+    weights = limits["log-ratio"]
+    assert weights["SSPO v1"].to_numpy() == pytest.approx(weights["SAPO"].to_numpy())
+    bound = math.exp(math.pi / (2 * 10.0))
+    assert weights["SSPO"].between(1 / bound, bound).all()
 
-    def with_gate(shape, tau):
-        return objectives.with_policy_loss(compared["SSPO"], gate=shape, tau_pos=tau, tau_neg=tau)
 
-    v1 = objectives.objective("SSPO v1", ["algo=sspo_v1"])
-    others = {title: compared[title] for title in ("GRPO", "SAPO")}
-    limits = theory.limits({"SSPO": compared["SSPO"], "SSPO v1": v1}, others, unclipped, with_gate)
-    for distances in limits.to_unclipped.values():
-        assert distances[0] < 1e-6
-        assert distances == sorted(distances)
-    for distances in limits.to_policy_gradient.values():
-        assert distances[0] < 1e-5
-    torch.testing.assert_close(limits.weights["SSPO v1"], limits.weights["SAPO"])
-    assert max(limits.weights["SSPO"]) < limits.bound
-    assert min(limits.weights["SSPO"]) > 1 / limits.bound
+def test_the_loss_does_not_announce_itself_where_nothing_trains(compared, capsys, monkeypatch):
+    from verl_sspo.algorithm import registration
+
+    monkeypatch.setattr(registration, "_announced", False)
+    theory.token_coefficients(compared["SSPO"], torch.zeros(1, dtype=torch.float64), 1.0, together=False)
+    assert capsys.readouterr().out == ""

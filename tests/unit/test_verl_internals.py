@@ -1,392 +1,190 @@
-"""Everything of verl that this package touches, private things too: where verl changes, a sentence says what.
+"""What this package uses of verl, read from its own source: where verl changes, a test names what changed.
 
-`INTERNALS` gets a line with every new import of verl; `test_the_table_is_complete` asks for it.
+Nothing here has to be kept up with new code: imports, calls and base classes are found, not listed. The fields of
+verl's configurations are the exception.
 """
 
 import ast
+import importlib
 import inspect
-import re
-import textwrap
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 import verl  # noqa: F401  loads the plugin
 
-REPOSITORY = Path(__file__).parents[2]
+import verl_sspo
+import verl_sspo.cpu
+from verl_sspo.rewards import compute_score
+
+PACKAGE = Path(verl_sspo.__file__).parent
+SOURCES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 
 
-class Expectation(NamedTuple):
-    """What is expected of something of verl, as the rest of a sentence; whether it is so, given its dotted name."""
-
-    sentence: str
-    holds: Callable[[str], bool]
-
-
-class Internal(NamedTuple):
-    """Something of verl, the file of ours that relies on it, and on what."""
-
-    name: str
-    used_by: str
-    expected: Expectation
+def imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """(dotted name, name in the file) of everything that is imported from verl."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((each.name, each.asname or each.name) for each in node.names if each.name.startswith("verl."))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "verl":
+            yield from ((f"{node.module}.{each.name}", each.asname or each.name) for each in node.names)
 
 
-def source(name: str) -> str:
-    """Of a module, which is not imported, or of a class or function."""
+def resolved(name: str) -> Any:
+    """The object; a module is imported."""
     try:
-        spec = find_spec(name)
+        return importlib.import_module(name)
     except ModuleNotFoundError:
-        spec = None
-    if spec is not None and spec.origin:
-        return Path(spec.origin).read_text()
-    return textwrap.dedent(inspect.getsource(inspect.unwrap(resolve_name(name))))
+        return resolve_name(name)
 
 
-# --- kinds of expectations ---------------------------------------------------------------------------------------
+def fits(function: Any, call: ast.Call) -> bool:
+    """Whether a call fits a signature, as far as it has no * or **."""
+    if any(isinstance(each, ast.Starred) for each in call.args) or any(each.arg is None for each in call.keywords):
+        return True
+    try:
+        inspect.signature(function).bind(*call.args, **{str(each.arg): each.value for each in call.keywords})
+    except TypeError:
+        return False
+    return True
 
 
-def exists() -> Expectation:
-    return Expectation("to be there", lambda name: resolve_name(name) is not None)
+NAMES = sorted({name for tree in SOURCES.values() for name, _ in imported(tree)})
 
 
-def takes(*parameters: str) -> Expectation:
-    def holds(name: str) -> bool:
-        known = inspect.signature(resolve_name(name)).parameters.values()
-        needed = {each.name for each in known if each.default is each.empty and each.kind not in _VARIADIC} - {"self"}
-        return needed <= set(parameters) <= {each.name for each in known}
-
-    return Expectation(f"to take {', '.join(parameters)} and to need nothing else", holds)
+def test_something_is_read():
+    assert len(NAMES) > 20
+    assert "verl.trainer.ppo.core_algos.register_policy_loss" in NAMES
 
 
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_we_import_from_verl_is_there(name):
+    assert resolved(name) is not None
 
 
-def has(*attributes: str) -> Expectation:
-    return Expectation(
-        f"to have {', '.join(attributes)}",
-        lambda name: all(hasattr(resolve_name(name), attribute) for attribute in attributes),
-    )
+@pytest.mark.parametrize("file", [file for file, tree in SOURCES.items() if any(imported(tree))])
+def test_what_we_call_takes_our_arguments(file):
+    names = {alias: name for name, alias in imported(SOURCES[file])}
+    for node in ast.walk(SOURCES[file]):
+        if not isinstance(node, ast.Call):
+            continue
+        root, _, attribute = ast.unparse(node.func).partition(".")
+        if root in names and "(" not in attribute:
+            name = ".".join(filter(None, (names[root], attribute)))
+            assert fits(resolved(name), node), f"{file}:{node.lineno}: {name} does not take {ast.unparse(node)}"
 
 
-def has_fields(*names: str) -> Expectation:
-    def holds(name: str) -> bool:
-        cls = resolve_name(name)
-        return set(names) <= ({each.name for each in fields(cls)} if is_dataclass(cls) else set(cls.model_fields))
-
-    return Expectation(f"to have the fields {', '.join(names)}", holds)
-
-
-def maps(*keys: Any) -> Expectation:
-    def holds(name: str) -> bool:
-        mapping = resolve_name(name)
-        return isinstance(mapping, dict) and all(key in mapping for key in keys)
-
-    return Expectation(f"to be a dictionary with {', '.join(map(repr, keys))}", holds)
+def subclasses() -> Iterator[type]:
+    """Classes of the CPU backend that derive from verl's."""
+    for module in pkgutil.iter_modules(verl_sspo.cpu.__path__, "verl_sspo.cpu."):
+        if module.name.endswith("vllm_cpu"):
+            continue  # imports vLLM
+        for value in vars(importlib.import_module(module.name)).values():
+            bases = inspect.getmro(value)[1:] if inspect.isclass(value) and value.__module__ == module.name else ()
+            if any(base.__module__.split(".")[0] == "verl" for base in bases):
+                yield value
 
 
-def says(*texts: str) -> Expectation:
-    """For what is neither a name nor a signature: log lines, file names, environment variables."""
-    return Expectation(
-        f"to have {', '.join(map(repr, texts))} in its source",
-        lambda name: all(text in source(name) for text in texts),
-    )
+def test_our_classes_implement_what_verl_leaves_to_subclasses():
+    found = list(subclasses())
+    assert len(found) >= 3
+    for each in found:
+        assert not inspect.isabstract(each), f"{each.__name__} lacks {sorted(each.__abstractmethods__)}"
 
 
-# What is ours is named, not imported: if verl has changed, it may not be importable.
+def test_our_methods_take_the_arguments_of_those_they_override():
+    for each in subclasses():
+        for name, method in vars(each).items():
+            overridden = next((vars(base)[name] for base in each.__mro__[1:] if name in vars(base)), None)
+            if name.startswith("__") or not inspect.isfunction(method) or not inspect.isfunction(overridden):
+                continue
+            ours, theirs = inspect.signature(method).parameters, inspect.signature(overridden).parameters
+            if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in ours.values()):
+                continue
+            named = {key for key, parameter in theirs.items() if parameter.kind not in (2, 4)}  # no *args, **kwargs
+            assert named <= set(ours), f"{each.__name__}.{name} does not take {sorted(named - set(ours))}"
 
 
-def calls(function: str, ours: str) -> Expectation:
-    """Calls by keyword fit our function. What a call passes on as **kwargs is not seen."""
-
-    def fits(call: ast.Call) -> bool:
-        known = inspect.signature(resolve_name(ours)).parameters.values()
-        needed = {each.name for each in known if each.default is each.empty and each.kind not in _VARIADIC} - {"self"}
-        takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known)
-        given = {keyword.arg for keyword in call.keywords if keyword.arg}
-        return needed <= given and (takes_all or given <= {each.name for each in known})
-
-    def holds(name: str) -> bool:
-        found = [node for node in ast.walk(ast.parse(source(name))) if isinstance(node, ast.Call)]
-        found = [call for call in found if f".{ast.unparse(call.func)}".endswith(f".{function}")]
-        return bool(found) and all(map(fits, found))
-
-    return Expectation(f"to call {function} with arguments of {ours}", holds)
-
-
-def calls_methods(variable: str, ours: str) -> Expectation:
-    def holds(name: str) -> bool:
-        called = set(re.findall(rf"\b{variable}\.(\w+)\.remote\(", source(name)))
-        return bool(called) and called <= set(dir(resolve_name(ours)))
-
-    return Expectation(f"to call no method of a {variable} that {ours} lacks", holds)
-
-
-def leaves_what_is_in(ours: str) -> Expectation:
-    def holds(name: str) -> bool:
-        abstract = resolve_name(name).__abstractmethods__
-        return bool(abstract) and abstract <= set(vars(resolve_name(ours)))
-
-    return Expectation(f"to leave nothing to its subclasses that {ours} lacks", holds)
-
-
-def leaves(*methods: str) -> Expectation:
-    return Expectation(
-        f"to leave {', '.join(methods)} to its subclasses and nothing else",
-        lambda name: resolve_name(name).__abstractmethods__ == set(methods),
-    )
-
-
-def returns(result: Any, *arguments: Any) -> Expectation:
-    return Expectation(
-        f"to return {result!r} for {', '.join(map(repr, arguments))}",
-        lambda name: resolve_name(name)(*arguments) == result,
-    )
-
-
-# --- the table ---------------------------------------------------------------------------------------------------
-
-PPO = "verl.trainer.ppo"
-ROLLOUT = "verl.workers.rollout"
-OURS = "verl_sspo"
-HF = "verl_sspo.cpu.rollout.HF"
-
-INTERNALS = [
-    # Being loaded, and registering.
-    Internal("verl", "plugin.py", says('entry_points(group="verl.plugins")', "VERL_USE_EXTERNAL_MODULES")),
-    Internal(f"{PPO}.core_algos.register_policy_loss", "algorithm.py", takes("name")),
-    Internal(f"{PPO}.core_algos.register_adv_est", "algorithm.py", takes("name_or_enum")),
-    Internal(f"{PPO}.core_algos.POLICY_LOSS_REGISTRY", "doctor/configuration.py", maps("sspo", "gspo", "sapo")),
-    Internal(f"{PPO}.core_algos.ADV_ESTIMATOR_REGISTRY", "doctor/configuration.py", maps("sspo", "grpo")),
-    Internal(f"{PPO}.core_algos.get_policy_loss_fn", "objectives.py", takes("name")),
-    Internal(f"{PPO}.core_algos.get_adv_estimator_fn", "benchmark/advantages.py", takes("name_or_enum")),
-    # Loss and estimator as they are called.
-    Internal(
-        "verl.workers.utils.losses.ppo_loss",
-        "algorithm.py",
-        calls("policy_loss_fn", f"{OURS}.algorithm.compute_policy_loss_sspo"),
-    ),
-    Internal(
-        "verl.workers.utils.losses.ppo_loss",
-        "algorithm.py",
-        says(*(f'global_batch_info["{key}"]' for key in ("dp_size", "batch_num_tokens", "global_batch_size"))),
-    ),
-    Internal(
-        f"{PPO}.core_algos.agg_loss",
-        "loss.py",
-        takes(
-            *("loss_mat", "loss_mask", "loss_agg_mode"),
-            *("dp_size", "batch_num_tokens", "global_batch_size", "loss_scale_factor"),
-        ),
-    ),
-    Internal(
-        f"{PPO}.ray_trainer.compute_advantage",
-        "algorithm.py",
-        says('"token_level_rewards":', '"response_mask":', '"config":', '["index"]', "adv_estimator_fn(**adv_kwargs)"),
-    ),
-    Internal(
-        "verl.utils.metric.reduce_metrics",
-        "metrics.py",
-        returns({"a_max": 3, "a_min": 1, "a": 2}, {"a_max": [1, 3], "a_min": [1, 3], "a": [1, 3]}),
-    ),
-    Internal(f"{PPO}.metric_utils", "report/summary.py", says('"critic/score/mean"', '"timing_s/')),
-    # Configuration.
-    Internal("verl.workers.config.PolicyLossConfig", "config.py", has_fields("loss_mode")),
-    Internal(
-        "verl.workers.config.ActorConfig",
-        "algorithm.py",
-        has_fields("policy_loss", "global_batch_info", "use_torch_compile", "loss_agg_mode", "loss_scale_factor"),
-    ),
-    Internal("verl.workers.config.FSDPActorConfig", "benchmark/losses.py", has_fields("global_batch_info")),
-    Internal(
-        "verl.workers.config.RolloutConfig",
-        "embedded/rollout.py",
-        has_fields(
-            *("tensor_model_parallel_size", "data_parallel_size", "pipeline_model_parallel_size", "max_model_len"),
-            *("max_num_seqs", "max_num_batched_tokens", "dtype", "load_format", "prompt_length", "response_length"),
-            *("temperature", "top_k", "top_p", "seed", "repetition_penalty", "ignore_eos", "free_cache_engine"),
-            "checkpoint_engine",
-        ),
-    ),
-    Internal(
-        "verl.workers.config.HFModelConfig",
-        "embedded/rollout.py",
-        has_fields("hf_config", "generation_config", "tokenizer", "local_path", "trust_remote_code"),
-    ),
-    Internal("verl.utils.config.omega_conf_to_dataclass", "embedded/rollout.py", takes("config", "dataclass_type")),
-    Internal(
-        "verl.utils.config.validate_config",
-        "doctor/configuration.py",
-        takes("config", "use_reference_policy", "use_critic"),
-    ),
-    Internal(f"{PPO}.utils.need_critic", "doctor/configuration.py", takes("config")),
-    Internal(f"{PPO}.utils.need_reference_policy", "doctor/configuration.py", takes("config")),
-    # The platform `cpu`.
-    Internal("verl.plugin.platform.PlatformRegistry", "embedded/__init__.py", has("register", "registered_names")),
-    Internal(
-        "verl.plugin.platform.PlatformBase",
-        "embedded/platform.py",
-        leaves_what_is_in(f"{OURS}.embedded.platform.PlatformCPU"),
-    ),
-    Internal("verl.plugin.platform.PlatformBase.is_platform_available", "embedded/__init__.py", takes("use_smi_check")),
-    Internal("verl.plugin.platform.platform_manager", "embedded/internals.py", has("_current_platform")),
-    Internal("verl.plugin.platform.platform_manager", "embedded/__init__.py", says('"VERL_PLATFORM"')),
-    Internal("verl.workers.engine.base", "embedded/__init__.py", says('os.getenv("VERL_ENGINE_DEVICE")')),
-    Internal("verl.utils.distributed", "embedded/internals.py", has("initialize_global_process_group_ray")),
-    Internal(
-        "verl.utils.distributed.initialize_global_process_group_ray",
-        "embedded/internals.py",
-        takes("timeout_second", "backend"),
-    ),
-    Internal(
-        "verl.workers.engine_workers",
-        "embedded/internals.py",
-        says("from verl.utils.distributed import initialize_global_process_group_ray"),
-    ),
-    # The rollout `hf`.
-    Internal(f"{ROLLOUT}.base", "embedded/internals.py", has("_ROLLOUT_REGISTRY", "get_rollout_class")),
-    Internal(f"{ROLLOUT}.base._ROLLOUT_REGISTRY", "embedded/internals.py", maps(("vllm", "async"))),
-    Internal(f"{ROLLOUT}.base.BaseRollout", "embedded/rollout.py", leaves("resume", "release", "update_weights")),
-    Internal("verl.workers.engine_workers", "embedded/rollout.py", calls("rollout_cls", f"{HF}ServerAdapter.__init__")),
-    Internal(f"{ROLLOUT}.replica.RolloutReplicaRegistry", "embedded/internals.py", has("register", "get")),
-    Internal(f"{ROLLOUT}.replica.RolloutReplicaRegistry.register", "embedded/internals.py", takes("name", "loader")),
-    Internal(f"{ROLLOUT}.replica.RolloutReplica", "embedded/rollout.py", leaves("launch_servers")),
-    Internal(f"{ROLLOUT}.replica.RolloutReplica", "embedded/rollout.py", calls_methods("server", f"{HF}Server")),
-    Internal(
-        f"{ROLLOUT}.replica.RolloutReplica.__init__",
-        "embedded/rollout.py",
-        says(*(f"self.{name}" for name in ("config", "rollout_mode", "workers", "servers", "_server_handle"))),
-    ),
-    Internal(f"{ROLLOUT}.llm_server", "embedded/rollout.py", calls("rollout_replica_class", f"{HF}Replica.__init__")),
-    Internal(f"{ROLLOUT}.llm_server", "embedded/rollout.py", calls("server.generate.remote", f"{HF}Server.generate")),
-    Internal(f"{ROLLOUT}.llm_server", "embedded/rollout.py", says('.get("global_steps")', "_server_address")),
-    Internal(f"{ROLLOUT}.replica.RolloutMode", "embedded/rollout.py", has("HYBRID", "COLOCATED", "STANDALONE")),
-    Internal(
-        f"{ROLLOUT}.replica.TokenOutput",
-        "embedded/rollout.py",
-        has_fields("token_ids", "log_probs", "stop_reason", "extra_fields"),
-    ),
-    Internal(f"{ROLLOUT}.utils.ensure_async_iterator", "embedded/rollout.py", takes("iterable")),
-    Internal("verl.utils.normalize_token_ids", "embedded/rollout.py", returns([1, 2], [1, 2])),
-    Internal("verl.utils.torch_dtypes.PrecisionType", "embedded/rollout.py", has("to_dtype")),
-    Internal("verl.utils.torch_dtypes.PrecisionType.to_dtype", "embedded/rollout.py", returns(torch.half, "float16")),
-    # Weights on their way to the rollout.
-    Internal(
-        "verl.checkpoint_engine.CheckpointEngine",
-        "embedded/weights.py",
-        leaves_what_is_in(f"{OURS}.embedded.weights.GlooCheckpointEngine"),
-    ),
-    Internal("verl.checkpoint_engine.CheckpointEngineRegistry", "embedded/weights.py", has("register", "get")),
-    Internal("verl.checkpoint_engine.CheckpointEngineManager", "embedded/weight_sync.py", has("update_weights")),
-    Internal(
-        "verl.checkpoint_engine.CheckpointEngineManager.update_weights",
-        "embedded/weight_sync.py",
-        takes("global_steps"),
-    ),
-    Internal(
-        "verl.checkpoint_engine.base",
-        "embedded/weights.py",
-        says("import_external_libs(self.config.custom_backend_module or None)"),
-    ),
-    Internal("verl.utils.ray_utils.auto_await", "embedded/weight_sync.py", takes("func")),
-    Internal("verl.utils.fsdp_utils", "embedded/internals.py", has("fsdp2_sharded_save_to_cpu")),
-    Internal("verl.utils.fsdp_utils.fsdp2_sharded_save_to_cpu", "embedded/internals.py", takes("model")),
-    Internal(
-        "verl.experimental.separation.engine_workers",
-        "embedded/internals.py",
-        says("            from verl.utils.fsdp_utils import (\n                fsdp2_sharded_load_from_cpu"),
-    ),
-    # Trainer, its log and its files.
-    Internal(f"{PPO}.v1.replay_buffer.ReplayBuffer", "embedded/sampler.py", has("sample")),
-    Internal(f"{PPO}.v1.replay_buffer.ReplayBuffer.__init__", "embedded/sampler.py", says("poll_interval: float")),
-    Internal(f"{PPO}.v1.replay_buffer.ReplayBufferAsync", "embedded/sampler.py", has("sample")),
-    Internal(
-        f"{PPO}.v1.trainer_base",
-        "embedded/sampler.py",
-        says("load_extern_type(custom_sampler.path, custom_sampler.name)", "trainer_mode=self.trainer_mode"),
-    ),
-    Internal("verl.trainer.main_ppo", "launch.py", says("ray init kwargs", 'if __name__ == "__main__"')),
-    Internal(f"{PPO}.v1.trainer_base", "launch.py", says("Total training steps: {")),
-    Internal(
-        "verl.utils.tracking.FileLogger",
-        "launch.py",
-        says('"VERL_FILE_LOGGER_PATH"', "Creating file logger", '{"step": step, "data": data}'),
-    ),
-    Internal(
-        f"{PPO}.v1.trainer_base",
-        "doctor/environment.py",
-        says('"latest_checkpointed_iteration.txt"', 'f"global_step_{self.global_steps}"', '"actor"', '"data.pt"'),
-    ),
-    Internal(
-        f"{PPO}.v1.trainer_base",
-        "evaluation.py",
-        says('f"{global_steps}.jsonl"', *(f'"{key}":' for key in ("input", "output", "gts", "score", "uid"))),
-    ),
-    # Rewards.
-    Internal(
-        "verl.experimental.reward_loop.reward_manager.naive",
-        "rewards/__init__.py",
-        calls("compute_score", f"{OURS}.rewards.compute_score"),
-    ),
-    Internal("verl.utils.import_utils", "rewards/__init__.py", says('PKG_PATH_PREFIX = "pkg://"')),
-    Internal("verl.utils.reward_score.sandbox_fusion", "rewards/code.py", has("check_correctness")),
-    Internal(
-        "verl.utils.reward_score.sandbox_fusion.check_correctness",
-        "rewards/code.py",
-        takes(
-            *("sandbox_fusion_url", "in_outs", "generation", "timeout", "memory_limit_mb", "language"),
-            "concurrent_semaphore",
-        ),
-    ),
-    Internal("verl.utils.reward_score.prime_code", "benchmark/sandbox.py", has("compute_score")),
+# Where verl calls what we register: its module, the function as it is called there, ours.
+CALLED = [
+    ("verl.workers.utils.losses", "policy_loss_fn", "verl_sspo.algorithm.registration.compute_policy_loss_sspo"),
+    ("verl.experimental.reward_loop.reward_manager.naive", "compute_score", "verl_sspo.rewards.compute_score"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "used_by", "expected"), INTERNALS, ids=[f"{i}-{each.name}" for i, each in enumerate(INTERNALS)]
-)
-def test_verl_is_as_we_expect(name, used_by, expected):
-    sentence = f"verl {version('verl')} has changed: verl_sspo/{used_by} expects {name} {expected.sentence}"
-    assert (REPOSITORY / "verl_sspo" / used_by).is_file(), f"{used_by} is gone: remove its line for {name}"
-    try:
-        holds = expected.holds(name)
-    except (ImportError, AttributeError, OSError) as error:
-        pytest.fail(f"{sentence}, but {error}", pytrace=False)
-    if not holds:
-        pytest.fail(sentence, pytrace=False)
+@pytest.mark.parametrize(("module", "function", "ours"), CALLED)
+def test_verl_calls_ours_with_arguments_that_it_takes(module, function, ours):
+    source = Path(find_spec(module).origin).read_text()
+    calls = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and f".{ast.unparse(node.func)}".endswith(f".{function}")
+    ]
+    assert calls
+    for call in calls:
+        assert fits(resolve_name(ours), call), ast.unparse(call)
 
 
-def _names_of_verl(path: Path) -> set[str]:
-    """What a file imports from verl, and dotted names of verl that it has as text."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {each.name for each in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {f"{node.module}.{each.name}" for each in node.names}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names |= set(re.findall(r"^verl(?:\.\w+)+$", node.value))
-    return {name for name in names if name.split(".")[0] == "verl"}
+# Fields of verl's configurations that we read or set.
+FIELDS = {
+    "PolicyLossConfig": "loss_mode",
+    "ActorConfig": "policy_loss global_batch_info loss_agg_mode loss_scale_factor ppo_epochs ppo_mini_batch_size",
+    "RolloutConfig": "tensor_model_parallel_size data_parallel_size pipeline_model_parallel_size max_model_len "
+    "max_num_seqs dtype load_format prompt_length response_length temperature top_k top_p seed repetition_penalty "
+    "ignore_eos checkpoint_engine",
+    "HFModelConfig": "hf_config generation_config tokenizer local_path trust_remote_code",
+}
 
 
-def test_the_table_is_complete():
-    files = [*(REPOSITORY / "verl_sspo").rglob("*.py"), *(REPOSITORY / "scripts").glob("*.py")]
-    used = {name: path for path in files for name in _names_of_verl(path)}
-    missing = {name: str(path.relative_to(REPOSITORY)) for name, path in used.items()}
-    for internal in INTERNALS:
-        missing.pop(internal.name, None)
-    assert not missing, "these names of verl need a line in INTERNALS"
-    assert used, "nothing was read"
+@pytest.mark.parametrize("name", FIELDS)
+def test_configurations_have_the_fields(name):
+    cls = resolve_name(f"verl.workers.config.{name}")
+    assert is_dataclass(cls)
+    assert set(FIELDS[name].split()) <= {each.name for each in fields(cls)}
 
 
-def test_the_replay_buffer_is_made_as_verl_makes_it():
-    from verl_sspo.cpu.sampler import quick_replay_buffer
+def test_verl_reduces_metrics_by_their_names():
+    from verl.utils.metric import reduce_metrics
 
-    options = {"trainer_config": {}, "max_off_policy_threshold": 1, "max_off_policy_strategy": "drop"}
-    buffer = quick_replay_buffer(trainer_mode="sync", sampler_kwargs={}, refill_fn=None, **options)
-    assert buffer.poll_interval < 1
+    assert reduce_metrics({"a": [1, 3], "a_max": [1, 3], "a_min": [1, 3]}) == {"a": 2, "a_max": 3, "a_min": 1}
+
+
+def test_verl_finds_the_reward_function_of_the_recipes():
+    from verl.utils.import_utils import load_extern_object
+
+    assert load_extern_object("pkg://verl_sspo.rewards", "compute_score") is compute_score
+
+
+def test_verl_finds_its_last_checkpoint_by_the_names_that_we_check(tmp_path):
+    from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+
+    (tmp_path / "global_step_7").mkdir()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
+    assert find_latest_ckpt_path(str(tmp_path)) == str(tmp_path / "global_step_7")
+
+
+def test_verl_writes_metrics_as_json_lines_where_we_read_them(tmp_path, monkeypatch):
+    import json
+
+    from verl.utils.tracking import FileLogger
+
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
+    logger = FileLogger("project", "experiment")
+    logger.log(data={"actor/loss": 0.5}, step=3)
+    logger.fp.flush()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 3, "data": {"actor/loss": 0.5}}
+
+
+def test_verls_loss_aggregation_takes_what_verl_puts_into_global_batch_info():
+    from verl.trainer.ppo.core_algos import agg_loss
+
+    info = {"dp_size": 2, "batch_num_tokens": 8, "global_batch_size": 4, "loss_scale_factor": None}
+    loss = agg_loss(torch.ones(2, 2), torch.ones(2, 2), "seq-mean-token-mean", **info)
+    assert loss == pytest.approx(1.0)  # 2 of 4 responses, times two ranks

@@ -17,7 +17,7 @@ def group_relative_advantages(
     std_floor: float = 0.0,
     epsilon: float = 1e-6,
 ) -> torch.Tensor:
-    """Computes one advantage a response, vectorised over groups of any sizes and order.
+    """Computes one advantage per response, vectorised over groups of any sizes and order.
 
     A group whose rewards are all equal gives exactly 0. A group of one has baseline 0 and std 1, as in verl's grpo.
     A non-finite reward makes the advantages of its group NaN.

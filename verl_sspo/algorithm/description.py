@@ -1,4 +1,4 @@
-"""The effective settings of SSPO in words, printed once in the log of the actor."""
+"""Describes the effective settings of SSPO, printed once in the log of the actor."""
 
 import math
 from importlib.metadata import version
@@ -10,7 +10,7 @@ from verl_sspo.algorithm.gates import Gate
 
 
 def half_width(gate: Gate, tau: float) -> float:
-    """The log-ratio z > 0 at which the gate's slope has fallen to half of its slope on policy; inf if beyond 20."""
+    """The log-ratio z > 0 at which the slope is half of that on policy; inf if it is beyond 20."""
     z = torch.logspace(-6, math.log10(20.0), 20_000, dtype=torch.float64)
     temperature = torch.tensor(tau, dtype=torch.float64)
     _, slope = gate.log_value_and_slope(z, temperature)
@@ -25,7 +25,7 @@ def describe(actor: Any) -> str:
         actor: verl's actor configuration, the dataclass or the composed DictConfig.
 
     Raises:
-        ValueError: on settings that `verl_sspo.algorithm.gates.Gate` excludes.
+        ValueError: on settings that `verl_sspo.algorithm.gates.Gate` refuses.
     """
     gate = Gate.of_policy_loss(actor.get("policy_loss"))
     domain = "log-ratio" if gate.domain == "log" else "ratio"

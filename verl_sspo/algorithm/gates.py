@@ -6,10 +6,9 @@ log-ratio of a token and tau its temperature:
 * log domain:    log f = G(tau z) / tau,                       kappa = G'(tau z)
 * ratio domain:  f = f(1) + G(tau (r - 1)) / tau,              kappa = r f'(r) / f(r),  f' = G'(tau (r - 1))
 
-kappa = d log f / dz is the slope: the share of a token's policy gradient that the gate lets through. f(1) = 1
-except for the sigmoid in the ratio domain, which is SAPO's own gate (4 / tau) sigma(tau (r - 1)) with
-f(1) = 2 / tau and kappa(0) = tau / 2 (arXiv:2511.20347); there too f(1) kappa(0) = 1, so the gradient on policy
-is the plain policy gradient whatever the gate.
+kappa = d log f / dz is the slope: the fraction of a token's policy gradient that the gate lets through. f(1) = 1, and
+on policy the gradient is the plain policy gradient. The exception is the sigmoid in the ratio domain, SAPO's own gate
+(4 / tau) sigma(tau (r - 1)): f(1) = 2 / tau and kappa(0) = tau / 2. There f(1) kappa(0) = 1 gives the same gradient.
 
 Sources: gates on token ratios inside a geometric mean, SSPO arXiv:2602.19327; sigmoid, SAPO arXiv:2511.20347;
 the other families, arXiv:2602.19345v2. `side="forward"` is our own extension.
@@ -18,7 +17,7 @@ the other families, arXiv:2602.19345v2. `side="forward"` is our own extension.
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -31,9 +30,9 @@ SIDES = ("both", "forward")
 
 @dataclass(frozen=True)
 class Gate:
-    """A gate with its temperatures. The defaults are those of SSPO v3.
+    """A gate with its temperatures. The defaults are the preset v3.
 
-    Its gate, the arctan of the log-ratio, is restated by third parties. The temperatures are our choice: the best of
+    Its gate, the arctan of the log-ratio, is restated by third parties. Its temperatures are our choice: the best of
     arXiv:2602.19345v2 for SAPO gates.
 
     Args:
@@ -41,11 +40,11 @@ class Gate:
         domain: "log" gates the log-ratio, "ratio" gates the ratio.
         tau_pos: temperature of tokens with a positive advantage, finite and > 0. Larger closes earlier.
         tau_neg: temperature of all other tokens.
-        side: "both" is the papers' gate. "forward" (our extension) attenuates the slope only of tokens whose
-            ratio already moved the way the advantage pushes, sgn(A) z > 0, and leaves slope 1 to the others.
+        side: "both" is the papers' gate. "forward" (our extension) applies the slope only to tokens whose ratio
+            already moved the way the advantage pushes, sgn(A) z > 0; the others have slope 1.
 
     Raises:
-        ValueError: on a value outside of these, naming what is allowed.
+        ValueError: on any other value; the message names what is allowed.
     """
 
     shape: str = "arctan"
@@ -75,15 +74,9 @@ class Gate:
     @classmethod
     def of_policy_loss(cls, policy_loss: Mapping[str, Any]) -> "Gate":
         """The gate of a `policy_loss` configuration, with the default of every setting that is not there."""
-        names = {
-            "gate": "shape",
-            "gate_domain": "domain",
-            "tau_pos": "tau_pos",
-            "tau_neg": "tau_neg",
-            "gate_side": "side",
-        }
-        settings: dict[str, Any] = {own: policy_loss.get(name) for name, own in names.items()}
-        return cls(**{own: value for own, value in settings.items() if value is not None})
+        names = {"shape": "gate", "domain": "gate_domain", "side": "gate_side"}
+        settings = {field.name: policy_loss.get(names.get(field.name, field.name)) for field in fields(cls)}
+        return cls(**{name: value for name, value in settings.items() if value is not None})
 
     @property
     def is_sapo(self) -> bool:
@@ -128,7 +121,7 @@ def _representable(log_ratio: torch.Tensor) -> torch.Tensor:
     return log_ratio.clamp(min=math.log(info.eps), max=0.45 * math.log(info.max))
 
 
-# The four shapes return G(u) and G'(u). They overwrite u: on a CPU, memory traffic is most of their cost.
+# Each shape returns G(u) and G'(u) and overwrites u: on a CPU, memory traffic is most of the cost.
 
 
 def _arctan(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,7 @@
-"""Says what is not finite among the inputs of loss and estimator: once, in words, or as the error that ends the run.
+"""Reports values that loss or estimator cannot use: a warning, once per input, or the error that ends the run.
 
-Nothing is repaired here. A NaN makes the loss NaN and verl's FSDP engine skips an update whose gradient is not finite;
-an infinite log-ratio saturates its gate.
+Nothing is repaired. A NaN makes the loss NaN, and verl's FSDP engine skips an update whose gradient is not finite. An
+infinite log-ratio saturates its gate.
 """
 
 import logging
@@ -14,32 +14,42 @@ logger = logging.getLogger(__name__)
 _reported: set[str] = set()
 
 
+def unusable(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Where `tensor` is NaN or infinite or, for `rollout_is_weights`, negative; bool, of its shape."""
+    bad = ~tensor.isfinite()
+    return bad | (tensor < 0) if name == "rollout_is_weights" else bad
+
+
 def describe(name: str, tensor: torch.Tensor, mask: torch.Tensor) -> str:
-    """In words, how many and which values of `tensor` are not finite where `mask` is true; both of one shape."""
-    bad = mask & ~tensor.isfinite()
-    kinds = {"NaN": tensor.isnan(), "+inf": tensor == float("inf"), "-inf": tensor == -float("inf")}
+    """Says how many and which values of `tensor` are unusable where `mask` is true; both of one shape."""
+    bad = mask & unusable(name, tensor)
+    inf = float("inf")
+    kinds = {"NaN": tensor.isnan(), "+inf": tensor == inf, "-inf": tensor == -inf, "negative": tensor.isfinite()}
     counts = {kind: int((bad & where).sum()) for kind, where in kinds.items()}
     parts = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     first = tuple(bad.nonzero()[0].tolist())
-    return f"{name}: {int(bad.sum())} of {int(mask.sum())} valid values are not finite ({parts}), the first at {first}"
+    return f"{name}: {int(bad.sum())} of {int(mask.sum())} valid values are unusable ({parts}), the first at {first}"
 
 
 def report(tensors: Mapping[str, torch.Tensor], mask: torch.Tensor, call: int, consequence: str, *, stop: bool) -> None:
-    """Warns of values that are not finite, the first time for each name in this process, or stops the run.
+    """Warns of unusable values, once per input name in this process, or stops the run.
 
     Args:
-        tensors: by name, those that hold such values.
-        mask: the values that count, of the tensors' shape.
-        call: which call in this process it was, from 1.
-        consequence: what follows if the run goes on.
-        stop: raise instead.
+        tensors: the inputs by name.
+        mask: the values that count, bool, of the tensors' shape.
+        call: number of the call in this process, from 1.
+        consequence: what happens next if the run continues.
+        stop: raise instead of warning.
 
     Raises:
-        FloatingPointError: with `stop`.
+        FloatingPointError: if `stop` is set and there are unusable values.
     """
-    text = f"in call {call} of this process, {'; '.join(describe(*each, mask) for each in tensors.items())}"
+    bad = {name: tensor for name, tensor in tensors.items() if (mask & unusable(name, tensor)).any()}
+    if not bad:
+        return
+    text = f"in call {call} of this process, {'; '.join(describe(*each, mask) for each in bad.items())}"
     if stop:
-        raise FloatingPointError(f"SSPO: {text}. The run is stopped, as stop_on_nonfinite asks.")
-    if not set(tensors) <= _reported:
-        logger.warning("SSPO: %s. %s Further ones are only counted.", text, consequence)
-        _reported.update(tensors)
+        raise FloatingPointError(f"SSPO: {text}. The run stops because stop_on_nonfinite is set.")
+    if not set(bad) <= _reported:
+        logger.warning("SSPO: %s. %s Further cases are counted but not reported.", text, consequence)
+        _reported.update(bad)

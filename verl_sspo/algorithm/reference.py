@@ -1,7 +1,7 @@
-"""The SSPO loss as the formula reads, left to autograd: tests compare `loss` with it.
+"""The SSPO loss as a plain formula with autograd; the tests compare `loss` with it.
 
-Written from the mathematics alone (SSPO arXiv:2602.19327; gate families arXiv:2602.19345v2): it shares no gate
-with `verl_sspo.algorithm.gates`.
+Written from the papers alone (SSPO arXiv:2602.19327; gate families arXiv:2602.19345v2): it shares no code with
+`verl_sspo.algorithm.gates`.
 """
 
 import math
@@ -33,12 +33,23 @@ def sspo_loss_matrix(
     gate: Gate,
     rollout_is_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Token losses of the token-wise form, (bs, response_length), 0 outside of `response_mask`; differentiable.
+    """Computes the token losses of the token-wise form; differentiable.
 
-    Aggregated with verl's `agg_loss(..., "seq-mean-token-mean")` this is the SSPO loss. For finite log-ratios of
-    moderate size: nothing here is protected against overflow.
+    Aggregated with verl's `agg_loss(..., "seq-mean-token-mean")` this is the SSPO loss, if the mask given to
+    `agg_loss` leaves out the tokens of rollout weight 0 as well. Only for finite log-ratios of moderate size: there is
+    no protection against overflow.
+
+    Args:
+        log_prob, old_log_prob, advantages, response_mask, rollout_is_weights: as in `sspo_loss`,
+            (bs, response_length), float32 or float64.
+        gate: the gate and its temperatures.
+
+    Returns:
+        (bs, response_length), 0 at tokens that take no part.
     """
     mask = response_mask.bool()
+    if rollout_is_weights is not None:
+        mask = mask & (rollout_is_weights != 0)
     z = torch.where(mask, log_prob - old_log_prob, 0.0)
     a = torch.where(mask, advantages, 0.0)
     tau = torch.where(a > 0, torch.full_like(z, gate.tau_pos), torch.full_like(z, gate.tau_neg))

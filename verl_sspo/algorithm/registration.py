@@ -1,13 +1,17 @@
-"""SSPO as verl calls it: thin adapters from verl's conventions to `loss` and `advantage`, registered at import."""
+"""SSPO in verl's calling conventions: thin adapters to `loss` and `advantage`, registered at import."""
 
 import itertools
 import math
+import sys
+from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from verl.trainer.ppo.core_algos import register_adv_est, register_policy_loss
+from verl.utils.metric import AggregationType, Metric
 from verl.workers.config import ActorConfig
 
 from verl_sspo.algorithm import nonfinite
@@ -18,7 +22,7 @@ from verl_sspo.algorithm.loss import sspo_loss
 from verl_sspo.config import SSPOAdvantageConfig
 
 _announced = False
-# Calls of the loss and of the estimator in this process: verl tells neither of them the step.
+# Calls of the loss and of the estimator in this process; verl passes the step to neither.
 _loss_calls = itertools.count(1)
 _estimator_calls = itertools.count(1)
 
@@ -40,29 +44,24 @@ def compute_policy_loss_sspo(
     loss_agg_mode: str = "seq-mean-token-mean",
     config: DictConfig | ActorConfig | None = None,
     rollout_is_weights: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, dict[str, Any]]:
-    """SSPO's policy loss (arXiv:2602.19327) in verl's calling convention; computed by `sspo_loss`.
+) -> tuple[torch.Tensor, dict[str, Metric]]:
+    """Computes SSPO's policy loss (arXiv:2602.19327) for verl, see `sspo_loss`.
 
     Args:
-        old_log_prob: log-probabilities of the policy before the update, (bs, response_length).
-        log_prob: log-probabilities of the current policy, (bs, response_length).
-        advantages: (bs, response_length).
-        response_mask: valid tokens, (bs, response_length).
-        loss_agg_mode: verl's aggregation; SSPO is "seq-mean-token-mean".
         config: the actor's configuration: `policy_loss` for the gate, `global_batch_info` for the aggregation.
-        rollout_is_weights: rollout-correction weights, (bs, response_length), or None.
+        others: as in `sspo_loss`.
 
     Returns:
-        (loss, metrics): a scalar, and the metrics that `verl_sspo.algorithm.metrics` defines.
+        (loss, metrics): a scalar, and the diagnostics of `verl_sspo.algorithm.metrics`, one number per response.
 
     Raises:
-        ValueError: without an ActorConfig, or on shapes or a mode that `sspo_loss` excludes.
-        FloatingPointError: an input is not finite at a valid token, and `policy_loss.stop_on_nonfinite` is set.
+        ValueError: if `config` is not an ActorConfig, or on shapes or a mode that `sspo_loss` refuses.
+        FloatingPointError: if `policy_loss.stop_on_nonfinite` is set and an input is unusable at a valid token.
     """
     if not isinstance(config, ActorConfig):
         raise ValueError(f"the loss `sspo` needs verl's ActorConfig as `config`, got {type(config).__name__}")
     _announce(config)
-    loss, statistics = sspo_loss(
+    loss, diagnostics = sspo_loss(
         log_prob,
         old_log_prob,
         advantages,
@@ -70,18 +69,21 @@ def compute_policy_loss_sspo(
         Gate.of_policy_loss(config.policy_loss),
         loss_agg_mode=loss_agg_mode,
         rollout_is_weights=rollout_is_weights,
-        use_torch_compile=config.use_torch_compile,
         **config.global_batch_info,
     )
-    metrics = statistics.as_metrics()
     call = next(_loss_calls)
-    if bad := {name: tensor for name, tensor in statistics.inputs.items() if metrics[f"sspo/nonfinite_{name}"]}:
+    metrics = {}
+    for name, values in diagnostics.as_metrics().items():
+        metrics[name] = Metric(AggregationType.MEAN)
+        for value in values:
+            metrics[name].append(value)
+    if any(metrics["sspo/nonfinite"].values):
         nonfinite.report(
-            bad,
-            statistics.mask,
+            diagnostics.inputs,
+            diagnostics.mask,
             call,
-            "A NaN makes the loss NaN, and verl's FSDP actor then skips the update; an infinite log-ratio saturates "
-            "its gate. The metrics actor/sspo/nonfinite_* count them at each step.",
+            "A NaN makes the loss NaN, and verl's FSDP actor then skips the update. An infinite log-ratio saturates "
+            "its gate. The metric actor/sspo/nonfinite is the fraction of such tokens at each step.",
             stop=config.policy_loss.get("stop_on_nonfinite", False),
         )
     return loss, metrics
@@ -95,47 +97,83 @@ def compute_sspo_outcome_advantage(
     config: Any = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Group-relative advantages in verl's calling convention; `group_relative_advantages` computes them.
+    """Computes group-relative advantages for verl, see `group_relative_advantages`.
+
+    In an agent loop a session may have several outputs, each a row of the batch. As in verl's grpo, the last output of
+    each session is compared with those of the other sessions, and all outputs of a session get its advantage.
 
     Args:
         token_level_rewards: (bs, response_length); the reward of a response is their sum.
         response_mask: valid tokens, (bs, response_length).
-        index: the prompt of each response (uid), (bs,).
+        index: uid of the prompt of each response, (bs,).
         config: verl's `algorithm` section: `norm_adv_by_std_in_grpo`, and `sspo` for `SSPOAdvantageConfig`.
-        **kwargs: what verl passes to other estimators.
+        **kwargs: ignored; verl passes more to other estimators.
 
     Returns:
         (advantages, returns): the same tensor, (bs, response_length), 0 outside of `response_mask`.
 
     Raises:
-        ValueError: where `index` does not name a prompt for every response, or on bad options.
-        FloatingPointError: a reward is not finite, and `algorithm.sspo.stop_on_nonfinite` is set.
+        ValueError: if `index` has another length than the batch, or on invalid options.
+        FloatingPointError: if `algorithm.sspo.stop_on_nonfinite` is set and a reward is not finite.
     """
     if len(index) != len(token_level_rewards):
         raise ValueError(f"index names {len(index)} prompts for {len(token_level_rewards)} responses")
     options = SSPOAdvantageConfig.from_algorithm(config)
+    keys = _output_keys()
+    # Rows whose rewards are compared, and for each row of the batch the one of these that it belongs to.
+    final, session = _sessions(keys) if keys is not None else (list(range(len(index))),) * 2
     # pandas.factorize is hardly faster, and importing pandas takes 6 % of `import verl` in every process of a run.
     numbers: dict[Any, int] = {}
-    groups = torch.tensor([numbers.setdefault(uid, len(numbers)) for uid in index], dtype=torch.int64)
+    groups = torch.tensor([numbers.setdefault(index[row], len(numbers)) for row in final], dtype=torch.int64)
     with torch.no_grad():
         rewards = token_level_rewards.sum(dim=-1)
         call = next(_estimator_calls)
         # One number to the host: a sum is finite only if all are.
-        if not math.isfinite(rewards.sum()) and not rewards.isfinite().all():
+        if not math.isfinite(rewards.sum()):
             nonfinite.report(
                 {"rewards": rewards},
                 torch.ones_like(rewards, dtype=torch.bool),
                 call,
-                "The advantages of their groups are NaN, and updates with them are skipped: see the reward function.",
+                "The advantages of their groups are NaN, and updates with them are skipped. Check the reward function.",
                 stop=options.stop_on_nonfinite,
             )
+        if len(final) < len(index):
+            rewards = rewards[final]
         advantages = group_relative_advantages(
             rewards,
-            groups.to(token_level_rewards.device),
+            groups.to(rewards.device),
             normalize_by_std=True if config is None else config.get("norm_adv_by_std_in_grpo", True),
             baseline=options.baseline,
             std_floor=options.std_floor,
         )
+        if len(final) < len(index):
+            # As in verl's grpo, a session whose final output is masked has advantage 0.
+            advantages = (advantages * response_mask[final].any(dim=-1))[session]
         # In place: a product with an integer mask would convert a second copy of it, and fresh memory is what costs.
         advantages = response_mask.to(advantages.dtype, copy=True).mul_(advantages.unsqueeze(-1))
     return advantages, advantages
+
+
+def _output_keys() -> Sequence[str] | None:
+    """The keys "{uid}_{session}_{output}" of the batch's rows, or None if the caller is not verl's V1 trainer.
+
+    verl passes the keys to no estimator: it handles sessions of several outputs itself, but only under the name grpo
+    (`compute_advantage_for_multi_trajectories` in verl/trainer/ppo/v1/utils.py). So they are read from the frame of
+    that function, which calls the estimator.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "compute_advantage_for_multi_trajectories":
+            return frame.f_locals["batch_keys"]
+        frame = frame.f_back
+    return None
+
+
+def _sessions(keys: Sequence[str]) -> tuple[list[int], list[int]]:
+    """The row of each session's final output, and the session of each row, as a position in the former."""
+    names = [key.rsplit("_", 1) for key in keys]
+    last: dict[str, tuple[int, int]] = {}
+    for row, (name, output) in enumerate(names):
+        last[name] = max(last.get(name, (-1, -1)), (int(output), row))
+    positions = {name: position for position, name in enumerate(last)}
+    return [row for _, row in last.values()], [positions[name] for name, _ in names]

@@ -1,9 +1,8 @@
-"""The policy losses of recipes/algo as functions of log-probabilities: verl's own and ours, never derived again."""
+"""Calls the registered policy losses outside a trainer, with the settings of recipes/algo."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
+from contextlib import redirect_stdout
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,56 +13,7 @@ from verl.workers.config import ActorConfig
 
 from verl_sspo.run.compose import RECIPES, compose_config
 
-
-@dataclass(frozen=True)
-class Objective:
-    """A policy loss with its settings.
-
-    Args:
-        title: name in legends.
-        config: the actor's configuration, as verl's workers hold it.
-    """
-
-    title: str
-    config: ActorConfig
-
-    def gradient(
-        self, log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
-        """The gradient that the optimizer climbs, -dloss / dlog_prob, all (bs, response_length)."""
-        leaf = log_prob.detach().clone().requires_grad_()
-        loss, _ = get_policy_loss_fn(self.config.policy_loss.loss_mode)(
-            old_log_prob=old_log_prob,
-            log_prob=leaf,
-            advantages=advantages,
-            response_mask=mask,
-            loss_agg_mode=self.config.loss_agg_mode,
-            config=self.config,
-            rollout_is_weights=None,
-        )
-        loss.backward()
-        assert leaf.grad is not None
-        return -leaf.grad
-
-    def relative_gradient(
-        self, log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
-        """The gradient over what it is on policy: the coefficient of each token's policy gradient, 1 on policy."""
-        on_policy = self.gradient(old_log_prob, old_log_prob, advantages, mask)
-        return self.gradient(log_prob, old_log_prob, advantages, mask) / on_policy
-
-
-def objective(title: str, overrides: Sequence[str], recipes: Path = RECIPES) -> Objective:
-    """The loss that the quickstart would run with these Hydra overrides, e.g. `["algo=gspo"]`."""
-    return Objective(title, _actor_config(tuple(overrides), recipes))
-
-
-@cache
-def _actor_config(overrides: tuple[str, ...], recipes: Path) -> ActorConfig:
-    return omega_conf_to_dataclass(compose_config("quickstart", overrides, recipes).actor_rollout_ref.actor)
-
-
-#: What is compared: title -> Hydra overrides.
+#: What is compared: title -> Hydra overrides of the quickstart.
 COMPARED = {
     "GRPO": ["algo=grpo"],
     "GSPO": ["algo=gspo"],
@@ -71,9 +21,52 @@ COMPARED = {
     "SAPO": ["algo=sapo"],
     "SSPO": ["algo=sspo"],
     "SSPO, forward": ["algo=sspo_forward"],
+    "SSPO v1": ["algo=sspo_v1"],
 }
 
 
-def with_policy_loss(base: Objective, **settings: Any) -> Objective:
-    """The same objective with other settings of its policy loss, e.g. `gate="erf"`."""
-    return replace(base, config=replace(base.config, policy_loss=replace(base.config.policy_loss, **settings)))
+def actor_config(overrides: Sequence[str]) -> ActorConfig:
+    """The actor's configuration as verl's workers hold it, of the quickstart with these Hydra overrides."""
+    return omega_conf_to_dataclass(compose_config("quickstart", overrides, RECIPES).actor_rollout_ref.actor)
+
+
+def with_policy_loss(config: ActorConfig, **settings: Any) -> ActorConfig:
+    """The same configuration with other settings of its policy loss, e.g. `gate="erf"`."""
+    return replace(config, policy_loss=replace(config.policy_loss, **settings))
+
+
+def policy_loss(
+    config: ActorConfig,
+    log_prob: torch.Tensor,
+    old_log_prob: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+) -> torch.Tensor:
+    """The loss that `config` names, called the way verl's actor calls it; its metrics are dropped.
+
+    Args:
+        config: the actor's configuration.
+        log_prob, old_log_prob, advantages: (bs, response_length), floating point.
+        response_mask: (bs, response_length), bool.
+    """
+    # `sspo` prints its settings when it is first called, which is for the log of a training.
+    with redirect_stdout(None):
+        loss, _ = get_policy_loss_fn(config.policy_loss.loss_mode)(
+            old_log_prob=old_log_prob,
+            log_prob=log_prob,
+            advantages=advantages,
+            response_mask=response_mask,
+            loss_agg_mode=config.loss_agg_mode,
+            config=config,
+            rollout_is_weights=None,
+        )
+    return loss
+
+
+def policy_gradient(
+    config: ActorConfig, log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantages: torch.Tensor
+) -> torch.Tensor:
+    """The gradient that the optimizer climbs, -dloss / dlog_prob, all (bs, response_length); every token is valid."""
+    leaf = log_prob.detach().clone().requires_grad_()
+    mask = torch.ones_like(leaf, dtype=torch.bool)
+    return -torch.autograd.grad(policy_loss(config, leaf, old_log_prob, advantages, mask), leaf)[0]

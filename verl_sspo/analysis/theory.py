@@ -1,4 +1,4 @@
-"""Bias and variance of each objective's gradient where the exact gradient is known, and the limits of SSPO.
+"""Bias and variance of each objective's gradient where the exact gradient is known, limits of SSPO, trust regions.
 
 The toy policy is a table: a softmax over `tokens` tokens for every prefix of sequences of `length` tokens, few enough
 to enumerate. With rewards R(y) for every sequence, the exact policy gradient at theta is
@@ -6,25 +6,32 @@ to enumerate. With rewards R(y) for every sequence, the exact policy gradient at
     g = sum_y pi_theta(y) A(y) grad log pi_theta(y),     A(y) = (R(y) - mean) / std under the old policy,
 
 and an objective, fed with one response sampled from the old policy, gives the random vector ghat(y). Its mean and
-variance under the old policy are sums over all y too.
-The losses are those of `objectives`, called as verl calls them. Each is scaled by the one constant that makes it
-exact on policy.
+variance under the old policy are sums over all y too. Each objective is scaled by the one constant that makes it exact
+on policy.
 """
 
 import itertools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from scipy.optimize import brentq
+from verl.workers.config import ActorConfig
 
-from verl_sspo.analysis.objectives import Objective
+from verl_sspo.algorithm.gates import SHAPES
+from verl_sspo.analysis.objectives import actor_config, policy_gradient, policy_loss, with_policy_loss
+
+#: Exact importance weights beside the objectives: no bias, for comparison.
+EXACT = "exact importance weights"
+DRIFTS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+# Tokens of a response in `token_coefficients`.
+LENGTH = 32
 
 
 @dataclass(frozen=True)
 class Toy:
-    """All sequences of a tabular policy.
+    """All sequences of a tabular policy, whose logits are (states, tokens), float64.
 
     Args:
         sequences: (count, length), every sequence of tokens.
@@ -35,76 +42,64 @@ class Toy:
     sequences: torch.Tensor
     states: torch.Tensor
     rewards: torch.Tensor
-    tokens: int
 
     @classmethod
     def draw(cls, tokens: int, length: int, generator: torch.Generator) -> "Toy":
         """All sequences, with rewards 0 or 1 of which at least one is 1 and one is 0."""
-        sequences = torch.tensor(list(itertools.product(range(tokens), repeat=length)))
-        prefixes = {
-            prefix: i
-            for i, prefix in enumerate(p for n in range(length) for p in itertools.product(range(tokens), repeat=n))
-        }
-        states = torch.tensor([[prefixes[tuple(s[:t])] for t in range(length)] for s in sequences.tolist()])
-        order = torch.randperm(len(sequences), generator=generator)
+        sequences = list(itertools.product(range(tokens), repeat=length))
+        prefixes = [p for n in range(length) for p in itertools.product(range(tokens), repeat=n)]
+        states = torch.tensor([[prefixes.index(s[:t]) for t in range(length)] for s in sequences])
         rewards = torch.zeros(len(sequences), dtype=torch.float64)
-        rewards[order[: max(1, len(sequences) // 3)]] = 1.0
-        return cls(sequences, states, rewards, tokens)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Of the table of logits."""
-        return int(self.states.max()) + 1, self.tokens
+        rewards[torch.randperm(len(sequences), generator=generator)[: max(1, len(sequences) // 3)]] = 1.0
+        return cls(torch.tensor(sequences), states, rewards)
 
     def log_prob(self, logits: torch.Tensor) -> torch.Tensor:
         """Log-probability of every token of every sequence, (count, length)."""
         return torch.log_softmax(logits, dim=-1)[self.states, self.sequences]
 
-    def scores(self, logits: torch.Tensor) -> torch.Tensor:
-        """grad log pi of every token, (count, length, parameters)."""
-        probabilities = torch.softmax(logits, dim=-1)
-        gradient = torch.zeros(*self.sequences.shape, *self.shape, dtype=logits.dtype)
-        rows, columns = torch.meshgrid(*(torch.arange(n) for n in self.sequences.shape), indexing="ij")
-        gradient[rows, columns, self.states] = -probabilities[self.states]
-        gradient[rows, columns, self.states, self.sequences] += 1.0
-        return gradient.flatten(2)
+    def probability(self, logits: torch.Tensor) -> torch.Tensor:
+        """Of every sequence, (count,)."""
+        return self.log_prob(logits).sum(-1).exp()
 
-    def advantages(self, old_logits: torch.Tensor) -> torch.Tensor:
+    def advantages(self, old: torch.Tensor) -> torch.Tensor:
         """Of an infinite group sampled from the old policy, (count,)."""
-        weight = self.log_prob(old_logits).sum(-1).exp()
-        mean = (weight * self.rewards).sum()
-        return (self.rewards - mean) / (weight * (self.rewards - mean) ** 2).sum().sqrt()
+        weight = self.probability(old)
+        centred = self.rewards - (weight * self.rewards).sum()
+        return centred / (weight * centred**2).sum().sqrt()
 
     def exact_gradient(self, logits: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-        """g, (parameters,)."""
-        weight = self.log_prob(logits).sum(-1).exp()
-        return ((weight * advantages)[:, None] * self.scores(logits).sum(1)).sum(0)
+        """g, (states, tokens)."""
+        return torch.func.grad(lambda theta: (self.probability(theta) * advantages).sum())(logits)
+
+    def coefficients(
+        self, config: ActorConfig | None, logits: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor
+    ) -> torch.Tensor:
+        """Of grad log pi of each token in ghat(y), (count, length); without `config` exact importance weights."""
+        log_prob, old_log_prob = self.log_prob(logits), self.log_prob(old)
+        token_advantages = advantages[:, None].expand_as(log_prob).contiguous()
+        if config is None:
+            return token_advantages * (log_prob - old_log_prob).sum(-1, keepdim=True).exp()
+        # On policy every token of the exact gradient has the coefficient A: that fixes the loss's scale.
+        on_policy = policy_gradient(config, old_log_prob, old_log_prob, token_advantages)[0, 0]
+        gradient = policy_gradient(config, log_prob, old_log_prob, token_advantages)
+        return gradient * token_advantages[0, 0] / on_policy
 
     def estimates(
-        self, objective: Objective | None, logits: torch.Tensor, old_logits: torch.Tensor, advantages: torch.Tensor
+        self, config: ActorConfig | None, logits: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor
     ) -> torch.Tensor:
-        """ghat(y) of one response for every y, (count, parameters); of exact importance weights without `objective`."""
-        log_prob, old_log_prob = self.log_prob(logits), self.log_prob(old_logits)
-        scores = self.scores(logits)
-        if objective is None:
-            ratio = (log_prob - old_log_prob).sum(-1).exp()
-            return (ratio * advantages)[:, None] * scores.sum(1)
-        token_advantages = advantages[:, None].expand_as(log_prob).contiguous()
-        mask = torch.ones_like(log_prob, dtype=torch.bool)
-        # On policy every token of the exact gradient has the coefficient A: that fixes the loss's scale.
-        scale = token_advantages[0, 0] / objective.gradient(old_log_prob, old_log_prob, token_advantages, mask)[0, 0]
-        coefficients = objective.gradient(log_prob, old_log_prob, token_advantages, mask) * scale
-        return (coefficients[..., None] * scores).sum(1)
-
-
-#: Exact importance weights beside the objectives: no bias, for comparison.
-EXACT = "exact importance weights"
+        """ghat(y) of one response for every y, (count, states, tokens)."""
+        # sum_t c_t grad log pi(y_t): the table's entry for the token itself, less the softmax of its state.
+        coefficients = self.coefficients(config, logits, old, advantages)
+        token = torch.nn.functional.one_hot(self.sequences, logits.shape[1])
+        scores = coefficients[..., None] * (token - torch.softmax(logits, dim=-1)[self.states])
+        estimates = torch.zeros(len(self.sequences), *logits.shape, dtype=logits.dtype)
+        return estimates.scatter_add(1, self.states[..., None].expand_as(scores), scores)
 
 
 def bias_and_variance(
-    objectives: Mapping[str, Objective],
+    objectives: Mapping[str, ActorConfig],
     *,
-    drifts: tuple[float, ...] = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0),
+    drifts: tuple[float, ...] = DRIFTS,
     draws: int = 20,
     tokens: int = 3,
     length: int = 3,
@@ -129,126 +124,94 @@ def bias_and_variance(
     rows = []
     for _ in range(draws):
         toy = Toy.draw(tokens, length, generator)
-        old = torch.randn(*toy.shape, dtype=torch.float64, generator=generator)
-        advantages = toy.advantages(old)
-        weight = toy.log_prob(old).sum(-1).exp()
-        random = torch.randn(*toy.shape, dtype=torch.float64, generator=generator)
-        learnt = toy.exact_gradient(old, advantages).view(*toy.shape)
-        for (name, direction), drift in itertools.product((("random", random), ("learnt", learnt)), drifts):
-            logits = old + _step(toy, old, direction, drift) * direction
+        shape = int(toy.states.max()) + 1, tokens
+        old, random = (torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
+        advantages, weight = toy.advantages(old), toy.probability(old)[:, None, None]
+        directions = {"random": random, "learnt": toy.exact_gradient(old, advantages)}
+        for (name, direction), drift in itertools.product(directions.items(), drifts):
+            logits = old + step_for(toy, old, direction, drift) * direction
             exact = toy.exact_gradient(logits, advantages)
-            for title, objective in {**objectives, EXACT: None}.items():
-                estimates = toy.estimates(objective, logits, old, advantages)
-                mean = (weight[:, None] * estimates).sum(0)
-                variance = (weight[:, None] * (estimates - mean) ** 2).sum()
-                rows.append(
-                    {
-                        "objective": title,
-                        "direction": name,
-                        "drift": drift,
-                        "bias": float((mean - exact).norm() / exact.norm()),
-                        "cosine": float(torch.dot(mean, exact) / (mean.norm() * exact.norm()).clamp(min=1e-300)),
-                        "variance": float(variance / exact.norm() ** 2),
-                    }
-                )
-    table = pd.DataFrame(rows)
-    return table.groupby(["objective", "direction", "drift"], sort=False, as_index=False).mean()
+            for title, config in {**objectives, EXACT: None}.items():
+                estimates = toy.estimates(config, logits, old, advantages)
+                mean = (weight * estimates).sum(0)
+                figures = {
+                    "bias": (mean - exact).norm() / exact.norm(),
+                    "cosine": (mean * exact).sum() / (mean.norm() * exact.norm()).clamp(min=1e-300),
+                    "variance": (weight * (estimates - mean) ** 2).sum() / exact.norm() ** 2,
+                }
+                place = {"objective": title, "direction": name, "drift": drift}
+                rows.append(place | {key: float(value) for key, value in figures.items()})
+    return pd.DataFrame(rows).groupby(["objective", "direction", "drift"], sort=False, as_index=False).mean()
 
 
-def _step(toy: Toy, old: torch.Tensor, direction: torch.Tensor, drift: float) -> float:
-    """How far along `direction` the mean |log-ratio| of a token is `drift`, by bisection."""
-    if drift == 0:
-        return 0.0
-    before = toy.log_prob(old)
-    weight = before.sum(-1).exp()
+def step_for(toy: Toy, old: torch.Tensor, direction: torch.Tensor, drift: float) -> float:
+    """How far along `direction` the mean |log-ratio| of a token under the old policy is `drift`."""
+    before, weight = toy.log_prob(old), toy.probability(old)
 
-    def moved(step: float) -> float:
-        return float((weight * (toy.log_prob(old + step * direction) - before).abs().mean(-1)).sum())
+    def missing(step: float) -> float:
+        moved = (toy.log_prob(old + step * direction) - before).abs().mean(-1)
+        return float((weight * moved).sum()) - drift
 
-    low, high = 0.0, 1.0
-    while moved(high) < drift:
-        high *= 2
-        if high > 1e6:
-            raise ValueError(f"no step along this direction moves the log-ratios by {drift} on average")
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if moved(middle) < drift else (low, middle)
-    return (low + high) / 2
+    return brentq(missing, 0.0, 1e6) if drift else 0.0
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The curves of the limits of SSPO, each as x and the y of every title."""
-
-    temperatures: list[float]
-    to_unclipped: dict[str, list[float]]
-    drifts: list[float]
-    to_policy_gradient: dict[str, list[float]]
-    log_ratios: list[float]
-    weights: dict[str, list[float]]
-    bound: float
-
-
-def limits(
-    sspo: Mapping[str, Objective],
-    others: Mapping[str, Objective],
-    unclipped: Objective,
-    with_gate: Callable[[str, float], Objective],
-) -> Limits:
-    """Computes the limit cases of the objective through the real losses.
+def limits(compared: Mapping[str, ActorConfig]) -> dict[str, pd.DataFrame]:
+    """The limit cases of SSPO through the real losses: curves as columns, over the index.
 
     Args:
-        sspo: preset v3 under "SSPO" and v1 under "SSPO v1".
-        others: verl's losses, whose gradients SSPO's must equal on policy; SAPO under "SAPO".
-        unclipped: verl's GSPO with a clip range that never binds.
-        with_gate: gate shape, temperature -> Objective, in the log domain.
+        compared: objectives by title, "SSPO", "SSPO v1" and "SAPO" among them.
+
+    Returns:
+        temperature: relative distance of gradients to GSPO's with a clip range that never binds, per gate shape;
+        drift: relative distance to the plain policy gradient as the scale of the log-ratios falls;
+        log-ratio: weight of a response with A = 1 whose tokens share one log-ratio, relative to on policy.
     """
     generator = torch.Generator().manual_seed(0)
     old = -torch.rand(8, 16, dtype=torch.float64, generator=generator) - 1.0
     z = 0.2 * torch.randn(8, 16, dtype=torch.float64, generator=generator)
     advantages = torch.randn(8, 1, dtype=torch.float64, generator=generator).expand(8, 16).contiguous()
-    mask = torch.ones(8, 16, dtype=torch.bool)
 
-    def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-        return float((a - b).norm() / b.norm())
+    def distance(config: ActorConfig, scale: float, reference: torch.Tensor) -> float:
+        return float((policy_gradient(config, old + scale * z, old, advantages) - reference).norm() / reference.norm())
 
-    temperatures = [10.0**e for e in torch.linspace(-4, 1.5, 23).tolist()]
-    reference = unclipped.gradient(old + z, old, advantages, mask)
-    to_unclipped = {
-        shape: [
-            distance(with_gate(shape, tau).gradient(old + z, old, advantages, mask), reference) for tau in temperatures
-        ]
-        for shape in ("arctan", "sigmoid", "erf", "softsign")
-    }
-    drifts = [10.0**e for e in torch.linspace(-6, 0, 25).tolist()]
+    def weight(config: ActorConfig, log_ratio: float) -> float:
+        one = torch.ones_like(old)
+        moved, on_policy = (policy_loss(config, old + x, old, one, one.bool()) for x in (log_ratio, 0.0))
+        return float(moved / on_policy)
+
+    def with_gate(shape: str, tau: float) -> ActorConfig:
+        return with_policy_loss(compared["SSPO"], gate=shape, tau_pos=tau, tau_neg=tau)
+
+    ends = [f"actor_rollout_ref.actor.clip_ratio{end}=1.0e9" for end in ("", "_low", "_high")]
+    unclipped = policy_gradient(actor_config(["algo=gspo", *ends]), old + z, old, advantages)
     plain = advantages / advantages.numel()
-    to_policy_gradient = {
-        title: [distance(each.gradient(old + d * z, old, advantages, mask), plain) for d in drifts]
-        for title, each in {**sspo, **others}.items()
-    }
+    temperatures, drifts = torch.logspace(-4, 1.5, 23).tolist(), torch.logspace(-6, 0, 25).tolist()
     log_ratios = torch.linspace(-3, 3, 121).tolist()
-    weights = {title: [_value(each, x) for x in log_ratios] for title, each in {**sspo, "SAPO": others["SAPO"]}.items()}
-    return Limits(
-        temperatures, to_unclipped, drifts, to_policy_gradient, log_ratios, weights, math.exp(math.pi / (2 * 10.0))
-    )
+    family = ("SSPO", "SSPO v1", "SAPO")
+    return {
+        "temperature": pd.DataFrame(
+            {gate: [distance(with_gate(gate, tau), 1.0, unclipped) for tau in temperatures] for gate in SHAPES},
+            temperatures,
+        ),
+        "drift": pd.DataFrame(
+            {title: [distance(config, d, plain) for d in drifts] for title, config in compared.items()}, drifts
+        ),
+        "log-ratio": pd.DataFrame({t: [weight(compared[t], x) for x in log_ratios] for t in family}, log_ratios),
+    }
 
 
-def _value(objective: Objective, log_ratio: float) -> float:
-    """The weight of a response with A = 1 whose tokens all have one log-ratio, over the weight on policy."""
-    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+def token_coefficients(config: ActorConfig, z: torch.Tensor, advantage: float, together: bool) -> torch.Tensor:
+    """The coefficient of the policy gradient of a response's first token, 1 on policy, (count,).
 
-    old = torch.full((1, 16), -4.0, dtype=torch.float64)
-    one = torch.ones_like(old)
-    values = []
-    for z in (log_ratio, 0.0):
-        loss, _ = get_policy_loss_fn(objective.config.policy_loss.loss_mode)(
-            old_log_prob=old,
-            log_prob=old + z,
-            advantages=one,
-            response_mask=one.bool(),
-            loss_agg_mode=objective.config.loss_agg_mode,
-            config=objective.config,
-            rollout_is_weights=None,
-        )
-        values.append(float(loss))
-    return values[0] / values[1]
+    Args:
+        config: the objective.
+        z: log-ratios, (count,), float64.
+        advantage: of the response.
+        together: all of its `LENGTH` tokens have the log-ratio, instead of the first alone.
+    """
+    old = torch.full((len(z), LENGTH), -4.0, dtype=torch.float64)
+    moved = torch.zeros_like(old)
+    moved[:, : LENGTH if together else 1] = z[:, None]
+    advantages = torch.full_like(old, advantage)
+    gradient, on_policy = (policy_gradient(config, old + shift, old, advantages) for shift in (moved, 0.0))
+    return (gradient / on_policy)[:, 0]

@@ -1,1 +1,1 @@
-"""Measures the project beside verl's own code: what `verl-sspo benchmark` runs. Nothing else imports it."""
+"""Measures the project beside verl's own code and transformers (`verl-sspo benchmark`). Nothing else imports it."""

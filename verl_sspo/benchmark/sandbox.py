@@ -1,6 +1,6 @@
-"""The sandbox of the code reward beside verl's prime_code, on the same programs and tests.
+"""The sandbox of the grader of code beside verl's prime_code, on the same programs and tests.
 
-prime_code runs programs with the caller's rights: only the harmless ones of this file ever reach it.
+prime_code runs programs with the caller's rights. It only ever gets the harmless ones of this file.
 """
 
 import json
@@ -9,36 +9,25 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import pandas as pd
 from verl.utils.reward_score import prime_code
 
-from verl_sspo.benchmark.table import Column, NotMeasuredError, Row, Section
-from verl_sspo.benchmark.timing import Spread, interleave
+from verl_sspo.benchmark.measure import Section, side_by_side
 from verl_sspo.rewards import code
 from verl_sspo.rewards.sandbox import SandboxError
 
-TESTS = 8  # of each program
+TESTS = 8  # per program
 
-# Programs that read a number and print one, and the function they should compute; the third is wrong.
+# Programs that read a number and print one, the function they should compute, and whether they do.
 PROGRAMS: tuple[tuple[str, Callable[[int], int], bool], ...] = (
     ("print(sum(range(int(input()) + 1)))", lambda n: n * (n + 1) // 2, True),
-    ("n = int(input())\nwords = sorted(str(i) for i in range(n))\nprint(len(words))", lambda n: n, True),
+    ("print(len(sorted(str(i) for i in range(int(input())))))", lambda n: n, True),
     ("n = int(input())\nprint(n * n - 1)", lambda n: n * n, False),
-    ("n = int(input())\na, b = 0, 1\nfor _ in range(2 * n):\n    a, b = b, a + b\nprint(a - a + n)", lambda n: n, True),
-)
-
-COLUMNS = (
-    Column("judge", "{judge}"),
-    Column("at a time", "{workers}"),
-    Column("programs", "{programs}"),
-    Column("programs/s", "{programs_per_second:.1f}"),
-    Column("ms", "{ms:.0f}"),
-    Column("quartiles", "{ms_q1:.0f} to {ms_q3:.0f}"),
-    Column("programs/s / prime_code's", "{to_prime_code:.2f}"),
 )
 
 
 def tasks_of(count: int) -> list[tuple[str, str, bool]]:
-    """Responses with their tests as JSON, and whether the program is right."""
+    """Responses, their tests as JSON, and whether the program is right."""
     tasks = []
     for i in range(count):
         program, function, right = PROGRAMS[i % len(PROGRAMS)]
@@ -49,56 +38,48 @@ def tasks_of(count: int) -> list[tuple[str, str, bool]]:
 
 
 def sandboxed(response: str, tests: str) -> bool:
-    """Whether the project's reward finds the program right."""
-    scored = code.score(response, tests, partial_credit=True)
-    return scored["acc"] == 1.0
+    """Whether this project's grader accepts the program."""
+    return code.score(response, tests, partial_credit=True)["acc"] == 1.0
 
 
 def unsandboxed(response: str, tests: str) -> bool:
-    """The same by prime_code, called as verl's `default_compute_score` does."""
-    share, _metadata = prime_code.compute_score(response, tests, continuous=True)
-    return share == 1
+    """Whether prime_code does, called as verl's `default_compute_score` calls it."""
+    return prime_code.compute_score(response, tests, continuous=True)[0] == 1
 
 
-JUDGES = {"sandbox": sandboxed, "prime_code": unsandboxed}
-
-
-def judge_all(judge: Callable[[str, str], bool], tasks: list[tuple[str, str, bool]], workers: int) -> None:
-    """Judges every task, `workers` at a time in threads, as verl's reward loop does.
+def grade_all(grader: Callable[[str, str], bool], tasks: list[tuple[str, str, bool]], workers: int) -> None:
+    """Grades every task, `workers` at a time in threads, as verl's reward loop does.
 
     Raises:
-        RuntimeError: a verdict is wrong; then the time means nothing.
+        RuntimeError: a grade is wrong, so the time means nothing.
     """
     with ThreadPoolExecutor(workers) as pool:
-        verdicts = list(pool.map(lambda task: judge(task[0], task[1]), tasks))
-    if verdicts != [right for _, _, right in tasks]:
-        raise RuntimeError(f"{judge.__name__} misjudged a program: {verdicts}")
+        grades = list(pool.map(lambda task: grader(task[0], task[1]), tasks))
+    if grades != [right for _, _, right in tasks]:
+        raise RuntimeError(f"{grader.__name__} graded a program wrongly: {grades}")
 
 
 def measure(programs: int, seconds: float) -> list[Section]:
-    """Programs judged per second, one at a time and one for each core; `seconds` for the timing of one."""
+    """Programs graded per second, one at a time and one per core; `seconds` for the timing of each."""
+    title = "Grading programs"
     tasks = tasks_of(programs)
     try:
-        judge_all(sandboxed, tasks[:1], workers=1)
+        grade_all(sandboxed, tasks[:1], workers=1)
     except SandboxError as error:
-        raise NotMeasuredError(str(error)) from error
-    rows: list[Row] = []
+        return [Section(title, f"Not measured: {error}", pd.DataFrame())]
+    tables = []
     for workers in sorted({1, len(os.sched_getaffinity(0))}):
-        calls = {name: partial(judge_all, judge, tasks, workers) for name, judge in JUDGES.items()}
-        spreads = interleave(calls, seconds)
-        rows += rows_of(programs, workers, spreads)
+        graders = {"sandbox": sandboxed, "prime_code": unsandboxed}
+        table = side_by_side(
+            {name: partial(grade_all, each, tasks, workers) for name, each in graders.items()}, seconds
+        )
+        table.insert(0, "at a time", workers)
+        table["programs/s"] = 1e3 * programs / table["ms"]
+        table["/ prime_code"] = table["programs/s"] / table.loc["prime_code", "programs/s"]
+        tables.append(table)
     note = (
-        f"Programs of {TESTS} tests on standard input, three in four right. The sandbox runs every test in a process "
-        "of its own behind namespaces, limits and a system call filter; prime_code runs all of them in one process "
-        "with the caller's rights, and those of a wrong program once more, a process each."
+        f"{programs} programs with {TESTS} tests each on standard input, two in three right; milliseconds (median, "
+        "quartiles). The sandbox runs every test in a process of its own; prime_code runs all of them in one process "
+        "with the caller's rights, and those of a wrong program again, one process each."
     )
-    return [Section("Judging programs", note, COLUMNS, rows)]
-
-
-def rows_of(programs: int, workers: int, spreads: dict[str, Spread]) -> list[Row]:
-    return [
-        {"judge": name, "workers": workers, "programs": programs, "programs_per_second": programs / spread.median}
-        | spread.in_ms()
-        | {"to_prime_code": spreads["prime_code"].median / spread.median}
-        for name, spread in spreads.items()
-    ]
+    return [Section(title, note, pd.concat(tables))]

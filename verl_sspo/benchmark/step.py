@@ -1,51 +1,32 @@
 """Where a training step of the quickstart spends its time, from the metrics that verl wrote."""
 
+import json
 from pathlib import Path
 
-from verl_sspo.benchmark.table import Column, NotMeasuredError, Row, Section
-from verl_sspo.benchmark.timing import Spread
-from verl_sspo.report.summary import Metrics
+import pandas as pd
+
+from verl_sspo.benchmark.measure import Section
 
 PREFIX = "timing_s/"
-VALIDATION = PREFIX + "testing"
-
-COLUMNS = (
-    Column("part", "{part}"),
-    Column("seconds", "{seconds:.3f}"),
-    Column("quartiles", "{q1:.3f} to {q3:.3f}"),
-    Column("of the step", "{share:.0%}"),
-)
 
 
-def measure(file: Path) -> list[Section]:
-    """Seconds of a step and of its parts, medians over the steps but the first and those that validated.
+def measure(metrics: Path) -> list[Section]:
+    """Median seconds of a step and of its parts, over the steps but the first and those that validated.
 
     Args:
-        file: verl's metrics of a run, as JSON lines.
-
-    Raises:
-        NotMeasuredError: there is no such file, or too few steps in it.
+        metrics: verl's metrics of a run, as JSON lines.
     """
-    if not file.exists():
-        raise NotMeasuredError(f"there is no {file}: run verl_sspo.quickstart first, or name another file of metrics")
-    steps = [data for data in Metrics.read(file).steps.values() if PREFIX + "step" in data][1:]
-    steps = [data for data in steps if VALIDATION not in data]
-    if len(steps) < 2:
-        raise NotMeasuredError(f"{file} has {len(steps)} steps after the first that did not validate: 2 are needed")
-    note = f"Medians over {len(steps)} steps, without the first and those that validated; from the metrics of the run."
-    return [Section("Quickstart, a training step", note, COLUMNS, rows_of(steps))]
-
-
-def rows_of(steps: list[dict[str, float]]) -> list[Row]:
-    """The step, its parts by size, and the rest of it; verl times parts of parts under names with a slash."""
-    names = sorted({name for data in steps for name in data if name.startswith(PREFIX) and name.count("/") == 1})
-    parts = {name.removeprefix(PREFIX): [data.get(name, 0.0) for data in steps] for name in names}
-    total = parts.pop("step")
-    rest = [whole - sum(part[i] for part in parts.values()) for i, whole in enumerate(total)]
-    spreads = {name: Spread.of(values) for name, values in parts.items()}
-    ordered = sorted(spreads.items(), key=lambda item: -item[1].median)
-    step = Spread.of(total)
-    return [
-        {"part": name, "seconds": s.median, "q1": s.q1, "q3": s.q3, "rounds": s.rounds, "share": s.median / step.median}
-        for name, s in [("step", step), *ordered, ("rest", Spread.of(rest))]
-    ]
+    title = "A training step of the quickstart"
+    if not metrics.is_file():
+        missing = f"Not measured: there is no {metrics}. Run `verl-sspo quickstart`, or set --quickstart-metrics."
+        return [Section(title, missing, pd.DataFrame())]
+    data = pd.DataFrame([json.loads(line)["data"] for line in metrics.read_text().splitlines()])
+    steps = data[data[PREFIX + "step"].notna()].iloc[1:]
+    if PREFIX + "testing" in steps:
+        steps = steps[steps[PREFIX + "testing"].isna()]
+    # Names with another slash are parts of parts.
+    parts = steps.filter(regex=f"^{PREFIX}[^/]+$").rename(columns=lambda name: name.removeprefix(PREFIX)).fillna(0.0)
+    parts["rest"] = 2 * parts["step"] - parts.sum(axis="columns")
+    seconds = parts.median().drop("testing", errors="ignore").sort_values(ascending=False)
+    table = pd.DataFrame({"seconds": seconds, "fraction of the step": seconds / seconds["step"]})
+    return [Section(title, f"Medians over {len(steps)} steps, without the first and those that validated.", table)]

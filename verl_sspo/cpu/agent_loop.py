@@ -19,6 +19,7 @@ import torch
 import transfer_queue as tq
 from torch.nn.utils.rnn import pad_sequence
 from verl.experimental.agent_loop.agent_loop import (
+    AgentLoopMetrics,
     AgentLoopOutput,
     DictConfigWrap,
     ToolListWrap,
@@ -89,7 +90,7 @@ class GroupAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: igno
                 response_logprobs=response.log_probs[:limit],
                 multi_modal_data={},
                 num_turns=2,
-                metrics={"generate_sequences": seconds},
+                metrics=AgentLoopMetrics(generate_sequences=seconds),
                 extra_fields={
                     **{"global_steps": version, "min_global_steps": version, "max_global_steps": version},
                     **{"turn_scores": [], "tool_rewards": []},

@@ -115,6 +115,8 @@ class _Layer(DynamicLayer):
             rows, heads, _, size = key_states.shape
             self.keys = key_states.new_zeros(rows, heads, self.capacity, size)
             self.values = value_states.new_zeros(rows, heads, self.capacity, value_states.shape[-1])
+        assert self.keys is not None
+        assert self.values is not None
         start, self.width = self.width, self.width + key_states.shape[-2]
         self.keys[..., start : self.width, :] = key_states
         self.values[..., start : self.width, :] = value_states

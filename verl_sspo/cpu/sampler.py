@@ -18,7 +18,7 @@ def quick_replay_buffer(refill_fn: Callable[..., Any], **options: Any) -> Replay
     """
     trainer = refill_fn.__self__  # type: ignore[attr-defined]
     with open_dict(trainer.config.trainer.v1.sampler) as sampler:
-        sampler.custom_sampler = None
+        sampler.custom_sampler = None  # type: ignore[attr-defined]
     buffer = trainer._build_replay_buffer()
     buffer.poll_interval = POLL_INTERVAL
     return buffer

@@ -12,10 +12,9 @@ import re
 import zlib
 from typing import Any
 
-from verl_sspo.data.mathematics import problem_of
-from verl_sspo.data.prepare import Dropped, Example
+from verl_sspo.data.prepare import Dropped, Example, column_of, text_of
 from verl_sspo.rewards import CODE
-from verl_sspo.rewards.code import arguments_of
+from verl_sspo.rewards.code import tests_of
 from verl_sspo.rewards.sandbox_runner import global_names, provided_names
 
 TEMPLATES = {
@@ -29,49 +28,23 @@ STANDARD = "Write a Python program that reads from standard input and writes to 
 def _check_python(*sources: Any) -> None:
     for source in sources:
         if not isinstance(source, str) or not source.strip():
-            raise ValueError(f"tests are not Python: {source!r}"[:200])
+            raise ValueError(f"tests are not Python: {source!r:.80}")
         try:
             ast.parse(source)
         except SyntaxError as error:
             raise ValueError(f"tests are not Python: {error}") from error
 
 
-def _function_of(test: dict[str, Any]) -> str:
-    """The function that a test calls, or "": DeepCoder names it in the test, LiveCodeBench in `metadata`."""
-    metadata = test.get("metadata") or {}
-    metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
-    return test.get("fn_name") or metadata.get("func_name") or ""
-
-
 def _tests(tests: Any) -> dict[str, Any]:
-    """Inputs and outputs in the form that the reward takes, from the forms they come in."""
-    tests = json.loads(tests) if isinstance(tests, str) else tests
-    if isinstance(tests, list):  # DeepCoder, LiveCodeBench: one object a test
-        names = {_function_of(each) for each in tests}
-        if len(names) > 1:
-            raise ValueError(f"tests call several functions, or some none: {sorted(names)}")
-        tests = {
-            "inputs": [each["input"] for each in tests],
-            "outputs": [each["output"] for each in tests],
-            "fn_name": "".join(names),
-        }
-    if not isinstance(tests, dict):
-        raise ValueError("tests are neither an object nor a list")
-    if {"test", "entry_point"} <= tests.keys() or "asserts" in tests:
-        return tests
-    inputs, outputs = tests["inputs"], tests["outputs"]
-    if not (isinstance(inputs, list) and isinstance(outputs, list)):
-        raise ValueError("inputs and outputs are not lists")
-    if not inputs:
+    """Tests as the reward takes them; a row without any is left out."""
+    if isinstance(tests, str):
+        try:
+            tests = json.loads(tests)
+        except ValueError as error:
+            raise ValueError(f"tests are not JSON: {error}") from error
+    if not tests or (isinstance(tests, dict) and tests.get("inputs") == tests.get("outputs") == []):
         raise Dropped("no tests")
-    if len(inputs) != len(outputs):
-        raise ValueError(f"{len(inputs)} inputs and {len(outputs)} outputs")
-    # Other languages spell a missing function name as null or "".
-    name = {"fn_name": tests["fn_name"]} if tests.get("fn_name") else {}
-    if name:
-        for each in inputs:
-            arguments_of(each)
-    return {"inputs": inputs, "outputs": outputs, **name}
+    return tests_of(tests)
 
 
 def read_code(row: dict[str, Any]) -> Example:
@@ -79,17 +52,20 @@ def read_code(row: dict[str, Any]) -> Example:
     if "reward_model" in row:
         if row.get("ability", "code") != "code":
             raise Dropped(f"ability {row['ability']}")
-        question = next(each for each in row["prompt"] if each["role"] == "user")
+        messages = row[column_of(row, "prompt")]
+        question = next((each for each in messages if each["role"] == "user"), None)
+        if question is None:
+            raise ValueError("no message of a user in column prompt")
         tests = _tests(row["reward_model"]["ground_truth"])
         # A name that the reward does not know would stop the training: such rows take the task's.
         known = row.get("data_source") in CODE
         return Example(
-            problem_of(question, "content"), json.dumps(tests), data_source=row["data_source"] if known else None
+            text_of(question, "content"), json.dumps(tests), data_source=row["data_source"] if known else None
         )
     if "test_list" in row:
         return read_mbpp(row)
-    tests = _tests(row["tests"] if "tests" in row else row["input_output"])
-    return _stated(problem_of(row, "problem", "question"), tests, row.get("starter_code"))
+    tests = _tests(row[column_of(row, "tests", "input_output")])
+    return _stated(text_of(row, "problem", "question"), tests, row.get("starter_code"))
 
 
 def _stated(problem: str, tests: dict[str, Any], starter_code: str | None) -> Example:
@@ -105,17 +81,17 @@ def _stated(problem: str, tests: dict[str, Any], starter_code: str | None) -> Ex
 
 def read_humaneval(row: dict[str, Any]) -> Example:
     """A function to complete, and a `check` that calls it."""
-    _check_python(row["test"], row["entry_point"])
-    problem = f"Complete this function:\n```python\n{row['prompt'].rstrip()}\n```"
-    tests = {"prompt": row["prompt"], "test": row["test"], "entry_point": row["entry_point"]}
+    tests = {name: row[column_of(row, name)] for name in ("prompt", "test", "entry_point")}
+    _check_python(tests["test"], tests["entry_point"])
+    problem = f"Complete this function:\n```python\n{text_of(row, 'prompt')}\n```"
     return Example(problem, json.dumps(tests))
 
 
 def read_mbpp(row: dict[str, Any]) -> Example:
     """A task in words with asserts, in the full and in the sanitized version."""
-    asserts = row["test_list"]
+    asserts = row[column_of(row, "test_list")]
     if not isinstance(asserts, list):
-        raise ValueError("`test_list` is not a list")
+        raise ValueError("column test_list is not a list")
     if not asserts:
         raise Dropped("no tests")
     given = [*(row.get("test_imports") or []), row.get("test_setup_code") or ""]
@@ -123,28 +99,24 @@ def read_mbpp(row: dict[str, Any]) -> Example:
     _check_python(*asserts, *setup)
     # A class of the program's own cannot cross into the checker, nor its objects back: `root = Node(1)` in the setup,
     # or `f(Pair(1, 2))`. The one function of a test may begin with a capital; a second such name is a class.
-    names = _names_of_the_program([*setup, *asserts])
+    names = {name for name in global_names("\n".join([*setup, *asserts])) if not hasattr(builtins, name)}
+    names -= provided_names(names).keys()
     if re.search(r"^\w+\s*=", "\n".join(setup), re.MULTILINE) or (
         len(names) > 1 and any(name[0].isupper() for name in names)
     ):
         raise Dropped("tests need objects of the program's own classes")
-    problem = f"{row.get('text') or row['prompt']}\n\nYour program must pass these tests:\n```python\n"
+    problem = f"{text_of(row, 'text', 'prompt')}\n\nYour program must pass these tests:\n```python\n"
     problem += "\n".join(asserts) + "\n```"
     return Example(problem, json.dumps({"asserts": asserts, "setup": setup}))
 
 
-def _names_of_the_program(sources: list[str]) -> set[str]:
-    """What tests look up and neither define nor find in Python or the judge."""
-    names = global_names("\n".join(sources))
-    return {name for name in names if not hasattr(builtins, name)} - provided_names(names).keys()
-
-
 def read_livecodebench(row: dict[str, Any]) -> Example:
     """`question_content` with `public_test_cases` and `private_test_cases`; the function's name is in `metadata`."""
-    tests = _tests(json.loads(row["public_test_cases"]) + _private_tests(row["private_test_cases"]))
+    public, private = text_of(row, "public_test_cases"), row.get("private_test_cases")
+    tests = _tests(json.loads(public) + _private_tests(private if isinstance(private, str) else ""))
     if name := json.loads(row.get("metadata") or "{}").get("func_name"):
         tests["fn_name"] = name
-    return _stated(problem_of(row, "question_content"), tests, row.get("starter_code"))
+    return _stated(text_of(row, "question_content"), tests, row.get("starter_code"))
 
 
 class _TextOnly(pickle.Unpickler):

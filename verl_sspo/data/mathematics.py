@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from verl_sspo.data.prepare import Dropped, Example
+from verl_sspo.data.prepare import Dropped, Example, column_of, text_of
 from verl_sspo.rewards.mathematics import extract_answer
 
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
@@ -25,55 +25,45 @@ TEMPLATES = {
 }
 
 
-def _answer(row: dict[str, Any], *fields: str) -> str:
-    """The first of the fields that is there; of a solution, its final answer."""
-    for field in fields:
-        value = row.get(field)
-        if isinstance(value, list) and len(value) == 1:  # several answers cannot be told from one set of them
-            (value,) = value
-        if value is not None:
-            if type(value) not in (str, int, float) or value != value:
-                raise ValueError(f"`{field}` is no answer: {value!r}"[:200])
-            text = str(value).strip()
-            answer = extract_answer(text)
-            if answer is None and field == "solution":
-                raise ValueError(f"no final answer in `{field}`")
-            if not (text if answer is None else answer):
-                raise ValueError(f"`{field}` is empty")
-            return text if answer is None else answer
-    raise ValueError(f"has none of the fields {', '.join(fields)}")
-
-
-def problem_of(row: dict[str, Any], *fields: str) -> str:
-    """The first of the fields that holds a text."""
-    for field in fields:
-        if isinstance(row.get(field), str) and row[field].strip():
-            return row[field].strip()
-    raise ValueError(f"has none of the fields {', '.join(fields)}")
+def _answer(row: dict[str, Any], *names: str) -> str:
+    """The first of the columns that is not null; of a solution, its final answer."""
+    column = column_of(row, *names)
+    value = row[column]
+    if isinstance(value, list) and len(value) == 1:  # several answers cannot be told from one set of them
+        (value,) = value
+    if type(value) not in (str, int, float) or value != value:
+        raise ValueError(f"column {column} is no answer: {value!r:.80}")
+    text = str(value).strip()
+    answer = extract_answer(text)
+    if answer is None and column == "solution":
+        raise ValueError("no final answer in column solution")
+    if not (text if answer is None else answer):
+        raise ValueError(f"column {column} is empty")
+    return text if answer is None else answer
 
 
 def read_gsm8k(row: dict[str, Any]) -> Example:
     """`question` and `answer`, a solution that ends with `#### 72`."""
-    answer = str(row["answer"])
-    if "####" not in answer:
-        raise ValueError("no `####` in `answer`")
+    _, hashes, number = text_of(row, "answer").rpartition("####")
+    if not hashes or not number.strip():
+        raise ValueError(f"no number behind #### in column answer: {row['answer'][-40:]!r}")
     # The digits alone: some answers have thousands separators.
-    number = answer.rpartition("####")[2].strip().replace(",", "")
-    if not number:
-        raise ValueError("nothing behind `####` in `answer`")
-    return Example(problem_of(row, "question"), number)
+    return Example(text_of(row, "question"), number.strip().replace(",", ""))
 
 
 def read_mathematics(row: dict[str, Any]) -> Example:
     """`problem` or `question`; `answer`, `final_answer`, or the box in `solution`."""
     return Example(
-        problem_of(row, "problem", "question"), _answer(row, "answer", "final_answer", "expected_answer", "solution")
+        text_of(row, "problem", "question"), _answer(row, "answer", "final_answer", "expected_answer", "solution")
     )
 
 
 def read_math(row: dict[str, Any], levels: frozenset[int] | None) -> Example:
-    """As `read_mathematics`, of the given levels of difficulty ("Level 3", or 3) only, where the source has levels."""
-    if levels is not None and "level" in row:
+    """`problem`, and an answer as in `read_mathematics`, of the given levels of difficulty ("Level 3", or 3) only."""
+    text_of(row, "problem")  # a row with another name for it is of another data set
+    if levels is not None:
+        if "level" not in row:
+            raise ValueError("no column level: --levels all keeps such rows")
         digits = [letter for letter in str(row["level"]) if letter.isdigit()]
         if len(digits) != 1:
             raise Dropped("level unknown (--levels all keeps these)")
@@ -84,11 +74,11 @@ def read_math(row: dict[str, Any], levels: frozenset[int] | None) -> Example:
 
 def read_olympiadbench(row: dict[str, Any]) -> Example:
     """`question`, behind its `context` where it has one; `final_answer`, a list with one text or several."""
-    answers = row["final_answer"]
-    if not answers:
+    if "final_answer" in row and not row["final_answer"]:
         raise Dropped("asks for a proof")
-    if isinstance(answers, str):
-        raise ValueError(f"final_answer must be a list of texts, not the text {answers!r}")
+    answers = row[column_of(row, "final_answer")]
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(f"column final_answer must be a list of texts: {answers!r:.80}")
     example = read_mathematics(row | {"final_answer": ", ".join(answers)})
     context = (row.get("context") or "").strip()
     return Example(f"{context}\n\n{example.problem}" if context else example.problem, example.ground_truth)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,26 +44,30 @@ def make_row(
     }
 
 
-def write_rows(rows: Iterable[dict[str, Any]], path: str | os.PathLike[str]) -> Path:
-    """Write rows to a parquet file, all or nothing: a run that breaks leaves the old file as it was.
+def write_splits(splits: Mapping[Path, Iterable[dict[str, Any]]]) -> None:
+    """Writes parquet files, all or none: whatever goes wrong, old files stay as they were.
 
     Raises:
-        ValueError: There are no rows.
+        ValueError: One has no rows.
+        OSError: One cannot be written.
     """
-    path = Path(path)
-    rows = list(rows)
-    if not rows:
-        raise ValueError(f"no rows to write to {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    parts = {path: path.with_name(f".{path.name}.part") for path in splits}
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path
+        for path, rows in splits.items():
+            if not (rows := list(rows)):
+                raise ValueError(f"no rows to write to {path}")
+            if path.is_dir():
+                raise IsADirectoryError(f"{path} is a folder")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), parts[path])
+        for path, part in parts.items():
+            part.replace(path)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+def write_rows(rows: Iterable[dict[str, Any]], path: str | os.PathLike[str]) -> Path:
+    """`write_splits` for one file; returns its path."""
+    write_splits({Path(path): rows})
+    return Path(path)

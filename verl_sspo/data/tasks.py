@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from verl_sspo.data import code, mathematics
-from verl_sspo.data.prepare import Example, Split, make_split, open_source
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One data set."""
-
-    source: str  # id on the Hugging Face hub
-    data_source: str  # name for the reward
-    read: Callable[..., Example]
-    ability: str = "math"
-    config: str | None = None
-    splits: tuple[str, ...] = ("test",)
-    template: str = "boxed"
-
-    @property
-    def templates(self) -> dict[str, list[dict[str, str]]]:
-        """The prompt templates that fit the task."""
-        return code.TEMPLATES if self.ability == "code" else mathematics.TEMPLATES
-
+from verl_sspo.data.prepare import Example, Split, Task, make_split
+from verl_sspo.data.sources import open_source
 
 _mathematics = partial(Task, read=mathematics.read_mathematics)
 _code = partial(Task, ability="code", template="code")
@@ -58,7 +40,7 @@ TASKS = {
     # it with --source.
     "livecodebench": _code("livecodebench/code_generation_lite", "livecodebench", code.read_livecodebench),
 }
-# name: the sets it is made of, and their shares
+# name: the sets it is made of, and the fraction of each
 MIXES = {"gsm8k_deepmath": (("gsm8k", "deepmath"), (0.5, 0.5))}
 LEVELS = frozenset({3, 4, 5})
 
@@ -71,6 +53,7 @@ def prepare(
     split: str | None = None,
     template: str | None = None,
     levels: frozenset[int] | None = LEVELS,
+    keep_repeated: bool = True,
 ) -> list[Split]:
     """Reads one data set.
 
@@ -81,31 +64,27 @@ def prepare(
         split: The only split to read, and the one that a single file stands for.
         template: Name of a template, or a text with `{problem}` in it.
         levels: Levels of MATH to keep; None keeps all.
+        keep_repeated: Keep rows with a problem that an earlier row has.
 
     Raises:
         SourceError: The source cannot be read.
         ValueError: There is no such template.
     """
     task = TASKS[name]
+    messages = _template(task, template)
     read: Callable[[dict[str, Any]], Example] = partial(task.read, levels=levels) if name == "math" else task.read
     opened = open_source(
         source or task.source,
-        config=config or (task.config if source in (None, task.source) else None),
+        # Of another data set on the hub nothing is known; a folder may be a copy of the task's own.
+        config=config or (task.config if source in (None, task.source) or Path(source).is_dir() else None),
         splits=(split,) if split else task.splits,
         file_split=split or task.splits[0],
     )
-    messages = _template(task, template)
-    return [
-        make_split(rows, each, data_source=task.data_source, ability=task.ability, read=read, template=messages)
-        for each, rows in opened.items()
-    ]
+    return [make_split(task, rows, each, read, messages, keep_repeated) for each, rows in opened.items()]
 
 
 def _template(task: Task, template: str | None) -> list[dict[str, str]]:
-    if template is None:
-        return task.templates[task.template]
-    if template in task.templates:
-        return task.templates[template]
-    if "{problem}" not in template:
-        raise ValueError(f"no template {template!r}: give one of {sorted(task.templates)}, or a text with {{problem}}")
-    return [{"role": "user", "content": template}]
+    templates = code.TEMPLATES if task.ability == "code" else mathematics.TEMPLATES
+    if template and template not in templates and "{problem}" not in template:
+        raise ValueError(f"no template {template!r}: give one of {sorted(templates)}, or a text with {{problem}}")
+    return templates.get(template or task.template, [{"role": "user", "content": template or ""}])

@@ -1,11 +1,9 @@
-"""Preflight: is this configuration, and this machine, what SSPO needs?
+"""Preflight: checks a configuration and the machines before a run starts.
 
-`python -m verl_sspo.doctor` takes the command line of `verl.trainer.main_ppo`. The checks of a configuration live in
-`configuration`, those of machine, data and model in `environment`; both return `Finding`s. The loss calls
-`describe` once when a worker starts.
+`verl-sspo doctor` takes the command line of `verl.trainer.main_ppo`. `schema` compares keys and values with verl's own,
+`rules` is the table of everything else that a configuration reveals, `environment` checks machines, data and model.
 """
 
-from verl_sspo.doctor.actor import actor_findings
 from verl_sspo.doctor.finding import Finding
 
-__all__ = ["Finding", "actor_findings"]
+__all__ = ["Finding"]

@@ -1,31 +1,28 @@
-"""`python -m verl_sspo.doctor`: preflight with the command line of `verl.trainer.main_ppo`."""
-
-from __future__ import annotations
+"""`verl-sspo doctor`: preflight with the command line of `verl.trainer.main_ppo`."""
 
 import argparse
-import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 
+import yaml
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from verl_sspo.algorithm.description import describe
-from verl_sspo.doctor import Finding, environment
-from verl_sspo.doctor.configuration import configuration_findings
-from verl_sspo.run.compose import compose_config
+from verl_sspo.doctor.finding import Finding, error, warning
+from verl_sspo.run.compose import compose_config, reference_config, verl_config_dir
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m verl_sspo.doctor",
-        description="Checks a run before a GPU is touched. Takes the arguments of verl.trainer.main_ppo; without any, "
-        "checks the installation alone. Exit status 1 on errors.",
+        prog="verl-sspo doctor",
+        description="Checks a run before it starts. Takes the arguments of verl.trainer.main_ppo; without any, checks "
+        "the installation alone. The exit status is 1 if there is an error.",
     )
     parser.add_argument("--config-dir", "-cd", help="folder of recipes")
+    parser.add_argument("--config-path", "-cp", default="config", help="folder in place of verl's own configurations")
     parser.add_argument("--config-name", "-cn", help="a recipe, or one of verl's own configurations")
     parser.add_argument("--address", help="address of a running Ray cluster, or `auto`: checks every node")
     parser.add_argument("--config-only", action="store_true", help="check the configuration alone, not this machine")
@@ -34,54 +31,75 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def _machine_findings(arguments: argparse.Namespace, config: DictConfig | None) -> Iterator[Finding]:
+def _composed(arguments: argparse.Namespace) -> DictConfig | Finding | None:
+    """The configuration, or why there is none; None where only the installation is asked about."""
+    name = (arguments.config_name or "ppo_trainer").removesuffix(".yaml")
+    if not arguments.config_name and not arguments.overrides:
+        return None
+    keys = {override.lstrip("+~").split("=")[0].split(".")[0] for override in arguments.overrides}
+    for path in verl_config_dir().parents[1].glob("experimental/*/config/*.yaml"):
+        own = yaml.safe_load(path.read_text()).keys() - {"hydra", "defaults"} - reference_config("dp").keys()
+        if name == path.stem or keys & own:
+            program = f"verl.experimental.{path.parents[1].name}"
+            remedy = "check what it shares with verl.trainer.main_ppo by the arguments of the latter"
+            return warning("entry_point", f"these arguments are for {program}, outside what the doctor checks", remedy)
+    try:
+        return compose_config(name, arguments.overrides, arguments.config_dir, arguments.config_path)
+    except (HydraException, OmegaConfBaseException, FileNotFoundError, ValueError) as wrong:
+        return error("compose", " ".join(str(wrong).split()), "correct the command line")
+
+
+def _findings(arguments: argparse.Namespace, config: DictConfig | None) -> Iterator[Finding]:
+    # These import verl: a command line that does not compose is reported without waiting for it.
+    from verl_sspo.doctor import configuration, environment
+
+    found = [] if config is None else configuration.configuration_findings(config)
+    yield from found
+    # What the machine has to say is computed from values that may be wrong.
+    if arguments.config_only or any(finding.check in ("value", "interpolation") for finding in found):
+        return
     yield from environment.package_findings(config)
     yield from environment.registration_findings(arguments.address, config)
-    if config is not None:
-        if not arguments.address:
-            yield from environment.accelerator_findings(config)
-        yield from environment.data_findings(config)
-        yield from environment.model_findings(config)
-        yield from environment.checkpoint_findings(config)
-    else:
+    if config is None:
         sandbox = environment.sandbox_finding()
         # Only code needs it, and nothing says that code will be trained.
         yield sandbox if sandbox.severity == "ok" else replace(sandbox, severity="warning")
+        return
+    if not arguments.address:
+        yield from environment.accelerator_findings(config)
+    yield from environment.data_findings(config)
+    yield from environment.model_findings(config)
+    yield from environment.checkpoint_findings(config)
+    yield from environment.folder_findings(config)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the findings and returns the exit status: 1 if one of them is an error."""
+    """Prints the findings and returns the exit status: 1 if one of them is an error, 130 after an interrupt."""
     arguments = _arguments(argv)
-    config, of_config = None, []
-    if arguments.config_name or arguments.overrides:
-        try:
-            config = compose_config(arguments.config_name or "ppo_trainer", arguments.overrides, arguments.config_dir)
-        except (HydraException, OmegaConfBaseException, FileNotFoundError, ValueError) as error:
-            return _report([Finding("error", "compose", str(error), "correct the command line")], arguments.json)
-        of_config = configuration_findings(config)
-    # What the machine has to say is computed from values that may be wrong.
-    unusable = any(finding.check in ("value", "interpolation") for finding in of_config)
-    of_machine = [] if arguments.config_only or unusable else _machine_findings(arguments, config)
-    status = _report(itertools.chain(of_config, of_machine), arguments.json)
-    if config is None or arguments.json or any(finding.severity == "error" for finding in of_config):
-        return status
-    if config.actor_rollout_ref.actor.policy_loss.loss_mode == "sspo":
-        print(f"\n{describe(config.actor_rollout_ref.actor)}")
-    return status
+    config, seen = _composed(arguments), []
+    try:
+        for finding in [config] if isinstance(config, Finding) else _findings(arguments, config):
+            seen.append(finding)
+            if not arguments.json:
+                print(finding, flush=True)
+    except KeyboardInterrupt:
+        print("interrupted: the checks are not complete", file=sys.stderr)
+        return 130
+    finally:
+        if arguments.json:
+            print(json.dumps([asdict(finding) for finding in seen], indent=2))
+    errors, warnings = (sum(f.severity == severity for f in seen) for severity in ("error", "warning"))
+    if not arguments.json:
+        print(f"\n{errors} errors, {warnings} warnings")
+        if (
+            isinstance(config, DictConfig)
+            and not errors
+            and config.actor_rollout_ref.actor.policy_loss.loss_mode == "sspo"
+        ):
+            from verl_sspo.algorithm.description import describe
 
-
-def _report(findings: Iterable[Finding], as_json: bool) -> int:
-    seen = []
-    for finding in findings:
-        seen.append(finding)
-        if not as_json:
-            print(finding, flush=True)
-    if as_json:
-        print(json.dumps([asdict(finding) for finding in seen], indent=2))
-    else:
-        counts = {severity: sum(f.severity == severity for f in seen) for severity in ("error", "warning")}
-        print(f"\n{counts['error']} errors, {counts['warning']} warnings")
-    return int(any(finding.severity == "error" for finding in seen))
+            print(f"\n{describe(config.actor_rollout_ref.actor)}")
+    return int(errors > 0)
 
 
 if __name__ == "__main__":

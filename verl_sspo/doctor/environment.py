@@ -1,15 +1,13 @@
-"""Checks of the machine: packages, registration in Ray, accelerators, sandbox, data files, model."""
+"""Checks of machines and files: packages, registration, accelerators, cluster, sandbox, data, model, checkpoints."""
 
-from __future__ import annotations
-
+import difflib
 import json
 import logging
 import os
 import platform
 import shutil
-import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -17,68 +15,60 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 from packaging.requirements import Requirement
 
-from verl_sspo.doctor.configuration import rollout_gpus, trainer_gpus
-from verl_sspo.doctor.finding import Finding
+from verl_sspo.doctor.finding import Finding, error, ok, warning
+from verl_sspo.doctor.rules import rollout_gpus, trainer_gpus
 from verl_sspo.run import settings
 
-#: Columns of verl's parquet rows (verl_sspo.data.schema).
-COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
 NAMES = ("verl", "torch", "transformers", "ray", "transferqueue", "omegaconf", "hydra-core")
+#: One of these is in every folder that `AutoTokenizer` can read.
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+#: A socket's path has at most 107 bytes on Linux; Ray adds these behind its temporary folder, and the process id.
+LONGEST_SOCKET, OF_RAY = 107, "/ray/session_2026-01-01_00-00-00_000000_/sockets/plasma_store"
+#: Seconds for a node to answer: a first `import verl` from a network file system takes long.
+PATIENCE = 120
 
 
-def package_findings(config: DictConfig | None = None) -> Iterator[Finding]:
-    """Installed versions against what verl-sspo is tested with, and what this configuration needs besides."""
-    yield Finding("ok", "python", platform.python_version())
-    yield Finding("ok", "verl-sspo", version("verl-sspo"))
-    for requirement in map(Requirement, requires("verl-sspo") or ()):
-        name = requirement.name
-        if requirement.marker is None and name.lower() in NAMES:
-            installed = _installed(name)
-            if installed is None:
-                yield Finding("error", name, "is not installed", f"pip install '{requirement}'")
-            elif not requirement.specifier.contains(installed, prereleases=True):
-                yield Finding(
-                    "warning", name, f"{installed}; tested with {requirement.specifier}", f"pip install '{requirement}'"
-                )
-            else:
-                yield Finding("ok", name, installed)
-    if config is not None:
-        yield from _needed_by(config)
-
-
-def _installed(name: str) -> str | None:
+def installed(name: str) -> str | None:
+    """The version of a distribution, or None."""
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
+def package_findings(config: DictConfig | None = None) -> Iterator[Finding]:
+    """Installed versions against those that verl-sspo is tested with, and what this configuration needs besides."""
+    yield ok("python", platform.python_version())
+    yield ok("verl-sspo", version("verl-sspo"))
+    for requirement in map(Requirement, requires("verl-sspo") or ()):
+        name = requirement.name
+        if requirement.marker is None and name.lower() in NAMES:
+            present = installed(name)
+            if present is None:
+                yield error(name, "is not installed", f"pip install '{requirement}'")
+            elif not requirement.specifier.contains(present, prereleases=True):
+                yield warning(name, f"{present}; tested with {requirement.specifier}", f"pip install '{requirement}'")
+            else:
+                yield ok(name, present)
+    if config is not None:
+        yield from _needed_by(config)
+
+
 def _needed_by(config: DictConfig) -> Iterator[Finding]:
-    rollout = config.actor_rollout_ref.rollout.name
-    on_cpu = config.trainer.device == "cpu"
-    needs = {}
+    rollout, on_cpu = config.actor_rollout_ref.rollout.get("name"), config.trainer.device == "cpu"
+    needs = []
     if rollout in ("vllm", "sglang"):
         remedy = "scripts/setup_cpu_vllm.sh, then VENV=.venv-vllm" if on_cpu else "scripts/setup.sh gpu"
-        needs[rollout] = ("error", f"rollout.name={rollout} needs it", remedy)
+        needs.append((error, rollout, f"rollout.name={rollout} needs it", remedy))
     if rollout in ("vllm", "sglang") and not on_cpu:
-        needs["flash-attn"] = (
-            "warning",
-            "verl's FSDP engine asks transformers for flash_attention_2",
-            "install flash-attn, or set +actor_rollout_ref.model.override_config.attn_implementation=sdpa",
-        )
+        remedy = "install flash-attn, or set +actor_rollout_ref.model.override_config.attn_implementation=sdpa"
+        needs.append((warning, "flash-attn", "verl's FSDP engine asks transformers for flash_attention_2", remedy))
     if config.model_engine == "megatron":
-        needs["megatron-core"] = (
-            "error",
-            "model_engine=megatron needs it",
-            "pip install 'verl[mcore]', see verl's docs",
-        )
-        needs["transformer-engine"] = ("error", "Megatron needs it", "pip install 'transformer-engine[pytorch]'")
-    for name, (severity, why, remedy) in needs.items():
-        installed = _installed(name)
-        if installed is None:
-            yield Finding("error" if severity == "error" else "warning", name, f"is not installed; {why}", remedy)
-        else:
-            yield Finding("ok", name, installed)
+        needs.append((error, "megatron-core", "model_engine=megatron needs it", "pip install 'verl[mcore]'"))
+        needs.append((error, "transformer-engine", "Megatron needs it", "pip install 'transformer-engine[pytorch]'"))
+    for kind, name, why, remedy in needs:
+        present = installed(name)
+        yield ok(name, present) if present else kind(name, f"is not installed; {why}", remedy)
 
 
 def accelerator_findings(config: DictConfig) -> Iterator[Finding]:
@@ -86,241 +76,238 @@ def accelerator_findings(config: DictConfig) -> Iterator[Finding]:
     import torch
 
     if config.trainer.device == "cpu":
-        yield Finding("ok", "accelerator", f"none needed: trainer.device=cpu on {os.cpu_count()} CPU cores")
+        yield ok("accelerator", f"none needed: trainer.device=cpu on {os.cpu_count()} CPU cores")
         return
     count, trainer = torch.cuda.device_count(), config.trainer.n_gpus_per_node
     wanted = trainer + (rollout_gpus(config) if config.trainer.nnodes == 1 else 0)
     if count < wanted:
-        beside = f", and the rollout wants {wanted - trainer} beside them" if wanted > trainer else ""
-        yield Finding(
-            "error",
-            "accelerator",
-            f"{count} CUDA devices are visible here, trainer.n_gpus_per_node={trainer}{beside}",
-            "start where the GPUs are, lower trainer.n_gpus_per_node, or give --address of the Ray cluster",
-        )
+        beside = f", and the rollout needs {wanted - trainer} besides" if wanted > trainer else ""
+        message = f"{count} CUDA devices are visible here, trainer.n_gpus_per_node={trainer}{beside}"
+        yield error("accelerator", message, "lower trainer.n_gpus_per_node, or give --address of the Ray cluster")
         return
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
     name = torch.cuda.get_device_name(0)
-    yield Finding("ok", "accelerator", f"{count} x {name}, {memory:.0f} GiB, CUDA {torch.version.cuda}")
+    yield ok("accelerator", f"{count} x {name}, {memory:.0f} GiB, CUDA {torch.version.cuda}")
 
 
 def registration_findings(address: str | None = None, config: DictConfig | None = None) -> Iterator[Finding]:
-    """Whether verl knows `sspo` in this process, in a Ray worker, and with an address on every node of the cluster.
+    """Whether verl knows `sspo` in this process, and with an address on every node of that Ray cluster.
 
-    Without an address a Ray of one CPU is started and stopped again.
+    A cluster is also asked for the data and the model, and for its GPUs. Without an address no Ray is started.
     """
-    yield _registration(registered_here(), "this process")
-
+    here = node_report()
+    yield from node_findings("this process", here, here["versions"])
+    if not address:
+        return
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     started = not ray.is_initialized()
-    if started:
-        options: dict[str, Any] = {"address": address or "local"}
-        if not address:
-            options |= {"num_cpus": 1, "include_dashboard": False}
-        try:
-            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError as error:
-            message = str(error).strip().splitlines()[0]
-            yield Finding("error", "cluster", f"no Ray cluster at {options['address']}: {message}", "start it first")
-            return
     try:
-        probe = ray.remote(num_cpus=0, max_retries=0)(registered_here)
-        nodes = [node for node in ray.nodes() if node["Alive"]] if address else [None]
+        if started:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        paths = [] if config is None else local_paths(config)
+        # No retries: a worker that dies at import is an answer.
+        probe = ray.remote(num_cpus=0, max_retries=0)(node_report)
         for node in nodes:
-            strategy = None if node is None else NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            where = "a Ray worker" if node is None else f"node {node['NodeManagerHostname']}"
+            where = f"node {node['NodeManagerHostname']}"
+            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             try:
-                answer = ray.get(probe.options(scheduling_strategy=strategy).remote(), timeout=120)
-            except Exception as error:
-                last = str(error).strip().splitlines()[-1]
-                yield Finding("error", "registered", f"{where}: {last}", "install the same environment there")
-                continue
-            yield _registration(answer, where)
-        if address and config is not None:
-            yield from _cluster_gpus(len(nodes), ray.cluster_resources().get("GPU", 0), config)
+                report = ray.get(probe.options(scheduling_strategy=strategy).remote(paths), timeout=PATIENCE)
+            except Exception as failure:
+                yield error("registered", f"{where}: {_last_line(failure)}", "install the same environment there")
+            else:
+                yield from node_findings(where, report, here["versions"])
+        if config is not None:
+            yield gpu_finding([node["Resources"].get("GPU", 0) for node in nodes], config)
+    except Exception as failure:  # whatever Ray raises: the findings so far are not lost
+        yield error("cluster", f"no Ray cluster answers at {address}: {_last_line(failure)}", "see `ray status`")
     finally:
         if started:
             ray.shutdown()
 
 
-def registered_here() -> dict[str, Any]:
-    """Runs in any process: what `import verl` alone makes verl know."""
+def _last_line(failure: Exception) -> str:
+    return (str(failure).strip().splitlines() or [type(failure).__name__])[-1]
+
+
+def node_report(paths: Iterable[str] = ()) -> dict[str, Any]:
+    """Runs on any node: what `import verl` alone makes verl know there, versions, and which paths are missing."""
     import verl  # noqa: F401  loads the plugin
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
 
     return {
-        "loss": "sspo" in POLICY_LOSS_REGISTRY,
-        "estimator": "sspo" in ADV_ESTIMATOR_REGISTRY,
-        "versions": {name: _installed(name) for name in ("verl", "verl-sspo", "torch")},
-        "host": socket.gethostname(),
+        "registered": "sspo" in POLICY_LOSS_REGISTRY and "sspo" in ADV_ESTIMATOR_REGISTRY,
+        "versions": {name: installed(name) for name in ("verl", "verl-sspo", "torch")},
+        "missing": [path for path in paths if not Path(path).expanduser().exists()],
     }
 
 
-def _registration(answer: dict[str, Any], where: str) -> Finding:
-    versions = ", ".join(f"{name} {number}" for name, number in answer["versions"].items())
-    missing = [name for name in ("loss", "estimator") if not answer[name]]
-    if missing:
-        return Finding(
-            "error",
-            "registered",
-            f"{where}: verl does not know the {' and the '.join(missing)} `sspo` ({versions})",
-            "pip install -e . in the project's clone there; `python -c 'import verl_sspo.plugin'` shows what fails",
-        )
-    here = _installed("verl-sspo")
-    if answer["versions"]["verl-sspo"] != here:
-        return Finding(
-            "error", "registered", f"{where}: {versions}, but verl-sspo {here} here", "install one version everywhere"
-        )
-    return Finding("ok", "registered", f"{where}: {versions}")
-
-
-def _cluster_gpus(nodes: int, gpus: float, config: DictConfig) -> Iterator[Finding]:
-    wanted = trainer_gpus(config) + rollout_gpus(config)
-    if gpus < wanted:
-        yield Finding(
-            "error",
-            "cluster",
-            f"the cluster has {gpus:g} GPUs on {nodes} nodes, {wanted} are asked for",
-            "wait for the other nodes, or change nnodes and n_gpus_per_node of trainer and actor_rollout_ref.rollout",
-        )
+def node_findings(where: str, report: dict[str, Any], expected: dict[str, str | None]) -> Iterator[Finding]:
+    """What a report of `node_report` means; `expected` are the versions of the process that starts the run."""
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    if not report["registered"]:
+        remedy = "install verl-sspo there; `python -c 'import verl_sspo.plugin'` shows what fails"
+        yield error("registered", f"{where}: verl does not know `sspo` ({versions})", remedy)
+    elif other := [name for name in expected if report["versions"][name] != expected[name]]:
+        here = ", ".join(f"{name} {expected[name]}" for name in other)
+        yield error("registered", f"{where}: {versions}, but {here} here", "install one version everywhere")
     else:
-        yield Finding("ok", "cluster", f"{gpus:g} GPUs on {nodes} nodes")
+        yield ok("registered", f"{where}: {versions}")
+    for path in report["missing"]:
+        yield error("paths", f"{where}: there is no {path}", "copy it there, or use a folder that all nodes share")
+
+
+def gpu_finding(gpus: list[float], config: DictConfig) -> Finding:
+    """The GPUs of each node of a cluster against those that are asked for."""
+    wanted, per_node, nodes = trainer_gpus(config) + rollout_gpus(config), config.trainer.n_gpus_per_node, len(gpus)
+    fit = sum(count >= per_node for count in gpus)
+    found = f"{sum(gpus):g} GPUs on {nodes} nodes"
+    if sum(gpus) < wanted:
+        return error(
+            "cluster", f"the cluster has {found}, {wanted} are asked for", "lower trainer.nnodes, or add nodes"
+        )
+    if fit < config.trainer.nnodes:
+        message = f"{fit} nodes have {per_node} GPUs, trainer.nnodes={config.trainer.nnodes} are asked for ({found})"
+        return error("cluster", message, "lower trainer.n_gpus_per_node, and raise trainer.nnodes")
+    return ok("cluster", found)
+
+
+def local_paths(config: DictConfig) -> list[str]:
+    """Data and model, as far as they are files and not names on a hub or in a store."""
+    model = str(config.actor_rollout_ref.model.path)
+    paths = [name for key in ("train_files", "val_files") for name in _files(config, key) if "://" not in name]
+    return [*paths, *([model] if model.startswith(("/", "~", ".")) or Path(model).exists() else [])]
+
+
+def _files(config: DictConfig, key: str) -> list[str]:
+    files = config.data[key]
+    return list(files) if isinstance(files, ListConfig) else [files] if files else []
+
+
+def _did_you_mean(path: Path) -> str:
+    """The nearest name beside a path that does not exist, or the folder that is missing."""
+    if not path.parent.is_dir():
+        return f", nor a folder {path.parent}"
+    close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
+    return f": did you mean {close[0]}?" if close else ""
 
 
 def data_findings(config: DictConfig) -> Iterator[Finding]:
-    """Whether the parquet files exist, have verl's columns and enough rows, and can be judged."""
+    """Whether the parquet files exist, have the columns that this configuration reads, and rows for one batch."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     abilities: set[str] = set()
-    rows = 0
+    rows, batch = 0, config.data.train_batch_size
+    # A data set class of the user's may read any columns.
+    own = config.data.get("custom_cls", {}).get("path")
+    needed = [] if own else [config.data.prompt_key, config.data.reward_fn_key, "reward_model"]
     for key in ("train_files", "val_files"):
-        files = config.data[key]
-        if not files:
-            yield Finding("error", "data", f"data.{key} is not set", f"give data.{key} a parquet file")
-            continue
-        for name in files if isinstance(files, ListConfig) else [files]:
-            if "://" in name or name.endswith((".json", ".jsonl")):
-                yield Finding("warning", "data", f"{name} is not looked into: only parquet files of this machine are")
-                continue
+        if not _files(config, key):
+            yield error("data", f"data.{key} is not set", f"set data.{key} to a parquet file")
+        for name in _files(config, key):
             path = Path(name).expanduser()
-            if not path.is_file():
-                yield Finding(
-                    "error",
-                    "data",
-                    f"data.{key}: there is no {path}",
-                    "scripts/quickstart.sh makes it"
-                    if "task" in config
-                    else "verl-sspo prepare-data makes it: see the head of the recipe; or set the path",
-                )
-                continue
-            try:
-                columns = pq.read_schema(path).names
-                missing = [column for column in COLUMNS if column not in columns]
-                if not missing:
-                    abilities |= set(pq.read_table(path, columns=["ability"])["ability"].unique().to_pylist())
-                count = pq.read_metadata(path).num_rows
-            except Exception as error:
-                yield Finding("error", "data", f"{path} is no readable parquet: {error}", "make it again")
-                continue
-            if missing:
-                yield Finding(
-                    "error",
-                    "data",
-                    f"{path} has no {', '.join(missing)}",
-                    f"verl's rows have {', '.join(COLUMNS)}: verl-sspo prepare-data writes them",
-                )
+            if "://" in name or name.endswith((".json", ".jsonl")):
+                yield warning("data", f"{name} is not looked into", "parquet files of this machine are")
+            elif not path.is_file():
+                made = str(path).startswith(str(config.task.folder)) if "task" in config else False
+                remedy = "`verl-sspo quickstart` makes it" if made else f"set data.{key} (verl-sspo prepare-data)"
+                yield error("data", f"data.{key}: there is no {path}{_did_you_mean(path)}", remedy)
             else:
-                rows += count if key == "train_files" else 0
-                yield Finding("ok", "data", f"{path}: {count} rows")
-    if 0 < rows < config.data.train_batch_size:
-        yield Finding(
-            "error",
-            "data",
-            f"{rows} training rows do not fill one batch of data.train_batch_size={config.data.train_batch_size}",
-            "lower data.train_batch_size and ppo_mini_batch_size",
-        )
-    judge = config.reward.custom_reward_function
-    remote = (judge.get("reward_kwargs") or {}).get("sandbox_fusion_url")
-    if "code" in abilities and judge.path == "pkg://verl_sspo.rewards" and not remote:
+                try:
+                    columns = pq.read_schema(path).names
+                    has_ability = [column for column in ("ability",) if column in columns]
+                    table = pq.read_table(path, columns=has_ability)
+                except (OSError, pa.ArrowException) as failure:
+                    yield error("data", f"{path} is no readable parquet: {_last_line(failure)}", "make it again")
+                    continue
+                if missing := [column for column in needed if column not in columns]:
+                    message = f"{path} has no column {', '.join(missing)}; it has {', '.join(columns)}"
+                    yield error("data", message, "rename its columns, or let verl-sspo prepare-data write them")
+                    continue
+                abilities.update(*(table[column].unique().to_pylist() for column in has_ability))
+                rows += table.num_rows if key == "train_files" else 0
+                yield ok("data", f"{path}: {table.num_rows} rows")
+    if 0 < rows < batch:
+        message = f"{rows} training rows do not fill one batch of data.train_batch_size={batch}"
+        yield error("data", message, "lower data.train_batch_size and ppo_mini_batch_size")
+    grader = config.reward.custom_reward_function
+    remote = (grader.get("reward_kwargs") or {}).get("sandbox_fusion_url")
+    if "code" in abilities and grader.path == "pkg://verl_sspo.rewards" and not remote:
         yield sandbox_finding()
 
 
 def sandbox_finding() -> Finding:
-    """Whether model-written programs can be run in bubblewrap here."""
+    """Whether programs written by the model can run in bubblewrap here."""
     executable = shutil.which("bwrap")
     if executable is None:
-        return Finding(
-            "error",
-            "bubblewrap",
-            "is not installed, and programs are not run without it",
-            "apt install bubblewrap on the nodes of the reward workers, or use SandboxFusion (recipes/code.yaml)",
-        )
+        remedy = "apt install bubblewrap on the nodes of the reward workers, or use SandboxFusion (recipes/code.yaml)"
+        return error("bubblewrap", "is not installed, and programs are not run without it", remedy)
     from verl_sspo.rewards import sandbox
 
     try:
         sandbox.check()
-    except (sandbox.SandboxError, TimeoutError) as error:
-        return Finding(
-            "error",
-            "bubblewrap",
-            f"cannot make a sandbox here: {error or 'it takes too long'}",
-            "containers often forbid user namespaces: allow them, or use SandboxFusion (recipes/code.yaml)",
-        )
+    except (sandbox.SandboxError, TimeoutError) as failure:
+        remedy = "containers often forbid user namespaces: allow them, or use SandboxFusion (recipes/code.yaml)"
+        return error("bubblewrap", f"cannot make a sandbox here: {failure or 'it takes too long'}", remedy)
     number = subprocess.run([executable, "--version"], capture_output=True, text=True, check=False).stdout.strip()
-    return Finding("ok", "bubblewrap", number)
+    return ok("bubblewrap", number)
 
 
 def model_findings(config: DictConfig) -> Iterator[Finding]:
-    """Whether the model is a local folder, in the cache, or on the hub; and whether its positions suffice."""
-    name = str(config.actor_rollout_ref.model.path)
-    path = Path(name).expanduser()
+    """Whether the model is a local folder with a tokenizer, cached, or on the hub, and has enough positions."""
+    model = config.actor_rollout_ref.model
+    name, path = str(model.path), Path(str(model.path)).expanduser()
     if path.is_dir():
+        tokenizer = Path(str(model.get("tokenizer_path") or path)).expanduser()
         if not (path / "config.json").is_file():
-            yield Finding("error", "model", f"{path} has no config.json", "give a Hugging Face model folder")
+            remedy = "set actor_rollout_ref.model.path to a Hugging Face model folder"
+            yield error("model", f"{path} has no config.json", remedy)
             return
-        model = (path / "config.json").read_text()
-        yield Finding("ok", "model", str(path))
+        if tokenizer.is_dir() and not any((tokenizer / each).is_file() for each in TOKENIZERS):
+            remedy = "save the tokenizer there, or set actor_rollout_ref.model.tokenizer_path"
+            yield error("model", f"{tokenizer} has no tokenizer", remedy)
+            return
+        settings_of_model = (path / "config.json").read_text()
+        yield ok("model", str(path))
     elif name.count("/") != 1 or name.startswith((".", "~", "/")):
-        yield Finding("error", "model", f"there is no folder {name}", "set actor_rollout_ref.model.path")
+        made = "task" in config and name.startswith(str(config.task.folder))
+        remedy = "`verl-sspo quickstart` makes it" if made else "set actor_rollout_ref.model.path"
+        yield error("model", f"there is no folder {name}{_did_you_mean(path)}", remedy)
         return
     else:
-        from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
-        from huggingface_hub.utils import build_hf_headers
-
-        cached = try_to_load_from_cache(name, "config.json")
-        if isinstance(cached, str):
-            model = Path(cached).read_text()
-            yield Finding("ok", "model", f"{name} (cached)")
-        else:
-            try:  # one request, without the retries of a download
-                url = hf_hub_url(name, "config.json")
-                answer = get_session().get(url, headers=build_hf_headers(), timeout=10, follow_redirects=True)
-                answer.raise_for_status()
-            except Exception as error:
-                yield Finding(
-                    "error",
-                    "model",
-                    f"{name} is neither a folder nor cached nor reachable: {str(error).splitlines()[0]}",
-                    "download it where there is a network (hf download), log in if it is gated, or give a local folder",
-                )
-                return
-            model = answer.text
-            yield Finding("ok", "model", f"{name} (Hugging Face hub)")
-    positions = json.loads(model).get("max_position_embeddings")
+        try:
+            settings_of_model, where = _from_hub(name)
+        except Exception as failure:  # of httpx or of the hub
+            message = f"{name} is neither a folder nor cached nor reachable: {str(failure).splitlines()[0]}"
+            yield error("model", message, "hf download it where there is a network, log in if gated, or give a folder")
+            return
+        yield ok("model", f"{name} ({where})")
+    positions = json.loads(settings_of_model).get("max_position_embeddings")
     longest = config.data.max_prompt_length + config.data.max_response_length
     if positions is not None and positions < longest:
-        yield Finding(
-            "error",
-            "model",
-            f"prompt and response may have {longest} tokens, the model has {positions} positions",
-            "lower data.max_prompt_length or data.max_response_length",
-        )
+        message = f"prompt and response may have {longest} tokens, the model has {positions} positions"
+        yield error("model", message, "lower data.max_prompt_length or data.max_response_length")
+
+
+def _from_hub(name: str) -> tuple[str, str]:
+    """The config.json of a model, and where it is; one request, without the retries of a download."""
+    from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import build_hf_headers
+
+    cached = try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str):
+        return Path(cached).read_text(), "cached"
+    url = hf_hub_url(name, "config.json")
+    answer = get_session().get(url, headers=build_hf_headers(), timeout=10, follow_redirects=True)
+    answer.raise_for_status()
+    return answer.text, "Hugging Face hub"
 
 
 def checkpoint_findings(config: DictConfig) -> Iterator[Finding]:
-    """Whether a run would resume, with the settings it had, or start over beside older checkpoints."""
+    """Whether a run would resume, with the settings and the algorithm it had."""
     folder = Path(config.trainer.default_local_dir)
     latest = folder / "latest_checkpointed_iteration.txt"
     recorded = latest.read_text().strip() if latest.is_file() else ""
@@ -328,21 +315,31 @@ def checkpoint_findings(config: DictConfig) -> Iterator[Finding]:
     if not recorded and not any(folder.glob("global_step_*")):
         return
     step = f"step {recorded}" if recorded else "the last step"
-    if config.trainer.resume_mode == "auto":
-        if changed := settings.changed(config, folder):
-            yield Finding(
-                "error",
-                "resume",
-                f"would go on from {step} in {folder}, which was trained with other settings: "
-                + ", ".join(changed[:5]),
-                "set another trainer.default_local_dir (RUN_DIR of scripts/train.sh) to start anew",
-            )
-        else:
-            yield Finding("ok", "resume", f"goes on from {step} in {folder}")
-    elif config.trainer.resume_mode == "disable":
-        yield Finding(
-            "error",
-            "resume",
-            f"{folder} has checkpoints up to {step}, and resume_mode=disable would write over them",
-            "set another trainer.default_local_dir (RUN_DIR of scripts/train.sh), or trainer.resume_mode=auto",
-        )
+    anew = "set another trainer.experiment_name or trainer.default_local_dir to start anew"
+    if config.trainer.resume_mode == "disable":
+        message = f"{folder} has checkpoints up to {step}, which resume_mode=disable would overwrite"
+        yield error("resume", message, anew)
+    elif config.trainer.resume_mode != "auto":
+        return
+    elif changed := settings.changed(config, folder):
+        message = f"would resume from {step} in {folder}, which was trained with other settings"
+        yield error("resume", f"{message}: {', '.join(changed[:5])}", anew)
+    elif config.actor_rollout_ref.actor.policy_loss.loss_mode == "sspo" and not (folder / settings.KEPT).exists():
+        message = f"resumes from {step} in {folder}, and nothing there says which algorithm trained it"
+        yield warning("resume", message, anew)
+    else:
+        yield ok("resume", f"resumes from {step} in {folder}")
+
+
+def folder_findings(config: DictConfig) -> Iterator[Finding]:
+    """Whether checkpoints can be written, and Ray's sockets made, where a bare main_ppo would."""
+    folder = Path(config.trainer.default_local_dir).expanduser().absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        yield error("folder", f"{there} is not writable", "set trainer.default_local_dir")
+    elif shutil.disk_usage(there).free < 2**30:
+        yield warning("folder", f"less than 1 GiB is free in {there}", "set trainer.default_local_dir")
+    temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(temporary + OF_RAY) + len(str(os.getpid())) > LONGEST_SOCKET:
+        message = f"the temporary folder {temporary} is too long for Ray's sockets"
+        yield error("folder", message, "export RAY_TMPDIR=/tmp")

@@ -1,28 +1,29 @@
-"""What a check has to say."""
+"""The result of one check."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
-
-Severity = Literal["ok", "warning", "error"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One result of one check.
+    """The result of one check.
 
     Args:
-        severity: "error" stops a run or silently changes what it computes; "warning" is most likely not meant;
-            "ok" is worth knowing.
-        check: short name of the check, stable, for machines.
-        message: what is the case.
+        severity: "error": the run would stop, or compute something else than the configuration says. "warning": most
+            likely not intended. "ok": worth knowing.
+        check: short, stable name of the check.
+        message: what is the case, in one line.
         remedy: what to do about it; empty for "ok".
     """
 
-    severity: Severity
+    severity: Literal["ok", "warning", "error"]
     check: str
     message: str
     remedy: str = ""
 
     def __str__(self) -> str:
-        remedy = f"\n          {self.remedy}" if self.remedy else ""
-        return f"{self.severity.upper():8}{self.check}: {self.message}{remedy}"
+        return f"{self.severity.upper():8}{self.check}: {self.message}{self.remedy and '; '}{self.remedy}"
+
+
+error, warning, ok = partial(Finding, "error"), partial(Finding, "warning"), partial(Finding, "ok")

@@ -27,14 +27,15 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 from rich.console import Console
 
-from verl_sspo.experiments.evaluation import Trainer, evaluate, prepare_task
+from verl_sspo.experiments.evaluation import METRICS, Trainer, evaluate
 from verl_sspo.experiments.suite import Cell
-from verl_sspo.run import atomic, checkpoints, launch
+from verl_sspo.run import checkpoints, launch
 from verl_sspo.run.compose import compose_config
-from verl_sspo.run.launch import attempts
+from verl_sspo.run.folder import attempts, move_aside, write_atomically
 from verl_sspo.run.overrides import hydra_value
 from verl_sspo.run.processes import running_in
 from verl_sspo.run.settings import differences, resolved
+from verl_sspo.run.task import prepare_task
 
 PLAN = "cell.json"
 CONFIG = "config.yaml"
@@ -55,33 +56,15 @@ def state(folder: Path) -> str:
     """Of a cell's folder: "finished", "running", "failed", "interrupted" or "not started"."""
     if (folder / RESULT).exists():
         return "finished"
-    lock = folder / LOCK
-    if lock.exists():
+    if (folder / LOCK).exists():
         try:
-            with FileLock(lock, timeout=0):
+            with FileLock(folder / LOCK, timeout=0):
                 pass
         except Timeout:
             return "running"
     if (folder / FAILURE).exists():
         return "failed"
     return "interrupted" if attempts(folder) else "not started"
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Whether there is one to resume from."""
-    return (folder / CHECKPOINTS / checkpoints.RECORD).exists()
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint, verl's `global_step_<n>`.
-
-    Raises:
-        FileNotFoundError: the run saved none.
-    """
-    record = folder / CHECKPOINTS / checkpoints.RECORD
-    if not record.exists():
-        raise FileNotFoundError(f"{folder} has no checkpoint to evaluate: set trainer.save_freq in the suite")
-    return record.parent / f"global_step_{int(record.read_text())}"
 
 
 def check_settings(cell: Cell, folder: Path, recipes: Path) -> DictConfig:
@@ -107,17 +90,11 @@ def check_settings(cell: Cell, folder: Path, recipes: Path) -> DictConfig:
 def run_cell(cell: Cell, folder: Path, recipes: Path, train: Trainer = launch.train) -> None:
     """Runs a cell to its end: prepares its task, trains, evaluates. Finished cells are left as they are.
 
-    With a checkpoint in the folder the training goes on from there. Without, earlier attempts are renamed and it
-    starts anew.
-
-    Args:
-        cell: what to run.
-        folder: its folder.
-        recipes: Hydra tree of the recipes.
-        train: `verl_sspo.run.launch.train`.
+    With a checkpoint in the folder the training resumes from it. Without, earlier attempts are renamed and it starts
+    from the beginning.
 
     Raises:
-        CellRunningError: another process is at it.
+        CellRunningError: another process runs it.
         ValueError: the folder holds a run with other settings.
         FileNotFoundError: data files are missing.
         launch.TrainingFailedError: main_ppo failed.
@@ -129,7 +106,7 @@ def run_cell(cell: Cell, folder: Path, recipes: Path, train: Trainer = launch.tr
         with FileLock(folder / LOCK, timeout=2):
             if (folder / RESULT).exists():
                 return
-            # Without the lock: main_ppo, whose launcher and guard were both killed, goes on writing.
+            # A main_ppo whose launcher and guard were both killed holds no lock, but writes.
             if (pid := running_in(folder)) is not None:
                 raise CellRunningError(f"process {pid} still trains in {folder}: end it first")
             with (folder / LOG).open("a", encoding="utf-8") as log:
@@ -139,63 +116,53 @@ def run_cell(cell: Cell, folder: Path, recipes: Path, train: Trainer = launch.tr
 
 
 def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console: Console) -> None:
-    started = time.time()
+    started, saved = time.time(), folder / CHECKPOINTS
     config = check_settings(cell, folder, recipes)
     prepare_task(config, console, () if cell.evaluation is None else cell.evaluation.benchmarks)
-    atomic.write(folder / CONFIG, resolved(config))
-    atomic.write(folder / PLAN, json.dumps(asdict(cell) | _ran_with(folder), indent=2) + "\n")
+    resumes = checkpoints.last(saved) is not None
+    write_atomically(folder / CONFIG, resolved(config))
+    ran_with = _ran_with(folder, continues=resumes or (folder / TRAINED).exists())
+    write_atomically(folder / PLAN, json.dumps(asdict(cell) | ran_with, indent=2) + "\n")
     (folder / FAILURE).unlink(missing_ok=True)
 
     # An evaluation that failed does not repeat the training.
     if not (folder / TRAINED).exists():
-        checkpoints.settle(folder / CHECKPOINTS)
+        checkpoints.settle(saved)
         train(
-            [
-                *cell.overrides,
-                f"trainer.default_local_dir={hydra_value(folder / CHECKPOINTS)}",
-                "trainer.resume_mode=auto",
-            ],
-            _next_attempt(folder),
+            [*cell.overrides, f"trainer.default_local_dir={hydra_value(saved)}", "trainer.resume_mode=auto"],
+            _next_attempt(folder, resumes),
             config_dir=recipes,
             config_name=cell.recipe,
             console=console,
         )
-        atomic.write(folder / TRAINED, "")
-    if cell.evaluation is not None:
-        if (folder / EVALUATION).exists():
-            launch.move_aside(folder / EVALUATION)
-        evaluate(
-            last_checkpoint(folder),
-            cell.evaluation,
-            folder / EVALUATION,
-            recipe=cell.recipe,
-            overrides=cell.overrides,
-            recipes=recipes,
-            train=train,
-            console=console,
-        )
+        write_atomically(folder / TRAINED, "")
+    if cell.evaluation is not None and not (folder / EVALUATION / METRICS).exists():
+        if (step := checkpoints.last(saved)) is None:
+            raise FileNotFoundError(f"{folder} has no checkpoint to evaluate: set trainer.save_freq in the suite")
+        model, output = saved / f"global_step_{step}", folder / EVALUATION
+        options: dict[str, Any] = {"recipe": cell.recipe, "overrides": cell.overrides, "recipes": recipes}
+        evaluate(model, cell.evaluation, output, **options, train=train, console=console)
     result = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seconds": time.time() - started}
-    atomic.write(folder / RESULT, json.dumps(result, indent=2) + "\n")
+    write_atomically(folder / RESULT, json.dumps(result, indent=2) + "\n")
 
 
-def _ran_with(folder: Path) -> dict[str, Any]:
-    """Versions of what started the training, and of what went on with it where those are others."""
+def _ran_with(folder: Path, continues: bool) -> dict[str, Any]:
+    """Versions of what started the training, and of what continued it where those are others."""
     now, plan = versions(), folder / PLAN
-    if not plan.exists() or not (has_checkpoint(folder) or (folder / TRAINED).exists()):
+    if not (continues and plan.exists()):
         return {"ran_with": now}
     before = json.loads(plan.read_text())
     first, later = before["ran_with"], before.get("went_on_with", [])
-    if now not in (first, *later):
-        later = [*later, now]
-    return {"ran_with": first, "went_on_with": later} if later else {"ran_with": first}
+    later += [] if now in (first, *later) else [now]
+    return {"ran_with": first} | ({"went_on_with": later} if later else {})
 
 
-def _next_attempt(folder: Path) -> Path:
+def _next_attempt(folder: Path, resumes: bool) -> Path:
     """The folder of the next start. Earlier ones that left no checkpoint are renamed: they are no part of this run."""
     earlier = attempts(folder)
-    if earlier and not has_checkpoint(folder):
+    if not resumes:
         for attempt in earlier:
-            launch.move_aside(attempt)
+            move_aside(attempt)
         earlier = []
     number = int(earlier[-1].name.removeprefix("attempt-")) + 1 if earlier else 1
     return folder / f"attempt-{number}"
@@ -207,7 +174,7 @@ def record_failure(folder: Path, error: BaseException) -> None:
     if isinstance(error, launch.TrainingFailedError):
         failure |= {"log": str(error.log), "excerpt": error.excerpt}
     folder.mkdir(parents=True, exist_ok=True)
-    atomic.write(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
+    write_atomically(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
 
 
 def versions() -> dict[str, str | None]:
@@ -215,8 +182,7 @@ def versions() -> dict[str, str | None]:
     git = ["git", "-C", str(Path(__file__).parent)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
-    installed: dict[str, str | None] = {name: version(name) for name in ("verl", "verl-sspo", "torch", "transformers")}
-    return installed | {
+    return {name: version(name) for name in ("verl", "verl-sspo", "torch", "transformers")} | {
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
         "commit": commit.stdout.strip() + ("+" if changes.stdout.strip() else "") if commit.returncode == 0 else None,

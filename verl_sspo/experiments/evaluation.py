@@ -1,31 +1,32 @@
 """Evaluation of a model or a checkpoint on benchmark sets, by verl's own validation: main_ppo with trainer.val_only.
 
-On vLLM where the recipe says so, on the embedded engine with hardware=cpu. One main_ppo run for the greedy answers and
-one for the samples; verl dumps every answer with its score, and this module joins them with the benchmark's rows.
+One main_ppo run for the greedy answers and one for the samples; verl dumps every answer with its score, and this module
+joins them with the benchmark's rows.
 
 With the folder `evaluation`:
 greedy/, samples/    the runs, see `verl_sspo.run.launch`; generations/ in each holds verl's dump
-problems.parquet     one row an answer: mode, benchmark, problem, sample, score, correct, prompt, ground_truth, response
+problems.parquet     a row per answer: mode, benchmark, problem, sample, score, correct, prompt, ground_truth, response
 metrics.json         {"evaluation/<benchmark>/<measure>": value}, measures: greedy, avg@<n>, pass@<k>
 """
 
 import json
 import math
 import unicodedata
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING
 from rich.console import Console
 
 from verl_sspo.run import launch
 from verl_sspo.run.compose import compose_config
+from verl_sspo.run.folder import move_aside
 from verl_sspo.run.overrides import hydra_value
+from verl_sspo.run.task import prepare_task
 
 PROBLEMS = "problems.parquet"
 METRICS = "metrics.json"
@@ -36,53 +37,29 @@ Trainer = Callable[..., Path]
 
 @dataclass
 class Evaluation:
-    """What is evaluated.
+    """What is evaluated; raises ValueError on a value out of range, or where nothing is."""
 
-    Args:
-        benchmarks: parquet files in verl's schema, `<benchmark>/test.parquet`.
-        greedy: one greedy answer a problem.
-        samples: sampled answers a problem, for avg@k and pass@k; 0 for none.
-        temperature, top_p: of these samples.
-    """
-
-    benchmarks: list[str] = MISSING
-    greedy: bool = True
-    samples: int = 0
-    temperature: float = 1.0
+    benchmarks: list[str] = MISSING  # parquet files in verl's schema, `<benchmark>/test.parquet`
+    greedy: bool = True  # one greedy answer per problem
+    samples: int = 0  # sampled answers per problem, for avg@k and pass@k
+    temperature: float = 1.0  # of the samples
     top_p: float = 1.0
 
-    def modes(self) -> dict[str, list[str]]:
-        """Overrides of each run."""
-        key = "actor_rollout_ref.rollout.val_kwargs"
-        modes = {}
-        if self.greedy:
-            modes["greedy"] = [f"{key}.do_sample=false", f"{key}.n=1", f"{key}.temperature=0"]
-        if self.samples:
-            sampling = [f"{key}.n={self.samples}", f"{key}.temperature={self.temperature}", f"{key}.top_p={self.top_p}"]
-            modes["samples"] = [f"{key}.do_sample=true", *sampling, f"{key}.top_k=-1"]
-        return modes
+    def __post_init__(self) -> None:
+        if self.samples < 0:
+            raise ValueError(f"samples must be at least 0, got {self.samples}")
+        if not (self.greedy or self.samples):
+            raise ValueError("nothing to evaluate: ask for greedy answers, samples, or both")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"temperature must be above 0, got {self.temperature}: greedy answers are separate")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 
-
-def prepare_task(config: DictConfig, console: Console | None = None, benchmarks: Collection[str] = ()) -> None:
-    """Makes the quickstart's task if the configuration has one, and sees that all data files are there.
-
-    Raises:
-        FileNotFoundError: data files are missing; the message says which.
-    """
-    if "task" in config:
-        from verl_sspo.quickstart.model import prepare_arithmetic
-
-        task = config.task
-        prepare_arithmetic(Path(task.folder).parent, task.digits, task.seed, heads=task.heads, console=console)
-    files = list(benchmarks)
-    for named in (config.data.train_files, config.data.val_files):
-        files += [named] if isinstance(named, str) else list(named)
-    local = {file for file in files if "://" not in file}
-    if missing := sorted(file for file in local if not Path(file).expanduser().exists()):
-        raise FileNotFoundError(
-            f"no data at {', '.join(missing)}: `verl-sspo prepare-data TASK` makes it; the head of the recipe "
-            "names the tasks"
-        )
+    def modes(self) -> dict[str, dict[str, Any]]:
+        """The sampling of each run, as verl's `val_kwargs`."""
+        sampling = {"do_sample": True, "n": self.samples, "temperature": self.temperature, "top_p": self.top_p}
+        modes = {"greedy": {"do_sample": False, "n": 1, "temperature": 0}} if self.greedy else {}
+        return modes | ({"samples": sampling | {"top_k": -1}} if self.samples else {})
 
 
 def evaluate(
@@ -96,128 +73,130 @@ def evaluate(
     train: Trainer = launch.train,
     console: Console | None = None,
 ) -> dict[str, float]:
-    """Evaluates a model with a recipe's engine, prompts, lengths and judges.
+    """Evaluates a model with a recipe's engine, prompts, lengths and graders.
 
     Args:
         model: a Hugging Face folder or name, or a checkpoint of verl (`global_step_<n>`), which is loaded on as many
             ranks as it was saved from.
         evaluation: benchmarks and sampling.
-        output: its folder, see the module; may not exist.
-        recipe: recipe of `recipes`.
-        overrides: Hydra overrides, those of the training for a checkpoint of verl.
-        recipes: Hydra tree of the recipes.
-        train: `verl_sspo.run.launch.train`.
-        console: where the progress goes.
+        output: its folder, see the module; what an evaluation that did not finish left there is renamed.
+        recipe, recipes: name of the recipe, and the folder it lies in.
+        overrides: Hydra overrides, those of the training for a checkpoint of verl. `data.val_max_samples=N` asks the
+            first N problems alone.
+        train, console: what runs main_ppo, and where the progress goes.
 
     Returns:
         What metrics.json holds.
 
     Raises:
-        ValueError: neither greedy answers nor samples are asked for, two benchmarks share a name, or an answer belongs
-            to no problem of the benchmarks.
-        FileExistsError: `output` exists.
+        ValueError: two benchmarks share a name, a file is not in verl's schema, or an answer belongs to no problem.
+        FileExistsError: `output` holds something else than an unfinished evaluation.
         FileNotFoundError: the model, the recipe or benchmarks are missing.
         launch.TrainingFailedError: main_ppo failed.
     """
     modes = evaluation.modes()
-    if not modes:
-        raise ValueError("nothing to evaluate: ask for greedy answers, samples, or both")
-    if output.exists():
+    unfinished = output.exists() and {path.name for path in output.iterdir()} <= {*modes, PROBLEMS}
+    if output.exists() and not unfinished:
         raise FileExistsError(f"{output} exists: move it away or choose another folder")
-    # In place of the recipe's own validation data, which need not be there.
-    benchmarks = [*overrides, f"data.val_files={hydra_value(list(evaluation.benchmarks))}"]
-    prepare_task(compose_config(recipe, benchmarks, recipes), console)
-    problems = read_benchmarks(evaluation.benchmarks)
+    if model.exists():
+        model_overrides(model)  # refused before a task is made
     common = [
-        *benchmarks,
-        "trainer.val_only=true",
-        "trainer.val_before_train=true",
+        # All problems, whatever the recipe validates on in training; unless the overrides say otherwise.
         "data.val_max_samples=-1",
-        *_model_overrides(model),
+        *overrides,
+        # In place of the recipe's own validation data, which need not be there.
+        f"data.val_files={hydra_value(list(evaluation.benchmarks))}",
+        # verl takes the first ones where there is a limit, and does not draw them.
+        "data.shuffle=false",
     ]
+    config = compose_config(recipe, common, recipes)
+    prepare_task(config, console)
+    problems, limit = read_benchmarks(evaluation.benchmarks), config.data.val_max_samples
+    problems = problems.head(limit) if limit > 0 else problems
+    common += ["trainer.val_only=true", "trainer.val_before_train=true", *model_overrides(model)]
+    if unfinished:
+        move_aside(output)
     answers = []
-    for mode, settings in modes.items():
+    for mode, sampling in modes.items():
         dump = output / mode / "generations"
-        train(
-            [*common, *settings, f"trainer.validation_data_dir={hydra_value(dump.resolve())}"],
-            output / mode,
-            config_dir=recipes,
-            config_name=recipe,
-            console=console,
-        )
+        settings = [
+            f"actor_rollout_ref.rollout.val_kwargs.{key}={hydra_value(value)}" for key, value in sampling.items()
+        ]
+        settings.append(f"trainer.validation_data_dir={hydra_value(dump.resolve())}")
+        train([*common, *settings], output / mode, config_dir=recipes, config_name=recipe, console=console)
         answers.append(join(problems, read_generations(dump)).assign(mode=mode))
     table = pd.concat(answers, ignore_index=True)
     table.to_parquet(output / PROBLEMS, index=False)
-    asked = {"greedy": 1, "samples": evaluation.samples}
-    metrics = summarize(table, problems, asked)
+    metrics = summarize(table, problems, {mode: sampling["n"] for mode, sampling in modes.items()})
     (output / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 
-def _model_overrides(model: Path) -> list[str]:
-    if not model.name.startswith("global_step_"):
-        # A name on Hugging Face is a word, or two with a slash between them.
-        if not model.exists() and (model.is_absolute() or len(model.parts) > 2):
-            raise FileNotFoundError(f"there is no model {model}")
-        return [f"actor_rollout_ref.model.path={hydra_value(model)}", "trainer.resume_mode=disable"]
-    if not (model / "actor").is_dir():
-        raise FileNotFoundError(f"{model} is no checkpoint of verl: it has no folder `actor`")
-    return [
-        "trainer.resume_mode=resume_path",
-        f"trainer.resume_from_path={hydra_value(model.resolve())}",
-        # The weights alone.
-        "actor_rollout_ref.actor.checkpoint.load_contents=[model]",
-    ]
+def model_overrides(model: Path) -> list[str]:
+    """How verl loads a model or a checkpoint.
+
+    Raises:
+        FileNotFoundError: it is neither; the message names checkpoints that lie below.
+    """
+    if (model / "actor").is_dir():
+        return [
+            "trainer.resume_mode=resume_path",
+            f"trainer.resume_from_path={hydra_value(model.resolve())}",
+            # The weights alone.
+            "actor_rollout_ref.actor.checkpoint.load_contents=[model]",
+        ]
+    # A name on Hugging Face is a word, or two with a slash between them.
+    if not model.exists() and (model.is_absolute() or len(model.parts) > 2):
+        raise FileNotFoundError(f"there is no model {model}")
+    parts = {"config.json": "config.json", "weights": "*.safetensors *.bin", "tokenizer": "tokenizer* vocab* *.model"}
+    lacking = [part for part, names in parts.items() if not any(any(model.glob(name)) for name in names.split())]
+    if model.exists() and lacking:
+        below = sorted(str(path) for depth in ("", "*/", "*/*/") for path in model.glob(f"{depth}global_step_*/"))
+        raise FileNotFoundError(
+            f"{model} is no model (it has no {', no '.join(lacking)}) and no checkpoint of verl (no folder `actor`)"
+            + (f"; there are checkpoints: {', '.join(below)}" if below else "")
+        )
+    return [f"actor_rollout_ref.model.path={hydra_value(model)}", "trainer.resume_mode=disable"]
 
 
 def read_benchmarks(files: Sequence[str]) -> pd.DataFrame:
     """The problems of benchmark files: benchmark (the file's folder), problem (its row), question, ground_truth.
 
     Raises:
-        ValueError: two files lie in folders of the same name.
+        ValueError: two files lie in folders of the same name, or one is not in verl's schema.
     """
-    names = [Path(file).parent.name for file in files]
+    names = [Path(file).resolve().parent.name for file in files]
     if len(set(names)) != len(names):
         raise ValueError(f"benchmarks are named by their folders, and these are not different: {', '.join(files)}")
     tables = []
     for name, file in zip(names, files, strict=True):
         rows = pd.read_parquet(file)
-        tables.append(
-            pd.DataFrame(
-                {
-                    "benchmark": name,
-                    "problem": range(len(rows)),
-                    "question": [messages[-1]["content"] for messages in rows["prompt"]],
-                    "ground_truth": [_text(each["ground_truth"]) for each in rows["reward_model"]],
-                }
-            )
-        )
+        if missing := {"prompt", "reward_model"} - set(rows):
+            raise ValueError(f"{file} has no {', '.join(sorted(missing))}: its columns are {', '.join(rows)}")
+        questions = [messages[-1]["content"] for messages in rows["prompt"]]
+        truths = [_text(each["ground_truth"]) for each in rows["reward_model"]]
+        table = {"benchmark": name, "problem": range(len(rows)), "question": questions, "ground_truth": truths}
+        tables.append(pd.DataFrame(table))
     return pd.concat(tables, ignore_index=True)
 
 
 def read_generations(folder: Path) -> pd.DataFrame:
-    """verl's dump of a validation: group (the prompt's uid), sample, prompt, ground_truth, response, score, correct."""
+    """verl's dump of a validation: group (the prompt's uid), sample, prompt, ground_truth, response, score, correct.
+
+    A sample is a session; of several outputs of one session, which agent loops may have, the last one stands for it.
+    """
     (file,) = folder.glob("*.jsonl")
     with file.open(encoding="utf-8") as lines:  # str.splitlines would also cut at U+2028 and the like
-        entries = [json.loads(line) for line in lines]
-    rows = []
-    for entry in entries:
-        # <uid>_<session>_<output of the session>
-        group, sample, _ = entry["uid"].rsplit("_", 2)
-        # Rewards that know no accuracy give a score alone.
-        accuracy = entry.get("acc")
-        rows.append(
-            {
-                "group": group,
-                "sample": int(sample),
-                "prompt": entry["input"],
-                "ground_truth": _text(entry["gts"]),
-                "response": entry["output"],
-                "score": float(entry["score"]),
-                "correct": float(entry["score"] if accuracy is None else accuracy) >= 1.0,
-            }
-        )
-    return pd.DataFrame(rows)
+        entries = pd.DataFrame([json.loads(line) for line in lines])
+    # <uid>_<session>_<output of the session>
+    entries[["group", "sample", "part"]] = entries["uid"].str.rsplit("_", n=2, expand=True)
+    entries = entries.astype({"sample": int, "part": int, "score": float})
+    entries = entries.sort_values("part").drop_duplicates(["group", "sample"], keep="last").sort_index()
+    # Rewards that know no accuracy give a score alone.
+    accuracy = entries.get("acc", entries["score"]).astype(float).fillna(entries["score"])
+    names = {"input": "prompt", "gts": "ground_truth", "output": "response"}
+    entries = entries.rename(columns=names).assign(correct=accuracy >= 1.0, ground_truth=entries["gts"].map(_text))
+    return entries[["group", "sample", *names.values(), "score", "correct"]].reset_index(drop=True)
 
 
 def _text(ground_truth: Any) -> str:
@@ -234,36 +213,33 @@ def join(problems: pd.DataFrame, generations: pd.DataFrame) -> pd.DataFrame:
     """Finds the problem of every answer: verl's dump has the prompt's text, but neither data set nor row.
 
     A prompt belongs to the problem with the same ground truth whose question it contains; of several, the longest.
-    Problems with equal texts share their answers out, prompt by prompt. Prompts have been through the tokenizer, which
-    may normalise them (NFC), and through the chat template, which may strip them.
+    Problems with equal texts take turns, prompt by prompt. Prompts have been through the tokenizer, which may normalise
+    them (NFC), and through the chat template, which may strip them.
 
     Raises:
         ValueError: a prompt contains no question of the benchmarks.
     """
-    by_truth: dict[str, list[Any]] = defaultdict(list)
-    for row in problems.itertuples():
-        by_truth[row.ground_truth].append(row._replace(question=_normal(row.question)))
-    places: dict[str, tuple[str, int]] = {}
-    taken: set[tuple[str, int]] = set()
-    for group, answers in generations.groupby("group", sort=False):
-        prompt = _normal(answers["prompt"].iloc[0])
-        candidates = [row for row in by_truth[answers["ground_truth"].iloc[0]] if row.question in prompt]
+    by_truth: dict[str, list[Any]] = {}
+    for row in problems.assign(question=problems["question"].map(_normal)).itertuples():
+        by_truth.setdefault(row.ground_truth, []).append(row)
+    places: dict[str, int] = {}
+    taken: set[int] = set()
+    for group, prompt, truth in (
+        generations.groupby("group", sort=False)[["prompt", "ground_truth"]].first().itertuples()
+    ):
+        text = _normal(prompt)
+        candidates = [row for row in by_truth.get(truth, []) if row.question in text]
         if not candidates:
-            raise ValueError(f"an answer belongs to no problem of the benchmarks; its prompt begins {prompt[:200]!r}")
-        longest = max(len(row.question) for row in candidates)
-        equals = [(row.benchmark, row.problem) for row in candidates if len(row.question) == longest]
-        place = next((each for each in equals if each not in taken), equals[0])
-        taken.add(place)
-        places[str(group)] = place
-    found = [places[group] for group in generations["group"]]
-    joined = generations.drop(columns="group").assign(
-        benchmark=[benchmark for benchmark, _ in found], problem=[problem for _, problem in found]
-    )
+            raise ValueError(f"an answer belongs to no problem of the benchmarks; its prompt begins {text[:200]!r}")
+        places[group] = max(candidates, key=lambda row: (len(row.question), row.Index not in taken)).Index
+        taken.add(places[group])
+    joined = generations.assign(row=generations["group"].map(places)).drop(columns="group")
+    joined = joined.merge(problems[["benchmark", "problem"]], left_on="row", right_index=True).drop(columns="row")
     return joined.sort_values(["benchmark", "problem", "sample"], ignore_index=True)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that k of n answers, drawn without replacement, hold a right one, c of them being right.
+    """The probability that k of n answers, drawn without replacement, include a right one, if c of the n are right.
 
     The unbiased estimator of pass@k of arXiv:2107.03374 (Codex), equation 1.
     """
@@ -272,21 +248,13 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def _ks(samples: int) -> Iterator[int]:
-    k = 1
-    while k < samples:
-        yield k
-        k *= 2
-    yield samples
-
-
 def summarize(answers: pd.DataFrame, problems: pd.DataFrame, asked: dict[str, int]) -> dict[str, float]:
     """Measures of each benchmark over all of its problems; an answer that verl did not return counts as wrong.
 
     Args:
         answers: mode, benchmark, problem, correct.
         problems: benchmark, problem.
-        asked: answers a problem of each mode.
+        asked: answers per problem, for each mode that was run.
 
     Returns:
         {"evaluation/<benchmark>/<measure>": value}: greedy; avg@<n>; pass@<k> for k = 1, 2, 4, ... n; and
@@ -294,18 +262,16 @@ def summarize(answers: pd.DataFrame, problems: pd.DataFrame, asked: dict[str, in
     """
     metrics: dict[str, float] = {}
     for benchmark, rows in problems.groupby("benchmark", sort=False):
+        prefix = f"evaluation/{benchmark}"
         for mode, n in asked.items():
             chosen = answers[(answers["mode"] == mode) & (answers["benchmark"] == benchmark)]
-            if not n or not (answers["mode"] == mode).any():
-                continue
             right = chosen.groupby("problem")["correct"].sum().reindex(rows["problem"], fill_value=0).astype(int)
-            prefix = f"evaluation/{benchmark}"
             if mode == "greedy":
                 metrics[f"{prefix}/greedy"] = float(right.mean())
             else:
                 metrics[f"{prefix}/avg@{n}"] = float(right.mean() / n)
-                for k in _ks(n):
-                    metrics[f"{prefix}/pass@{k}"] = float(sum(pass_at_k(n, c, k) for c in right) / len(right))
+                for k in sorted({2**i for i in range(n.bit_length())} | {n}):
+                    metrics[f"{prefix}/pass@{k}"] = float(np.mean([pass_at_k(n, c, k) for c in right]))
             if missing := n * len(rows) - len(chosen):
                 metrics[f"{prefix}/missing@{mode}"] = missing
     return metrics

@@ -1,26 +1,21 @@
 """Runs an experiment suite of recipes/suites, cell by cell, each as its own main_ppo run.
 
     verl-sspo reproduce tiny                                     everything, into runs/tiny
-    verl-sspo reproduce tiny --list                              what there is and how far it is
+    verl-sspo reproduce tiny --list                              its cells, and how far each is
     verl-sspo reproduce tiny --only algo=sspo,grpo variant=lr1e-4 --seeds 0 1
     verl-sspo reproduce tiny --jobs 2                            two cells side by side
 
-The same command again skips what is finished and goes on with what is not. `verl-sspo report runs/tiny --output
+The same command again skips finished cells and resumes the others. `verl-sspo report runs/tiny --output
 runs/tiny/report` makes tables and pictures of it, also while it runs.
 """
 
 import argparse
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from verl_sspo.experiments import cell as cells_
-from verl_sspo.experiments.runner import run
-from verl_sspo.experiments.suite import Cell, expand, load_suite
-from verl_sspo.run.compose import RECIPES
+from verl_sspo.experiments.arguments import at_least, output_folder
 
 
 def chosen(only: list[str]) -> dict[str, list[str]]:
@@ -35,61 +30,64 @@ def chosen(only: list[str]) -> dict[str, list[str]]:
     return result
 
 
-def print_states(cells: list[Cell], root: Path, console: Console) -> None:
-    table = Table("cell", "state")
-    states = [cells_.state(root / cell.name) for cell in cells]
-    for cell, state in zip(cells, states, strict=True):
-        table.add_row(cell.name, state)
-    console.print(table)
-    console.print(", ".join(f"{count} {state}" for state, count in Counter(states).items()), highlight=False)
-
-
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="verl-sspo reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("suite", help="a name in recipes/suites, or a YAML file")
     parser.add_argument("--only", nargs="+", default=[], metavar="KEY=NAMES", help="algo=a,b and/or variant=c,d")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="instead of the suite's")
-    parser.add_argument("--output", type=Path, help="default: runs/SUITE")
-    parser.add_argument("--jobs", type=int, default=1, help="cells side by side (default: %(default)s)")
+    parser.add_argument("--seeds", nargs="+", type=at_least(0), default=[], help="instead of the suite's")
+    parser.add_argument("--output", type=output_folder, help="default: runs/SUITE")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="cells side by side (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="show the cells and their states, run nothing")
     arguments = parser.parse_args(argv)
-    if arguments.jobs < 1:
-        parser.error("--jobs must be at least 1")
+
+    from rich.console import Console
+
+    from verl_sspo.experiments import cell as cells_
+    from verl_sspo.experiments.runner import run
+    from verl_sspo.experiments.suite import expand, load_suite
+    from verl_sspo.run.compose import RECIPES
+
     path = Path(arguments.suite).resolve() if arguments.suite.endswith(".yaml") else None
     path = path or RECIPES / "suites" / f"{arguments.suite}.yaml"
-    root = (arguments.output or Path("runs") / path.stem).resolve()
-    console = Console(stderr=True)
+    # The copy of a suite beside its runs is called suite.yaml.
+    name = path.parent.name if path.name == "suite.yaml" else path.stem
+    root = arguments.output or (Path("runs") / name).resolve()
+    console = Console(stderr=True, highlight=False)
     try:
         suite = load_suite(path)
-        cells = expand(suite, path.stem, seeds=arguments.seeds, **chosen(arguments.only))
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
-
-    if arguments.list:
-        print_states(cells, root, Console())
-        return 0
-    started = [cell for cell in cells if (root / cell.name / cells_.CONFIG).exists()]
-    if started:
-        console.print(f"comparing the settings of {len(started)} cells that have run here", highlight=False)
-    try:
+        cells = expand(suite, name, seeds=arguments.seeds, **chosen(arguments.only))
+        if arguments.list:
+            states = [cells_.state(root / cell.name) for cell in cells]
+            width = max(len(cell.name) for cell in cells)
+            for cell, state in zip(cells, states, strict=True):
+                print(f"{cell.name:{width}}  {state}")
+            print(", ".join(f"{count} {state}" for state, count in Counter(states).items()))
+            return 0
+        started = [cell for cell in cells if (root / cell.name / cells_.CONFIG).exists()]
+        if started:
+            console.print(f"comparing the settings of {len(started)} cells that have run here")
         for cell in started:
             cells_.check_settings(cell, root / cell.name, RECIPES)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
+    text = path.read_text()
     root.mkdir(parents=True, exist_ok=True)
     # The report reads titles, measures and published numbers from this copy.
-    (root / "suite.yaml").write_text(path.read_text())
-    console.print(f"{suite.title}: {len(cells)} cells, into {root}", highlight=False)
+    (root / "suite.yaml").write_text(text)
+    console.print(f"{suite.title}: {len(cells)} cells, into {root}")
     try:
         outcome = run(cells, root, RECIPES, jobs=arguments.jobs, console=console)
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from here", highlight=False)
+        console.print("interrupted; the same command resumes")
         return 130
-    for name, reason in outcome.failed.items():
-        console.print(f"failed: {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    for failed, reason in outcome.failed.items():
+        console.print(f"failed: {failed}: {reason}", markup=False, soft_wrap=True)
     counts = f"{len(outcome.finished)} finished, {len(outcome.skipped)} were, {len(outcome.failed)} failed"
-    console.print(f"{counts}, {len(outcome.busy)} left to another process", highlight=False)
-    console.print(f"report: verl-sspo report {root} --output {root / 'report'}", highlight=False, soft_wrap=True)
+    console.print(f"{counts}, {len(outcome.busy)} left to another process")
+    report = shlex.join(["verl-sspo", "report", str(root), "--output", str(root / "report")])
+    console.print(f"report: {report}", soft_wrap=True)
     return 1 if outcome.failed or outcome.busy else 0
 
 

@@ -9,15 +9,16 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from verl_sspo.experiments import cell as cells_
 from verl_sspo.experiments.suite import Cell
+from verl_sspo.report.summary import Metrics
 from verl_sspo.run import launch
 
 # Exit status of a cell's process that found another one at work.
@@ -36,31 +37,18 @@ class Outcome:
 
 @dataclass
 class _Running:
-    cell: Cell
+    name: str
     folder: Path
     process: BaseProcess
     started: float
-    total: int | None = None
 
     def steps(self) -> tuple[int, int | None]:
         """Training steps done, and those there are in all as soon as verl has said so."""
         attempts = cells_.attempts(self.folder)
-        if not attempts:
-            return 0, None
-        log, metrics = attempts[-1] / launch.LOG, attempts[-1] / launch.METRICS
-        if self.total is None and log.exists():
-            match = launch.TOTAL_STEPS.search(log.read_text(encoding="utf-8", errors="replace"))
-            self.total = int(match[1]) if match else None
-        step = 0
-        if metrics.exists():
-            complete = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            step = json.loads(complete[-1])["step"] if complete else 0
-        return step, self.total
-
-    def done(self) -> float:
-        """The share of the cell that is done, by its steps."""
-        step, total = self.steps()
-        return min(step / total, 1.0) if total else 0.0
+        log = attempts[-1] / launch.LOG if attempts else None
+        said = log.read_text(encoding="utf-8", errors="replace") if log and log.exists() else ""
+        total = launch.TOTAL_STEPS.search(said)
+        return max(Metrics.read_attempts(attempts).steps, default=0), int(total[1]) if total else None
 
 
 def run(
@@ -71,52 +59,65 @@ def run(
     jobs: int = 1,
     console: Console | None = None,
     train: cells_.Trainer = launch.train,
-    poll_seconds: float = 1.0,
+    poll_seconds: float = 2.0,
 ) -> Outcome:
     """Runs every cell that is not finished, each in a process of its own. The failure of one does not stop the others.
 
     Args:
         cells: what to run, in this order.
-        root: folder of the suite's runs; the cells' folders are below.
-        recipes: Hydra tree of the recipes.
+        root, recipes: folder of the suite's runs, and Hydra tree of the recipes.
         jobs: cells side by side. Each then has the CPU cores divided by `jobs` as threads.
-        console: where the progress goes, stderr without it.
+        console, poll_seconds: where the progress goes (stderr), and how often it is updated.
         train: what runs main_ppo; a function of a module, since it is called in another process.
-        poll_seconds: how often the progress is looked at.
 
     Raises:
         KeyboardInterrupt: on SIGINT, SIGTERM or SIGHUP, after the running cells have ended their processes.
     """
     console = console or Console(stderr=True)
-    outcome = Outcome()
-    pending = []
-    for cell in cells:
-        if cells_.state(root / cell.name) == "finished":
-            outcome.skipped.append(cell.name)
-        else:
-            pending.append(cell)
-    if outcome.skipped:
-        console.print(f"{len(outcome.skipped)} of {len(cells)} cells are finished already", highlight=False)
+    finished = [cell.name for cell in cells if cells_.state(root / cell.name) == "finished"]
+    pending = [cell for cell in cells if cell.name not in finished]
+    outcome = Outcome(skipped=finished)
+    if finished:
+        console.print(f"{len(finished)} of {len(cells)} cells are finished already", highlight=False)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    display = _Display(console, len(pending), jobs)
-    running: list[_Running] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # The time left is estimated from everything that has been done so far: cells take minutes or hours.
+    options = {"console": console, "disable": not console.is_terminal, "transient": True}
+    progress = Progress(*columns, speed_estimate_period=1e9, **options)  # type: ignore[arg-type]
+    total = len(pending)
+    overall = progress.add_task("suite", total=total)
+    running: dict[TaskID, _Running] = {}
+
+    def say(text: str) -> None:
+        left = progress.tasks[0].time_remaining
+        estimate = f", about {max(1, round(left / 60))} min left" if left and pending + list(running) else ""
+        done = total - len(pending) - len(running)
+        console.print(f"[{done}/{total}{estimate}] {text}", markup=False, highlight=False, soft_wrap=True)
+
     with launch.signals_interrupt():
         try:
-            with display.progress:
+            with progress:
                 while pending or running:
                     while pending and len(running) < jobs:
-                        running.append(_start(pending.pop(0), root, recipes, train, threads))
-                        display.started(running[-1])
-                    time.sleep(poll_seconds)
-                    for each in [each for each in running if not each.process.is_alive()]:
-                        running.remove(each)
-                        _take_outcome(each, outcome)
-                        display.ended(each, outcome)
-                    display.update(running)
+                        each = _start(pending.pop(0), root, recipes, train, threads)
+                        running[progress.add_task(each.name, total=None)] = each
+                        say(f"{each.name} started, log: {each.folder / cells_.LOG}")
+                    connection.wait([each.process.sentinel for each in running.values()], timeout=poll_seconds)
+                    done = 0.0
+                    for task, each in list(running.items()):
+                        step, steps = each.steps()
+                        if each.process.is_alive():
+                            done += step / steps if steps else 0.0
+                            progress.update(task, completed=step, total=steps)
+                        else:
+                            del running[task]
+                            progress.remove_task(task)
+                            say(_take_outcome(each, outcome))
+                    progress.update(overall, completed=total - len(pending) - len(running) + done)
         finally:
-            for each in running:
+            for each in running.values():
                 each.process.terminate()
-            for each in running:
+            for each in running.values():
                 each.process.join()
     return outcome
 
@@ -126,10 +127,10 @@ def _start(cell: Cell, root: Path, recipes: Path, train: cells_.Trainer, threads
     # A fork of a fresh interpreter: no state of this one, its own main thread for launch's signal handlers, and the
     # imports are paid once.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["verl_sspo.experiments.cell", "verl_sspo.quickstart.model"])
+    context.set_forkserver_preload(["verl_sspo.experiments.cell"])
     process = context.Process(target=_run_in_process, args=(cell, folder, recipes, train, threads), name=cell.name)
     process.start()
-    return _Running(cell, folder, process, time.monotonic())
+    return _Running(cell.name, folder, process, time.monotonic())
 
 
 def _run_in_process(cell: Cell, folder: Path, recipes: Path, train: cells_.Trainer, threads: int) -> None:
@@ -155,79 +156,18 @@ def _end_with_the_runner() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _take_outcome(each: _Running, outcome: Outcome) -> None:
-    name, code = each.cell.name, each.process.exitcode
+def _take_outcome(each: _Running, outcome: Outcome) -> str:
+    """Enters how a cell's process ended, and says it."""
+    code, seconds = each.process.exitcode, time.monotonic() - each.started
     failure = each.folder / cells_.FAILURE
     if code == 0:
-        outcome.finished.append(name)
-    elif code == _BUSY:
-        outcome.busy.append(name)
-    elif code == 1 and failure.exists():
-        outcome.failed[name] = json.loads(failure.read_text())["error"]
-    else:
-        outcome.failed[name] = f"its process ended with status {code}, see {each.folder / cells_.LOG}"
-
-
-class _Display:
-    """A bar for the suite and one for each running cell in a terminal; a line an event elsewhere."""
-
-    def __init__(self, console: Console, count: int, jobs: int) -> None:
-        self.console = console
-        self.count = count
-        self.jobs = jobs
-        self.ended_cells = 0
-        self.seconds: list[float] = []
-        self.began = time.monotonic()
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self.progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-        self.overall = self.progress.add_task("suite", total=count, note="")
-        self.tasks: dict[str, Any] = {}
-
-    def started(self, each: _Running) -> None:
-        self.tasks[each.cell.name] = self.progress.add_task(each.cell.name, total=None, note="starting")
-        if not self.console.is_terminal:
-            self._line(f"{each.cell.name} started, log: {each.folder / cells_.LOG}")
-
-    def ended(self, each: _Running, outcome: Outcome) -> None:
-        name = each.cell.name
-        self.progress.remove_task(self.tasks.pop(name))
-        self.ended_cells += 1
-        seconds = time.monotonic() - each.started
-        if name in outcome.failed:
-            text = f"{name} FAILED after {seconds:.0f} s: {outcome.failed[name]}"
-        elif name in outcome.busy:
-            text = f"{name} is being run by another process, left to it"
-        else:
-            self.seconds.append(seconds)
-            text = f"{name} finished in {seconds:.0f} s"
-        left = f"; {self.count - self.ended_cells} left, {self.time_left([])}" if self.count > self.ended_cells else ""
-        self._line(text + left)
-
-    def update(self, running: list[_Running]) -> None:
-        for each in running:
-            step, total = each.steps()
-            note = f"step {step}" if step else "starting"
-            self.progress.update(self.tasks[each.cell.name], completed=step, total=total, note=note)
-        done = self.ended_cells + sum(each.done() for each in running)
-        self.progress.update(self.overall, completed=int(done), note=self.time_left(running))
-
-    def time_left(self, running: list[_Running]) -> str:
-        """By the mean duration of the cells so far; until one has finished, by the share of the running ones."""
-        remaining = self.count - self.ended_cells - sum(each.done() for each in running)
-        if self.seconds:
-            seconds = sum(self.seconds) / len(self.seconds) * remaining / min(self.jobs, max(remaining, 1))
-        else:
-            done = self.ended_cells + sum(each.done() for each in running)
-            if not done:
-                return "time left unknown"
-            seconds = (time.monotonic() - self.began) / done * remaining
-        minutes = int(seconds / 60 + 0.5)
-        return f"about {minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"about {max(minutes, 1)} min"
-
-    def _line(self, text: str) -> None:
-        self.console.print(f"[{self.ended_cells}/{self.count}] {text}", markup=False, highlight=False, soft_wrap=True)
+        outcome.finished.append(each.name)
+        return f"{each.name} finished in {seconds:.0f} s"
+    if code == _BUSY:
+        outcome.busy.append(each.name)
+        return f"{each.name} is run by another process and left to it"
+    reason = f"its process ended with status {code}, see {each.folder / cells_.LOG}"
+    if code == 1 and failure.exists():
+        reason = json.loads(failure.read_text())["error"]
+    outcome.failed[each.name] = reason
+    return f"{each.name} FAILED after {seconds:.0f} s: {reason}"

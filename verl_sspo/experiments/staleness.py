@@ -1,22 +1,16 @@
-"""What the runs of recipes/suites/staleness.yaml say over the lag of their rollouts: a picture and its data.
+"""Metrics over the lag of the rollout, for suites that set `staleness: true` (recipes/suites/staleness.yaml)."""
 
-    python -m verl_sspo.experiments.staleness runs/staleness --output docs/trust
-
-writes staleness.png and staleness.csv, a row a step, and prints their means as a table.
-"""
-
-import argparse
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 from omegaconf import OmegaConf
 
 from verl_sspo.experiments import cell
-from verl_sspo.experiments.runs import Run, read_runs, read_suite
+from verl_sspo.experiments.results import PLACE, Results
 from verl_sspo.experiments.suite import Suite
 from verl_sspo.report import style
-from verl_sspo.report.document import markdown_table
+from verl_sspo.report.style import picture
 from verl_sspo.report.summary import EFFECTIVE_UPDATE_RATIO, REWARD
 
 #: Columns of the data: name -> metric of verl, the mean over the updates of a step. Only SSPO logs `actor/sspo/*`.
@@ -28,107 +22,96 @@ METRICS = {
     "abs_log_ratio": "actor/sspo/abs_log_ratio",
     "slope": EFFECTIVE_UPDATE_RATIO,
     "weight": "actor/sspo/sequence_weight",
-    "weight_std": "actor/sspo/sequence_weight_std",
-    "weight_min": "actor/sspo/sequence_weight_min",
-    "weight_max": "actor/sspo/sequence_weight_max",
+    "abs_log_weight": "actor/sspo/abs_log_weight",
 }
+CAPTION = (
+    "Small dots: single steps. Markers: means over all steps at one number of updates per transfer of the weights. The "
+    "lag counts updates between the weights that generated a response and those that learn from it. Second panel: SSPO "
+    "logs the mean slope of its gate, GSPO the fraction of tokens that it clips, SAPO neither. Third panel: SSPO alone "
+    "has sequence weights. Accuracy: validation after the last step."
+)
 
 
-def lag(data: dict[str, float], updates_per_transfer: int) -> float:
+def sections(results: Results, output: Path) -> list[str]:
+    """The part of the report, after writing staleness.csv, a row per step; empty while no run has finished."""
+    data = over_lag(results)
+    if data.empty:
+        return []
+    output.mkdir(parents=True, exist_ok=True)
+    data.round(5).to_csv(output / "staleness.csv", index=False)
+    path = draw(results.suite, data, output / "pictures" / "staleness.svg")
+    shown = picture(path, output, "Metrics over the lag of the rollout", CAPTION)
+    return ["## Over the lag of the rollout", means_table(results.suite, data), shown]
+
+
+def lag(newest: pd.Series, oldest: pd.Series, updates_per_transfer: pd.Series) -> pd.Series:
     """Updates between the weights that generated a response and those that learn from it, mean over a step.
 
-    verl counts transfers before the present step, for the newest and for the oldest token of a response; of the
-    step's own updates, half lie before an average one.
+    Args:
+        newest, oldest: transfers of weights before the present step, for the newest and the oldest token of a response,
+            as verl counts them; of the step's own updates, half lie before an average one.
+        updates_per_transfer: updates between two transfers.
     """
-    newest, oldest = (data[f"training/off_policy/trajectory_{name}/mean"] for name in ("staleness", "staleness_worst"))
     return updates_per_transfer * (newest + oldest) / 2 + (updates_per_transfer - 1) / 2
 
 
-def table(suite: Suite, runs: list[Run]) -> pd.DataFrame:
-    """A row for each step of the finished runs; NaN where a metric is not logged."""
-    (accuracy,) = {name for each in suite.measures.values() for name in each.metrics if name.startswith("val-")}
-    rows = []
-    for run in runs:
-        if run.state != "finished":
-            continue
-        every = OmegaConf.load(run.folder / cell.CONFIG).trainer.v1.separate_async.parameter_sync_step
-        place = {"algorithm": run.algorithm, "updates_per_transfer": every, "seed": run.seed}
-        rows += [
-            place
-            | {"step": step, "lag": lag(data, every), "accuracy": data.get(accuracy)}
-            | {column: data.get(metric) for column, metric in METRICS.items()}
-            for step, data in run.metrics.steps.items()
-        ]
-    data = pd.DataFrame(rows).astype(dict.fromkeys(("accuracy", *METRICS), float))
-    return data.sort_values(["algorithm", "updates_per_transfer", "seed", "step"], ignore_index=True)
+def over_lag(results: Results) -> pd.DataFrame:
+    """A row for each step of the finished runs; NaN where a metric is not logged.
 
-
-def summary(suite: Suite, data: pd.DataFrame) -> str:
-    """Means over all steps at one frequency of transfers, as Markdown; accuracies are those at the end."""
-    columns = ("lag", "kl", "abs_log_ratio", "slope", "clipped", "weight_std", "weight_min", "weight_max", "entropy")
-    means = data.groupby(["updates_per_transfer", "algorithm"]).mean(numeric_only=True)
-    rows = [
-        [f"{suite.algorithms[algorithm].title}, {every}", f"{own.lag:.1f}"]
-        + ["" if pd.isna(own[column]) else f"{own[column]:.3f}" for column in columns[1:]]
-        + [f"{100 * own.reward:.1f}", f"{100 * own.accuracy:.1f}"]
-        for every in sorted(data.updates_per_transfer.unique())
-        for algorithm in suite.algorithms
-        if (every, algorithm) in means.index
-        for own in [means.loc[every, algorithm]]
+    Raises:
+        KeyError: a run was not asynchronous.
+    """
+    runs = results.runs[results.runs["state"] == "finished"]
+    every = [
+        OmegaConf.load(folder / cell.CONFIG).trainer.v1.separate_async.parameter_sync_step for folder in runs["folder"]
     ]
-    return markdown_table(["algorithm, updates per transfer", *columns, "reward, %", "accuracy, %"], rows)
+    steps = results.steps.merge(runs[PLACE].assign(updates_per_transfer=every), on=PLACE)
+    newest, oldest = (steps[f"training/off_policy/trajectory_{each}/mean"] for each in ("staleness", "staleness_worst"))
+    (accuracy,) = {m for each in results.suite.measures.values() for m in each.metrics if m.startswith("val-")}
+    steps = steps.assign(lag=lag(newest, oldest, steps["updates_per_transfer"]))
+    named = {"accuracy": accuracy, **METRICS}
+    place = ["algorithm", "updates_per_transfer", "seed", "step"]
+    data = steps.reindex(columns=[*place, "lag", *named.values()]).set_axis([*place, "lag", *named], axis=1)
+    return data.sort_values(place, ignore_index=True)
+
+
+def means_table(suite: Suite, data: pd.DataFrame) -> str:
+    """Means over all steps at one number of updates per transfer, as Markdown; accuracies are those at the end."""
+    means = data.drop(columns=["seed", "step"]).groupby(["updates_per_transfer", "algorithm"]).mean()
+    order = [(every, key) for every in means.index.levels[0] for key in suite.algorithms if (every, key) in means.index]
+    table = means.loc[order].rename(index={key: arm.title for key, arm in suite.algorithms.items()}, level=1)
+    return table.astype(object).where(table.notna(), None).reset_index().to_markdown(index=False, floatfmt=".3f")
 
 
 def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
-    """Four panels over the lag: dots are steps, lines go through the means over all steps at one frequency."""
-    figure, (drift, ratio, weight, accuracy) = style.new_figure(2, 2, 4.2, 2.8)
-    for index, (key, arm) in enumerate(suite.algorithms.items()):
-        steps = data[data.algorithm == key].assign(open=lambda own: own.slope.fillna(1 - own.clipped))
-        means = steps.groupby("updates_per_transfer").mean(numeric_only=True)
-        look = style.line(index) | {"marker": style.MARKERS[index], "markersize": 5}
-        shown = [(drift, "kl"), (ratio, "open")]
-        if steps.weight.notna().any():
-            for name, colour, low, high in (
-                ("smallest and largest", "#E4E4E4", means.weight_min, means.weight_max),
-                ("± standard deviation", "#B0B0B0", means.weight - means.weight_std, means.weight + means.weight_std),
-            ):
-                weight.fill_between(means.lag, low, high, color=colour, label=name)
-            weight.plot(means.lag, means.weight, **look)
-            weight.legend(frameon=False, fontsize=8)
-        elif not steps.clipped.any():
-            # verl's SAPO logs 0 for what it does not have.
-            shown.remove((ratio, "open"))
-        for panel, column in shown:
-            panel.plot(steps.lag, steps[column], ".", color=look["color"], alpha=0.3, markersize=3)
-            panel.plot(means.lag, means[column], label=arm.title, **look)
-        accuracy.plot(means.lag, 100 * means.accuracy, **look)
-    _name(drift, "KL(rollout's policy, present one), nats a token")
-    _name(ratio, "effective update ratio (GSPO: share not clipped)")
-    _name(weight, "sequence weights of SSPO")
-    _name(accuracy, "validation accuracy at the end, %")
-    style.legend_below(figure, drift, 3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
-
-
-def _name(panel: Axes, title: str) -> None:
-    panel.set_title(title, loc="left", fontsize=9)
-    panel.set_xlabel("lag of the rollout, updates")
-    panel.set_xlim(left=0)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, help="the folder that verl-sspo reproduce wrote to")
-    parser.add_argument("--output", type=Path, required=True, help="folder of picture and data")
-    arguments = parser.parse_args()
-    suite = read_suite(arguments.runs)
-    data = table(suite, read_runs(arguments.runs))
-    draw(suite, data, arguments.output / "staleness.png")
-    print(summary(suite, data))
-    data.round(5).to_csv(arguments.output / "staleness.csv", index=False)
-
-
-if __name__ == "__main__":
-    main()
+    """Drift, effective update ratio, sequence weights and accuracy over the lag."""
+    figure, panels = style.new_figure(2, 2, 4.2, 2.8)
+    titles = {
+        "kl": "KL(rollout's policy, present one), nats per token",
+        "open": "effective update ratio (GSPO: fraction not clipped)",
+        "abs_log_weight": "mean |log S| of SSPO's sequence weights",
+        "accuracy": "validation accuracy at the end",
+    }
+    # Losses that clip nothing log 0.
+    clips = data.groupby("algorithm")["clipped"].transform("max") > 0
+    data = data.assign(open=data["slope"].fillna((1 - data["clipped"]).where(clips)))
+    for panel, (column, title) in zip(panels, titles.items(), strict=True):
+        panel.set_title(title, loc="left", fontsize=9)
+        panel.set_xlabel("lag of the rollout, updates")
+        for index, (key, arm) in enumerate(suite.algorithms.items()):
+            steps = data[data["algorithm"] == key]
+            if steps[column].isna().all():
+                continue
+            means = steps.groupby("updates_per_transfer")[["lag", column]].mean()
+            look: dict[str, Any] = style.line(index)
+            if column != "accuracy":
+                panel.plot(steps["lag"], steps[column], ".", color=look["color"], alpha=0.3, markersize=3)
+            panel.plot(means["lag"], means[column], label=arm.title, marker=style.MARKERS[index], markersize=5, **look)
+        panel.set_xlim(left=0)
+    panels[0].plot([], [], ".", color=style.GREY, markersize=3, label="one step")
+    logged = set(data.dropna(subset="open")["algorithm"])
+    silent = [arm.title for key, arm in suite.algorithms.items() if key in set(data["algorithm"]) - logged]
+    note = f"not logged: {', '.join(silent)}" if silent else ""
+    panels[1].text(0.03, 0.05, note, transform=panels[1].transAxes, color=style.GREY, fontsize=8)
+    style.legend_below(figure, 3)
+    return style.save(figure, path)

@@ -1,128 +1,167 @@
-"""What the reports say and in which order."""
+"""The report of a suite's runs: what it says, and in which order."""
 
 import itertools
 import math
+import shlex
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import pandas as pd
 
-from verl_sspo.analysis.report import losses
-from verl_sspo.experiments import paired_plot, tables, training_curves
-from verl_sspo.experiments.runs import Run, read_runs, read_suite
-from verl_sspo.experiments.suite import Suite, expand
-from verl_sspo.report.document import markdown_table, picture, write
+from verl_sspo.experiments import figures, staleness
+from verl_sspo.experiments.results import COLLAPSED, LAST_ROLLOUTS, PLACE, Results, read_results
+from verl_sspo.experiments.suite import Measure, expand
+from verl_sspo.experiments.tables import differences_table, measured_table
+from verl_sspo.report.statistics import LEVEL, simulated_coverage, simultaneous_level
+from verl_sspo.report.style import picture
+from verl_sspo.run.compose import RECIPES
 
 
-def write_suite_report(root: Path, output: Path) -> tuple[Path, Path]:
-    """The report of a suite's runs, as far as they are.
-
-    Args:
-        root: folder of the runs.
-        output: folder of the report.
-
-    Returns:
-        report.md and report.html.
+def write_suite_report(root: Path, output: Path) -> Path:
+    """Writes the report of the runs below `root`, as far as they are, and returns its report.md.
 
     Raises:
         FileNotFoundError: `root` holds no runs of a suite.
     """
-    root = root.resolve()
-    suite, runs = read_suite(root), read_runs(root)
-    pictures = output / "pictures"
+    results = read_results(root)
+    suite, pictures = results.suite, output / "pictures"
     parts = [f"# {suite.title}", f"**What it shows.** {suite.shows}", f"**What it does not show.** {suite.shows_not}"]
-    parts += [progress(suite, runs), "```\n" + command(root, runs) + "\n```"]
-    measured = ", ".join(f"{title} ({_meaning(suite, title)})" for title in suite.measures)
+    parts += [progress(results), f"```\n{commands(root, results)}\n```"]
     for variant, arm in suite.variants.items():
         of_variant = f", {arm.title}" if len(suite.variants) > 1 else ""
         parts.append(f"## Results{of_variant}")
-        if not any(run.variant == variant for run in runs):
+        present = set(results.runs.loc[results.runs["variant"] == variant, "algorithm"])
+        started = [key for key in suite.algorithms if key in present]
+        if not started:
             parts.append("No run has started.")
             continue
-        parts.append(tables.results(suite, runs, variant))
-        caption = (
-            f"Interquartile mean over seeds with its 95% bootstrap interval: {measured}. Δ: mean difference to "
-            f"{suite.algorithms[suite.baseline].title} over common seeds, with the interval of pairs. Collapsed: runs "
-            f"whose last {tables.LAST_ROLLOUTS} rollouts have a mean reward below {tables.COLLAPSED:g} of the first "
-            "rollout's. Finished runs only."
-        )
-        parts.append(f"*{caption}*")
-        if differences := paired_plot.draw(suite, runs, variant, pictures / f"differences-{variant}.svg"):
-            caption = paired_plot.CAPTION.format(baseline=suite.algorithms[suite.baseline].title)
-            parts.append(picture(differences, output, f"Differences{of_variant}", caption))
-        caption = (
-            f"Recipe {suite.recipe}{of_variant}: mean over seeds, band: its 95% bootstrap interval; unfinished runs "
-            "up to where they are. The last four panels are logged by SSPO alone."
-        )
-        for number, algorithms in enumerate(_groups(suite, runs, variant), 1):
-            path = pictures / f"curves-{variant}-{number}.svg"
-            drawn = training_curves.draw(suite, runs, variant, algorithms, path)
-            parts.append(picture(drawn, output, f"Metrics over steps{of_variant}", caption))
+        if table := measured_table(results, variant):
+            parts += [table, f"*{measured_note(results)}*"]
+        if table := differences_table(results, variant):
+            path = figures.draw_differences(results, variant, pictures / f"differences-{variant}.svg")
+            caption = (
+                f"Difference of each run to the run of {suite.algorithms[suite.baseline].title} with the same seed. "
+                "Right of the line: more. Intervals that are wider than the panel end at its edge."
+            )
+            parts += [table, f"*{differences_note(results, variant)}*"]
+            parts.append(picture(path, output, f"Differences{of_variant}", caption))
+        for number, algorithms in enumerate(grouped(started, suite.baseline), 1):
+            path = figures.draw_curves(results, variant, algorithms, pictures / f"curves-{variant}-{number}.svg")
+            caption = (
+                f"Recipe {suite.recipe}{of_variant}: mean over seeds, unfinished runs included as far as they are. "
+                "Seeds start from different models, so their spread is not drawn: differences are measured seed by "
+                "seed above. The last four panels are logged by SSPO alone."
+            )
+            parts.append(picture(path, output, f"Metrics over steps{of_variant}", caption))
+    if suite.staleness:
+        parts += staleness.sections(results, output)
     if suite.published:
         notes = "\n".join(f"{i}. {each.status}: {each.source}" for i, each in enumerate(suite.published, 1))
         parts.append(f"## Sources of published numbers\n\n{notes}")
-    parts += losses(output)
-    parts.append(f"## Versions\n\n{versions(runs)}")
+    parts.append(f"## Versions\n\n{versions(results)}")
     output.mkdir(parents=True, exist_ok=True)
-    _write_data(suite, runs, output)
-    return write(parts, output, suite.title)
+    write_data(results, output)
+    (output / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return output / "report.md"
 
 
-def progress(suite: Suite, runs: list[Run]) -> str:
+def progress(results: Results) -> str:
     """How far the suite is, and what failed."""
-    total = len(expand(suite, "suite"))
-    counts = Counter(run.state for run in runs)
-    states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
-    lines = [f"**State.** {len(runs)} of {total} runs started" + (f": {states}." if states else ".")]
-    failed = [f"`{run.variant}/{run.algorithm}/seed{run.seed}`" for run in runs if run.state == "failed"]
-    if failed:
-        lines.append(f"Failed: {', '.join(failed)}.")
-    return " ".join(lines)
+    runs, total = results.runs, len(expand(results.suite, "suite"))
+    states = ", ".join(f"{count} {state}" for state, count in Counter(runs["state"]).most_common())
+    failed = [f"`{r.variant}/{r.algorithm}/seed{r.seed}`" for r in runs[runs["state"] == "failed"].itertuples()]
+    return (
+        f"**State.** {len(runs)} of {total} runs started"
+        + (f": {states}." if states else ".")
+        + (f" Failed: {', '.join(failed)}." if failed else "")
+    )
 
 
-def _groups(suite: Suite, runs: list[Run], variant: str) -> list[list[str]]:
-    """The algorithms that have started, in few pictures of about as many curves, nine at most, the baseline in each."""
-    started = {run.algorithm for run in runs if run.variant == variant}
-    others = [key for key in suite.algorithms if key in started and key != suite.baseline]
-    baseline = [suite.baseline] if suite.baseline in started else []
-    pictures = max(math.ceil(len(others) / 8), 1)
-    size = max(math.ceil(len(others) / pictures), 1)
-    return [baseline + others[start : start + size] for start in range(0, max(len(others), 1), size)]
+def commands(root: Path, results: Results) -> str:
+    """What makes these runs and this report, to be pasted into a shell."""
+    place = root.resolve()
+    shown = str(place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place)
+    name = next(iter(results.runs["suite"]), place.name)
+    # A suite of the user's own is known by its copy beside the runs.
+    suite = name if (RECIPES / "suites" / f"{name}.yaml").exists() else f"{shown}/suite.yaml"
+    output = [] if shown == f"runs/{suite}" else ["--output", shown]
+    return "\n".join(
+        shlex.join(["verl-sspo", *words])
+        for words in (["reproduce", suite, *output], ["report", shown, "--output", f"{shown}/report"])
+    )
 
 
-def command(root: Path, runs: list[Run]) -> str:
-    suite = next((run.suite for run in runs), root.name)
-    elsewhere = "" if suite == root.name else f" --output runs/{root.name}"
-    return f"verl-sspo reproduce {suite}{elsewhere}\nverl-sspo report runs/{root.name} --output OUTPUT"
+def measured_note(results: Results) -> str:
+    """What the table of measured figures shows."""
+    measures = ", ".join(f"{title} ({_meaning(measure)})" for title, measure in results.suite.measures.items())
+    return (
+        f"Mean over seeds (lowest to highest), finished runs only: {measures}. Collapsed: runs whose last "
+        f"{LAST_ROLLOUTS} rollouts have a mean reward below {COLLAPSED:g} of the first rollout's."
+    )
 
 
-def versions(runs: list[Run]) -> str:
-    """Everything that the runs ran with; several values where they differ."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for versions_ in itertools.chain.from_iterable(run.ran_with for run in runs):
-        for name, value in versions_.items():
-            if value:
-                found[name].add(value)
-    rows = [[name, ", ".join(sorted(values))] for name, values in found.items()]
-    return markdown_table(["", "version"], rows) if rows else "Nothing has run yet."
-
-
-def _meaning(suite: Suite, title: str) -> str:
-    measure = suite.measures[title]
+def _meaning(measure: Measure) -> str:
     names = " and ".join(f"`{name}`" for name in measure.metrics)
     return f"{'mean over steps' if measure.summary == 'mean' else 'last value'} of {names}"
 
 
-def _write_data(suite: Suite, runs: list[Run], output: Path) -> None:
-    place = [{"variant": r.variant, "algorithm": r.algorithm, "seed": r.seed, "state": r.state} for r in runs]
-    measured = [{title: run.value(measure) for title, measure in suite.measures.items()} for run in runs]
-    pd.DataFrame([a | b for a, b in zip(place, measured, strict=True)]).to_csv(output / "runs.csv", index=False)
-    drawn = {name for name in training_curves.PANELS.values() if name}
-    drawn |= set(itertools.chain.from_iterable(measure.metrics for measure in suite.measures.values()))
-    rows = [
-        {"variant": run.variant, "algorithm": run.algorithm, "seed": run.seed, "step": step}
-        | {name: data[name] for name in sorted(drawn) if name in data}
-        for run in runs
-        for step, data in run.metrics.steps.items()
-    ]
-    pd.DataFrame(rows).to_csv(output / "curves.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
+def differences_note(results: Results, variant: str) -> str:
+    """What intervals and tests of the differences mean, with their simulated coverage."""
+    _, table = results.differences(variant)
+    comparisons, seeds = int((table["seeds"] > 1).sum()), int(table["seeds"].max())
+    baseline = results.suite.algorithms[results.suite.baseline].title
+    note = f"Δ: difference to {baseline} over common seeds. "
+    if not comparisons:
+        return note + "One seed has no interval."
+    one, all_ = (simulated_coverage(seeds, level) for level in (LEVEL, simultaneous_level(comparisons)))
+    alone = ", ".join(f"{100 * value:.0f} % of {kind}" for kind, value in one.items())
+    together = ", ".join(f"{100 * value**comparisons:.0f} % ({kind})" for kind, value in all_.items())
+    return note + (
+        f"Intervals: paired t; the second one holds for all {comparisons} comparisons of this table at once "
+        f"(Bonferroni). p, Holm: paired t test, corrected for the {comparisons} comparisons by Holm's method. p, "
+        "signs: exact two-sided sign-flip test, which assumes nothing about the distribution, not corrected; with "
+        f"{seeds} seeds it cannot be below 1/{2 ** (seeds - 1)}"
+        + (", so that no sign pattern alone is significant at 5 %. " if seeds < 6 else ". ")
+        + "Simulated "
+        f"coverage with {seeds} seeds: the interval of one comparison holds the true mean in {alone} differences; all "
+        f"{comparisons} intervals hold theirs at once, were they independent, in {together}. An interval that excludes "
+        "0 thus rests on differences that are about normal."
+    )
+
+
+def grouped(algorithms: list[str], baseline: str) -> list[list[str]]:
+    """Algorithms in as few pictures as there need be of about as many curves, nine at most, the baseline in each."""
+    first = [key for key in algorithms if key == baseline]
+    others = [key for key in algorithms if key != baseline]
+    size = math.ceil(len(others) / max(math.ceil(len(others) / 8), 1)) or 1
+    return [first + others[start : start + size] for start in range(0, max(len(others), 1), size)]
+
+
+def versions(results: Results) -> str:
+    """Everything that the runs ran with; several values where they differ."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for each in itertools.chain.from_iterable(results.runs["versions"]):
+        for name, value in each.items():
+            found[name] |= {value} if value else set()
+    rows = {name: ", ".join(sorted(values)) for name, values in found.items()}
+    return pd.Series(rows, name="version").to_markdown() if rows else "Nothing has run yet."
+
+
+def write_data(results: Results, output: Path) -> None:
+    """runs.csv, a row per run; differences.csv, what the tables of differences show; curves.csv.gz, what is drawn."""
+    suite = results.suite
+    measured = results.runs[[*PLACE, "state"]]
+    compared = []
+    for title, measure in suite.measures.items():
+        tables = {v: results.values(measure, v).stack().rename(title) for v in suite.variants}
+        values = pd.concat(tables, names=["variant"]) if tables else pd.Series(dtype=float)
+        measured = measured.merge(values.reset_index(), how="left", on=PLACE)
+    for variant in suite.variants:
+        table = results.differences(variant)[1].rename_axis(["measure", "algorithm"]).reset_index()
+        compared.append(table.assign(variant=variant))
+    measured.to_csv(output / "runs.csv", index=False)
+    pd.concat(compared).set_index("variant").to_csv(output / "differences.csv", float_format="%.5g")
+    drawn = {name for name in figures.PANELS.values() if name}
+    drawn |= {name for measure in suite.measures.values() for name in measure.metrics}
+    curves = results.steps[[*PLACE, "step", *sorted(drawn & set(results.steps))]]
+    curves.to_csv(output / "curves.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})

@@ -1,81 +1,72 @@
 """The result tables of a suite, as Markdown."""
 
-from collections.abc import Mapping, Sequence
-from statistics import fmean
-
+import numpy as np
 import pandas as pd
 
-from verl_sspo.experiments.runs import Run, by_seed, of_seeds
-from verl_sspo.experiments.suite import UNTRAINED, Measure, Suite
-from verl_sspo.report.document import markdown_table
-from verl_sspo.report.statistics import interquartile_mean, paired_difference
-from verl_sspo.report.summary import REWARD
-
-# A run has collapsed if the mean reward of its last rollouts, this many, is below this share of the first one's, which
-# the untrained policy made. Our choice.
-LAST_ROLLOUTS = 4
-COLLAPSED = 0.5
+from verl_sspo.experiments.results import Results
+from verl_sspo.experiments.suite import UNTRAINED, Measure
 
 
-def results(suite: Suite, runs: Sequence[Run], variant: str) -> str:
-    """Measured and published figures: a row an algorithm, a column a measure."""
-    values = {title: by_seed(runs, measure) for title, measure in suite.measures.items()}
-    before = {title: by_seed(runs, measure, first=True) for title, measure in suite.measures.items()}
-    published = [
-        f"{title}, {each.status} [{i}]" for i, each in enumerate(suite.published, 1) for title in suite.measures
-    ]
-    header = ["", "seeds", *suite.measures, *(f"Δ {title}" for title in suite.measures), "collapsed", *published]
-    rows = []
-    external = {key: title for each in suite.published for key, title in each.rows.items()}
+def measured_table(results: Results, variant: str) -> str:
+    """Measured and published figures as Markdown: a row per algorithm, a column per measure."""
+    suite = results.suite
+    measures = suite.measures.items()
+    trained = {title: results.values(measure, variant) for title, measure in measures}
+    # Before training all algorithms of a seed are the same model.
+    before = {
+        title: results.values(measure, variant, first=True).mean(axis=1).to_frame(UNTRAINED)
+        for title, measure in measures
+    }
+    external = {key: title for published in suite.published for key, title in published.rows.items()}
     names = {UNTRAINED: "before training", **{key: arm.title for key, arm in suite.algorithms.items()}, **external}
+    rows = []
     for key, name in names.items():
-        table = before if key == UNTRAINED else values
-        # Before training all algorithms of a seed are the same model.
-        found = {title: of_seeds(table[title], variant, None if key == UNTRAINED else key) for title in suite.measures}
-        counts = max((len(each) for each in found.values()), default=0)
-        cells = [_figure(list(found[title].values()), measure) for title, measure in suite.measures.items()]
-        printed = [
-            _printed(each.values.get(key, {}).get(title)) for each in suite.published for title in suite.measures
-        ]
-        paired = [""] * len(suite.measures)
-        if key in suite.algorithms and key != suite.baseline:
-            paired = [_paired(suite, table, found, title, variant) for title in suite.measures]
-        collapsed = _collapsed(runs, variant, key) if key in suite.algorithms else ""
-        if counts or any(printed):
-            number = str(counts) if counts and key != UNTRAINED else ""
-            rows.append([name, number, *cells, *paired, collapsed, *printed])
-    return markdown_table(header, rows)
+        found = {
+            title: (before if key == UNTRAINED else trained)[title].get(key, pd.Series(dtype=float)).dropna()
+            for title in suite.measures
+        }
+        printed = {
+            f"{title}, {each.status} [{i}]": ""
+            if (value := each.values.get(key, {}).get(title)) is None
+            else f"{value:g}"
+            for i, each in enumerate(suite.published, 1)
+            for title in suite.measures
+        }
+        seeds = max(map(len, found.values()))
+        if seeds or any(printed.values()):
+            cells = {title: _mean_and_range(found[title], measure) for title, measure in measures}
+            ended = {"collapsed": results.collapsed(variant, key)}
+            rows.append({"": name, "seeds": str(seeds or "")} | cells | ended | printed)
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-def _figure(values: Sequence[float], measure: Measure) -> str:
-    estimate = interquartile_mean(values)
-    return "" if estimate is None else estimate.text(*_scale(measure))
+def _mean_and_range(values: pd.Series, measure: Measure) -> str:
+    if values.empty:
+        return ""
+    scale, digits = (100, 1) if measure.percent else (1, 3)
+    mean, low, high = (f"{scale * each:.{digits}f}" for each in (values.mean(), values.min(), values.max()))
+    return f"{mean} ({low} to {high})" if len(values) > 1 else mean
 
 
-def _scale(measure: Measure) -> tuple[float, int]:
-    return (100.0, 1) if measure.percent else (1.0, 3)
-
-
-def _paired(
-    suite: Suite,
-    table: Mapping[str, pd.DataFrame],
-    found: Mapping[str, dict[int, float]],
-    title: str,
-    variant: str,
-) -> str:
-    baseline = of_seeds(table[title], variant, suite.baseline)
-    estimate = paired_difference(found[title], baseline)
-    scale, digits = _scale(suite.measures[title])
-    return "" if estimate is None else estimate.text(scale, digits, signed=True)
-
-
-def _printed(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
-
-
-def _collapsed(runs: Sequence[Run], variant: str, algorithm: str) -> str:
-    """How many of the finished runs have collapsed, of those that logged at least two rollouts."""
-    chosen = [r for r in runs if r.state == "finished" and (r.variant, r.algorithm) == (variant, algorithm)]
-    rewards = [series for run in chosen if len(series := run.metrics.series(REWARD)[1]) > 1]
-    count = sum(fmean(series[1:][-LAST_ROLLOUTS:]) < COLLAPSED * series[0] for series in rewards)
-    return f"{count}/{len(rewards)}" if rewards else ""
+def differences_table(results: Results, variant: str) -> str:
+    """The differences to the baseline as Markdown; empty while no seed has finished with the baseline and another."""
+    suite, (_, table) = results.suite, results.differences(variant)
+    rows = []
+    for (title, key), row in table.iterrows():
+        digits = 1 if suite.measures[title].percent else 3
+        low, high, low_all, high_all = (
+            "" if np.isnan(each) else f"{each:+.{digits}f}" for each in row[["low", "high", "low_all", "high_all"]]
+        )
+        rows.append(
+            {
+                "measure": title,
+                "": suite.algorithms[key].title,
+                "seeds ahead": f"{row['ahead']:.0f} of {row['seeds']:.0f}",
+                "mean Δ": f"{row['mean']:+.{digits}f}",
+                "95 %, this one": f"[{low}, {high}]" if low else "",
+                "95 %, all at once": f"[{low_all}, {high_all}]" if low else "",
+                "p, Holm": "" if np.isnan(row["p_all"]) else f"{row['p_all']:.3f}",
+                "p, signs": "" if np.isnan(row["p_sign"]) else f"{row['p_sign']:.3f}",
+            }
+        )
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) if rows else ""

@@ -1,56 +1,78 @@
-"""Interquartile means and bootstrap intervals over seeds (the protocol of arXiv:2108.13264), by scipy."""
+"""Differences between paired runs: intervals and tests that hold for 3 to 10 seeds, by scipy.
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+Percentile bootstraps are too narrow for so few: their 95 % intervals cover 73 % at 3 seeds and 83 % at 5.
+"""
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
-RESAMPLES = 10_000
+LEVEL = 0.95
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A figure over runs: `value` with a 95% interval, which a single run does not have (None)."""
+def paired_differences(differences: pd.DataFrame) -> pd.DataFrame:
+    """Mean, intervals and p-values of every column of paired differences; the columns are one family of comparisons.
 
-    value: float
-    low: float | None
-    high: float | None
+    Args:
+        differences: a row per seed, a column per comparison, NaN where a pair is missing.
 
-    def text(self, scale: float = 1.0, digits: int = 3, signed: bool = False) -> str:
-        sign = "+" if signed else ""
-        body = f"{scale * self.value:{sign}.{digits}f}"
-        if self.low is None or self.high is None:
-            return body
-        return f"{body} [{scale * self.low:{sign}.{digits}f}, {scale * self.high:{sign}.{digits}f}]"
+    Returns:
+        A row per column with at least one pair:
+        seeds, ahead: pairs, and those with a difference above 0;
+        mean: of the differences;
+        low, high: 95 % paired t interval of this comparison alone;
+        low_all, high_all: the same, simultaneous for the family by Bonferroni;
+        p, p_all: of the paired t test, and adjusted for the family by Holm's method;
+        p_sign: of the exact sign-flip test, two-sided. It assumes nothing about the distribution, and with n pairs it
+            cannot be below 2 / 2**n: 1/16 with five seeds.
+        Intervals and p-values are NaN for a single pair.
+    """
+    samples = [column.dropna().to_numpy() for _, column in differences.items() if column.notna().any()]
+    comparisons = max(1, sum(len(sample) > 1 for sample in samples))
+    rows = []
+    for sample in samples:
+        row = {"seeds": len(sample), "ahead": int((sample > 0).sum()), "mean": sample.mean()}
+        if len(sample) > 1:
+            test = stats.ttest_1samp(sample, 0.0)
+            row["low"], row["high"] = test.confidence_interval(LEVEL)
+            row["low_all"], row["high_all"] = test.confidence_interval(simultaneous_level(comparisons))
+            flips = stats.permutation_test((sample,), np.mean, permutation_type="samples", n_resamples=np.inf)
+            row |= {"p": test.pvalue, "p_sign": flips.pvalue}
+        rows.append(row)
+    columns = ["seeds", "ahead", "mean", "low", "high", "low_all", "high_all", "p", "p_all", "p_sign"]
+    table = pd.DataFrame(rows, index=differences.columns[differences.notna().any()], columns=columns)
+    # Holm: the smallest p-value times the number of comparisons, the next times one less, and so on, never decreasing.
+    factors = comparisons + 1 - table["p"].rank(method="first")
+    table["p_all"] = (table["p"] * factors).iloc[table["p"].argsort()].cummax().clip(upper=1.0)
+    return table
 
 
-def interquartile_mean(values: Sequence[float]) -> Estimate | None:
-    """The mean without the lowest and the highest quarter of the values, rounded down, so with fewer than four of them
-    the mean. Percentile bootstrap over the values."""
-    return _estimate(values, lambda x, axis: stats.trim_mean(x, 0.25, axis=axis))
+def simultaneous_level(comparisons: int) -> float:
+    """The level of each of several intervals which all hold at once with `LEVEL`, by Bonferroni."""
+    return 1 - (1 - LEVEL) / comparisons
 
 
-def mean(values: Sequence[float]) -> Estimate | None:
-    """The mean, with a percentile bootstrap over the values."""
-    return _estimate(values, np.mean)
+def simulated_coverage(seeds: int, level: float, repeats: int = 40_000) -> dict[str, float]:
+    """How often a paired t interval covers the true mean, by simulation.
 
+    Args:
+        seeds: pairs per interval, at least 2.
+        level: what the interval claims.
+        repeats: simulated intervals; the standard error of the result is below 0.0025.
 
-def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> Estimate | None:
-    """The mean difference to the baseline over the seeds that both have; the bootstrap draws pairs."""
-    seeds = sorted(values.keys() & baseline.keys())
-    return mean([values[seed] - baseline[seed] for seed in seeds])
-
-
-def _estimate(values: Sequence[float], statistic: object) -> Estimate | None:
-    data = np.array([value for value in values if math.isfinite(value)])
-    if not len(data):
-        return None
-    if len(data) == 1:
-        return Estimate(float(data[0]), None, None)
-    result = stats.bootstrap(
-        (data,), statistic, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0), vectorized=True
-    )
-    low, high = result.confidence_interval
-    return Estimate(float(statistic(data, axis=0)), float(low), float(high))  # type: ignore[operator]
+    Returns:
+        The fraction that covers, for differences that are normal, skewed (exponential) and bimodal (two narrow peaks).
+    """
+    rng = np.random.default_rng(0)
+    shape = (repeats, seeds)
+    # All have mean 0.
+    kinds = {
+        "normal": rng.normal(size=shape),
+        "skewed": rng.exponential(size=shape) - 1,
+        "bimodal": rng.choice([-1.0, 1.0], size=shape) + 0.25 * rng.normal(size=shape),
+    }
+    covered = {}
+    for kind, differences in kinds.items():
+        low, high = stats.ttest_1samp(differences, 0.0, axis=1).confidence_interval(level)
+        covered[kind] = float(np.mean((low <= 0) & (high >= 0)))
+    return covered

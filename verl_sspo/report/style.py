@@ -1,4 +1,4 @@
-"""How all pictures look: colours for the colour-blind too, a line style besides, type for a printed page."""
+"""How all pictures look: one palette, lines that differ in colour and dashes, SVG and PDF for a printed page."""
 
 from pathlib import Path
 from typing import Any
@@ -7,26 +7,28 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours without yellow, which is too light on paper, and dash patterns of another period: a line is
-# told by either.
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.5), (1, 1.2), (7, 1.5, 1, 1.5), (3, 1))
+# Okabe and Ito's colours without yellow, which is too light on paper, then three of Paul Tol's "muted" ones: the
+# colour-blind can tell them apart.
+BLACK, BLUE, ORANGE, GREEN, PURPLE = "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+COLOURS = (BLACK, BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#332288", "#882255", "#999933")
+GREY, LIGHT_GREY = "#767676", "#E4E4E4"
+# Another period than the colours', so that neighbours differ in both.
+DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.5), (1, 1.2), (7, 1.5, 1, 1.5))
 MARKERS = "osD^vPX<>*"
 
 
 def line(index: int) -> dict[str, Any]:
-    """Colour and dashes of the index-th curve, different for the first 35."""
-    return {"color": COLOURS[index % len(COLOURS)], "dashes": DASHES[index % len(DASHES)]}
+    """Colour and dashes of the index-th curve of a picture, different for the first ten in colour alone."""
+    return {"color": COLOURS[index], "dashes": DASHES[index % len(DASHES)]}
 
 
 def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of rows x columns panels, each `width` x `height` inches; the panels in reading order."""
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     figure.get_layout_engine().set(wspace=0.05, hspace=0.07)  # type: ignore[union-attr, call-arg]
-    panels = figure.subplots(rows, columns, squeeze=False)
-    axes = [panel for row in panels for panel in row]
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in axes:
-        panel.grid(color="#E4E4E4", linewidth=0.7)
+        panel.grid(color=LIGHT_GREY, linewidth=0.7)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(which="both", labelsize=8)
@@ -35,18 +37,29 @@ def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Fi
     return figure, axes
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
-    """One legend for all panels."""
-    handles, labels = axes.get_legend_handles_labels()
-    columns = min(columns, len(labels)) or 1
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, handlelength=3)
+def legend_below(figure: Figure, columns: int) -> None:
+    """One legend for all panels: every label once."""
+    found: dict[str, Any] = {}
+    for panel in figure.axes:
+        handles, labels = panel.get_legend_handles_labels()
+        found |= {label: handle for label, handle in zip(labels, handles, strict=True) if label not in found}
+    columns = min(columns, len(found)) or 1
+    look: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 9, "handlelength": 3}
+    figure.legend(list(found.values()), list(found), ncols=columns, **look)
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes `path` (SVG, text as outlines: it looks the same everywhere) and the same as PDF, for LaTeX."""
+    """Writes `path`, the same bytes for the same picture; beside an SVG the same as PDF, for LaTeX."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The same picture is the same file.
     with matplotlib.rc_context({"svg.hashsalt": "verl_sspo", "pdf.fonttype": 42}):
-        figure.savefig(path, metadata={"Date": None})
-        figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+        if path.suffix == ".svg":
+            figure.savefig(path, metadata={"Date": None})
+            figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+        else:
+            figure.savefig(path, dpi=160)
     return path
+
+
+def picture(path: Path, output: Path, alt: str, caption: str) -> str:
+    """A picture with its caption, as Markdown of a report in the folder `output`."""
+    return f"![{alt}]({path.relative_to(output)})\n\n*{caption}*"

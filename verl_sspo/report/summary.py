@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -101,17 +102,16 @@ def summarize(metrics: Metrics, seconds: float) -> dict[str, float | int | None]
     Raises:
         ValueError: nothing was trained.
     """
-    accuracy = metrics.accuracy[1]
-    entropy = metrics.series(ENTROPY)[1]
-    durations = metrics.series(SECONDS_PER_STEP)[1]
-    ratios = metrics.series(EFFECTIVE_UPDATE_RATIO)[1]
+    accuracy: list[Any] = metrics.accuracy[1] or [None]
+    entropy: list[Any] = metrics.series(ENTROPY)[1] or [None]
+    durations, ratios = metrics.series(SECONDS_PER_STEP)[1], metrics.series(EFFECTIVE_UPDATE_RATIO)[1]
     if not durations:
         raise ValueError("the run has no training step")
     return {
-        "accuracy_before": accuracy[0] if accuracy else None,
-        "accuracy_after": accuracy[-1] if accuracy else None,
-        "entropy_before": entropy[0] if entropy else None,
-        "entropy_after": entropy[-1] if entropy else None,
+        "accuracy_before": accuracy[0],
+        "accuracy_after": accuracy[-1],
+        "entropy_before": entropy[0],
+        "entropy_after": entropy[-1],
         "effective_update_ratio": statistics.fmean(ratios) if ratios else None,
         "steps": len(durations),
         "seconds_per_step": statistics.median(durations),
@@ -121,18 +121,17 @@ def summarize(metrics: Metrics, seconds: float) -> dict[str, float | int | None]
 
 def table(summary: dict[str, float | int | None], title: str) -> Table:
     """The figures of `summarize` for a terminal."""
-
-    def show(key: str, digits: int) -> str:
-        value = summary[key]
-        return "-" if value is None else f"{value:.{digits}f}"
-
-    result = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=False)
-    result.add_column()
-    result.add_column(justify="right")
-    result.add_row("validation accuracy", f"{show('accuracy_before', 3)} → {show('accuracy_after', 3)}")
-    result.add_row("entropy, nats a token", f"{show('entropy_before', 3)} → {show('entropy_after', 3)}")
-    result.add_row("effective update ratio, mean", show("effective_update_ratio", 3))
-    result.add_row("steps", show("steps", 0))
-    result.add_row("seconds a step, median", show("seconds_per_step", 2))
-    result.add_row("seconds in all", show("seconds", 0))
+    shown = {
+        "validation accuracy": ("accuracy_before", "accuracy_after", 3),
+        "entropy, nats per token": ("entropy_before", "entropy_after", 3),
+        "effective update ratio, mean": ("effective_update_ratio", 3),
+        "steps": ("steps", 0),
+        "seconds per step, median": ("seconds_per_step", 2),
+        "seconds in all": ("seconds", 0),
+    }
+    result = Table("", "", title=title, title_justify="left", box=box.SIMPLE, show_header=False)
+    result.columns[1].justify = "right"
+    for name, (*keys, digits) in shown.items():
+        values = [summary[str(key)] for key in keys]
+        result.add_row(name, " → ".join("-" if value is None else f"{value:.{digits}f}" for value in values))
     return result

@@ -5,21 +5,25 @@ Used as `reward.custom_reward_function.path=pkg://verl_sspo.rewards`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from inspect import signature
 from typing import Any
 
-#: What every call returns, whatever the task. verl takes the keys of the first row of a batch for all of them,
-#: so a batch that mixes tasks needs one set of keys. Strings are written to the dumps and left out of the curves.
+#: What every call returns, for every task. verl takes the keys of the first row of a batch for all rows, so a batch
+#: that mixes tasks needs one set of keys. Strings are written to the dumps and left out of the curves.
 COLUMNS: dict[str, Any] = {
     "score": 0.0,  # what the advantage is computed from
-    "acc": 0.0,  # 1.0 if the answer is right, whatever the score adds to or takes from it
+    "acc": 0.0,  # 1.0 if the answer is right, whatever is added to or taken from the score
     "format": 0.0,  # 1.0 if an answer was found where the task asks for it
-    "timeout": 0.0,  # 1.0 if judging ran out of time
+    "timeout": 0.0,  # 1.0 if grading ran out of time
+    "ungradable": 0.0,  # 1.0 if the row has no grader, or a ground truth that its grader cannot read
     "error": "",  # why the answer did not count; empty where it did
     "pred": None,  # the answer as text, for verl's majority vote; None where voting has no meaning
 }
+_logger = logging.getLogger(__name__)
+_shown: set[tuple[str, str]] = set()  # ungradable rows in the log
 
 # Names as on the hub and as verl's own data scripts write them. A name that starts with "aime" is mathematics too.
 MATHEMATICS = frozenset(
@@ -46,6 +50,8 @@ MATHEMATICS = frozenset(
         "numina_olympiads",
     }
 )
+# Their prompts ask for a last line `Answer: 13`, as verl's own reward reads it.
+ANSWER_LINE = frozenset({"math", "math_dapo", "math_dapo_reasoning"})
 CODE = frozenset(
     {
         "apps",
@@ -72,13 +78,16 @@ def _options(score: Callable[..., Any]) -> frozenset[str]:
 def compute_score(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: dict | None = None, **kwargs: Any
 ) -> dict[str, Any]:
-    """Score one response.
+    """Scores one response.
+
+    A row that cannot be graded scores 0, counts as `ungradable` and is shown in the log once: one bad row never ends
+    a run.
 
     Args:
         data_source: Name of the data set, as on the Hugging Face hub; it selects the task.
         solution_str: The response, without the prompt.
         ground_truth: What the data preparation stored under `reward_model.ground_truth`.
-        extra_info: The row's `extra_info`; unused.
+        extra_info: The row's `extra_info`; its `index` names the row in the log.
         **kwargs: `reward.custom_reward_function.reward_kwargs`: the options of `mathematics.score` and `code.score`.
             Each task takes its own, so one configuration serves a mix.
 
@@ -86,33 +95,39 @@ def compute_score(
         The keys of `COLUMNS`.
 
     Raises:
-        ValueError: `data_source` belongs to no task, or `ground_truth` is not what the task needs.
         TypeError: An option that no task has.
         SandboxError: Model-written programs cannot run safely on this host.
     """
-    scored: dict[str, Any]
-    if data_source == "arithmetic":
-        from verl_sspo.quickstart import reward as arithmetic
+    from verl_sspo.rewards import code, mathematics
 
-        scored = dict(arithmetic.score(solution_str, ground_truth))
-    else:
-        from verl_sspo.rewards import code, mathematics
+    if unknown := kwargs.keys() - _options(mathematics.score) - _options(code.score) - _REWARD_MODEL:
+        known = sorted(_options(mathematics.score) | _options(code.score))
+        raise TypeError(f"unknown reward options {sorted(unknown)}: there are {known}")
+    try:
+        return COLUMNS | _score(data_source, solution_str, ground_truth, kwargs)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        index = (extra_info or {}).get("index")
+        if (row := (data_source, str(index))) not in _shown:
+            _shown.add(row)
+            _logger.warning("row %s of %s cannot be graded, it scores 0: %s", index, data_source, error, exc_info=True)
+        return COLUMNS | {"ungradable": 1.0, "error": f"ungradable: {error}"[:200]}
 
-        if unknown := kwargs.keys() - _options(mathematics.score) - _options(code.score) - _REWARD_MODEL:
-            known = sorted(_options(mathematics.score) | _options(code.score))
-            raise TypeError(f"unknown reward options {sorted(unknown)}: there are {known}")
-        score: Callable[..., dict[str, Any]]
-        if data_source in MATHEMATICS or data_source.startswith("aime"):
-            score = mathematics.score
-        elif data_source in CODE:
-            score = code.score
-        else:
-            raise ValueError(
-                f"no reward for data_source={data_source!r}: there are 'arithmetic', names that start with 'aime', "
-                f"{sorted(MATHEMATICS)} and {sorted(CODE)}"
-            )
-        options = {name: value for name, value in kwargs.items() if name in _options(score)}
-        scored = score(solution_str, ground_truth, **options)
-    if unknown := scored.keys() - COLUMNS.keys():
-        raise TypeError(f"the reward of {data_source!r} returned {sorted(unknown)}, which COLUMNS does not list")
-    return COLUMNS | scored
+
+def _score(data_source: str, solution_str: str, ground_truth: Any, options: dict[str, Any]) -> dict[str, Any]:
+    from verl_sspo.quickstart import reward as arithmetic
+    from verl_sspo.rewards import code, mathematics
+
+    def chosen(score: Callable[..., Any]) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if name in _options(score)}
+
+    if data_source == "arithmetic" or data_source.startswith("word_problems/"):
+        return dict(arithmetic.score(solution_str, ground_truth))
+    if data_source in MATHEMATICS or data_source.startswith("aime"):
+        answer_line = data_source in ANSWER_LINE or data_source.startswith("aime")
+        return mathematics.score(solution_str, ground_truth, answer_line, **chosen(mathematics.score))
+    if data_source in CODE:
+        return code.score(solution_str, ground_truth, **chosen(code.score))
+    raise ValueError(
+        f"no reward for data_source={data_source!r}: there are 'arithmetic', names that start with 'aime', "
+        f"{sorted(MATHEMATICS)} and {sorted(CODE)}"
+    )

@@ -1,11 +1,12 @@
 """Reward of programming tasks: does the program of the response pass its tests?
 
-`ground_truth` is JSON, or the dict it stands for, in one of the forms the field uses:
+`ground_truth` is JSON, or what it stands for, in one of the forms the field uses:
 
 - `{"inputs": [...], "outputs": [...]}`: standard input and output (APPS, TACO, Eurus-2-RL-Data).
 - the same with `"fn_name"`: arguments and result of a function, or of a method of the class `Solution`. An input is a
-  list of arguments, or a string with one JSON value a line. An output that is a string is JSON too, where it can be; a
-  list of one may stand for its element (APPS).
+  list of arguments, or a string with one argument per line. A string is read as JSON where it is JSON, and is itself
+  otherwise. An output that is a list of one may stand for its element (APPS).
+- `[{"input": ..., "output": ...}, ...]`: the same, one object per test (DeepCoder, LiveCodeBench).
 - `{"test": "def check(candidate): ...", "entry_point": "f"}` (HumanEval), optionally with `"prompt"`, the code that
   the program completes: its functions are then the data set's own in the test.
 - `{"asserts": ["assert f(1) == 2", ...]}` (MBPP), optionally with `"setup"`, code that runs before them.
@@ -29,41 +30,55 @@ from verl_sspo.rewards.sandbox import Limits, SandboxError, Verdict
 from verl_sspo.rewards.sandbox_runner import Pairs, decode, encode
 
 _FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([\w+.-]*)")
-_PYTHON = {"py", "python", "python3", "python2", "py3", "pypy", "pypy3"}
+_PYTHON = re.compile(r"py(thon|py)?[\d.]*", re.IGNORECASE)
 
 
 def extract_program(solution_str: str) -> str | None:
     """The last fenced block that says it is Python, else the last that says nothing; None where there is none.
 
-    An unmarked block behind a Python block is what the program prints more often than it is a program.
+    An unmarked block behind a Python block is what the program prints more often than it is a program. Thinking holds
+    no answer, and a block of comments is no program. A response without any fence is a program as a whole.
     """
-    blocks: list[tuple[str, list[str]]] = []
+    solution_str = solution_str.lstrip("\ufeff").rpartition("</think>")[2]
+    if solution_str.lstrip().startswith("<think>"):
+        return None
+    if "```" not in solution_str and "~~~" not in solution_str:
+        return solution_str if solution_str.strip() else None
+    blocks: list[tuple[bool, list[str]]] = []
     indent, fence = 0, ""
     for line in solution_str.split("\n"):
+        # A fence that says Python may stand behind words.
+        words, ticks, language = line.rpartition("```")
+        if not fence and words.strip() and "`" not in words and _PYTHON.fullmatch(language.strip()):
+            line = ticks + language
         found = _FENCE.match(line)
-        language = found[3].lower() if found else ""
+        python = bool(found and _PYTHON.fullmatch(found[3]))
         closes = found and fence and found[2].startswith(fence)
         if closes:
             fence = ""
         # A fence that says Python begins a block, also where it is the first to close another.
-        if found and not fence and (language in _PYTHON if closes else "`" not in line[found.end() :]):
+        if found and not fence and (python if closes else "`" not in line[found.end() :]):
             indent, fence = len(found[1]), found[2]
-            blocks.append((language, []))
+            # A block in another language takes its lines and is none of ours.
+            blocks += [(python, [])] if python or not found[3] else []
+            body = blocks[-1][1] if python or not found[3] else []
         elif fence and not closes:
             # A block in a list is indented as its fence is.
             line = line[min(indent, len(line) - len(line.lstrip(" \t"))) :]
             # Some close a block at the end of its last line.
             if line.rstrip().endswith(fence) and line.count(fence) == 1:
                 line, fence = line.rstrip().removesuffix(fence), ""
-            blocks[-1][1].append(line + "\n")
-    programs = {language in _PYTHON: body for language, body in blocks if language in {"", *_PYTHON} and any(body)}
-    body = programs.get(True, programs.get(False))
-    return None if body is None else "".join(body)
+            body.append(line + "\n")
+    programs = {
+        python: body for python, body in blocks if any(line.strip() and line.lstrip()[0] != "#" for line in body)
+    }
+    program = programs.get(True, programs.get(False))
+    return None if program is None else "".join(program)
 
 
 def score(
     solution_str: str,
-    ground_truth: str | dict[str, Any],
+    ground_truth: Any,
     *,
     partial_credit: bool = False,
     test_timeout: float = Limits.test_timeout,
@@ -78,25 +93,19 @@ def score(
     Args:
         solution_str: The response.
         ground_truth: The tests, in one of the forms above.
-        partial_credit: The score is the share of tests passed, not all or nothing.
+        partial_credit: The score is the fraction of tests passed, not all or nothing.
         test_timeout: Seconds for one test.
         program_timeout: Seconds for all tests of a program.
         memory_mb: Memory of a program, in MiB.
-        max_concurrent: Programs that run at a time on this host; one for each processor by default.
+        max_concurrent: Programs that run at a time on this host; one per processor by default.
         sandbox_fusion_url: Run programs on this SandboxFusion server, through verl's client, instead of locally.
         unsafe_without_sandbox: Run programs without any protection, with the rights of the caller.
 
     Raises:
-        ValueError: `ground_truth` has none of the forms.
+        ValueError: The tests cannot be read; `compute_score` counts such a row.
         SandboxError: The sandbox does not work on this host, or the SandboxFusion server does not.
     """
-    tests = json.loads(ground_truth) if isinstance(ground_truth, str) else ground_truth
-    if not isinstance(tests, dict) or not (
-        {"inputs", "outputs"} <= tests.keys() or {"test", "entry_point"} <= tests.keys() or "asserts" in tests
-    ):
-        raise ValueError(
-            "ground_truth of a programming task needs `inputs` and `outputs`, `test` and `entry_point`, or `asserts`"
-        )
+    tests = tests_of(ground_truth)
     program = extract_program(solution_str)
     if program is None:
         return {"error": "no code block"}
@@ -106,71 +115,135 @@ def score(
     if len(program) > 1 << 20 or "\0" in program:
         verdict = Verdict(0, 1, "does not compile: too long, or with null characters")
     elif sandbox_fusion_url:
-        verdict = _judge_on_fusion(sandbox_fusion_url, program, tests, limits, max_concurrent or 64)
+        verdict = _grade_on_fusion(sandbox_fusion_url, program, tests, limits, max_concurrent or 64)
     else:
         with sandbox.slot(max_concurrent):
-            verdict = judge(
-                program, tests, limits, all_tests=partial_credit, unsafe_without_sandbox=unsafe_without_sandbox
-            )
-    passed = bool(verdict.total) and verdict.passed == verdict.total
-    share = verdict.passed / verdict.total if verdict.total else 0.0
+            verdict = grade(program, tests, limits, all_tests=partial_credit, unsafe=unsafe_without_sandbox)
+    passed = float(verdict.passed == verdict.total)
     return {
-        "score": share if partial_credit else float(passed),
-        "acc": float(passed),
-        "format": 1.0,
+        "score": verdict.passed / verdict.total if partial_credit else passed,
+        "acc": passed,
+        "format": float("```" in solution_str or "~~~" in solution_str),
         "timeout": float(verdict.error == "timeout"),
         "error": verdict.error,
     }
 
 
-def judge(
-    program: str,
-    tests: dict[str, Any],
-    limits: Limits,
-    *,
-    all_tests: bool = False,
-    unsafe_without_sandbox: bool = False,
+def grade(
+    program: str, tests: dict[str, Any], limits: Limits, *, all_tests: bool = False, unsafe: bool = False
 ) -> Verdict:
-    """Runs a program against tests; stops at the first that fails unless `all_tests`."""
+    """Runs a program against what `tests_of` returns; stops at the first test that fails unless `all_tests`."""
     if "inputs" in tests:
-        results = sandbox.run_cases(program, _cases(tests), limits, unsafe_without_sandbox=unsafe_without_sandbox)
-        return _judge_results(results, tests, all_tests)
-    if "test" in tests:
-        prompt, entry_point = tests.get("prompt") or "", tests["entry_point"]
-        sources, context = [prompt, program], [prompt, tests["test"]]
-        checks = [f"check({entry_point})"]
-    else:
-        entry_point, sources, checks = None, [program], list(tests["asserts"])
-        setup = tests.get("setup") or []
-        context = [setup] if isinstance(setup, str) else list(setup)
+        results = sandbox.run_cases(program, _cases(tests), limits, unsafe_without_sandbox=unsafe)
+        return _compare(results, tests, all_tests)
+    prompt, entry_point = tests.get("prompt", ""), tests.get("entry_point")
     return sandbox.run_checks(
-        sources,
-        checks,
+        [prompt, program],
+        tests.get("asserts") or [f"check({entry_point})"],
         limits,
-        context=context,
+        context=[prompt, *tests.get("setup", []), tests.get("test", "")],
         entry_point=entry_point,
         all_checks=all_tests,
-        unsafe_without_sandbox=unsafe_without_sandbox,
+        unsafe_without_sandbox=unsafe,
     )
 
 
-# --- inputs and outputs ------------------------------------------------------------------------------------------
+# --- tests -------------------------------------------------------------------------------------------------------
+
+
+def tests_of(ground_truth: Any) -> dict[str, Any]:
+    """The tests of a row in one of three forms: `inputs` and `outputs`; `test` and `entry_point`; `asserts`.
+
+    Raises:
+        ValueError: There are none, or they have none of the forms above.
+    """
+    try:
+        tests = json.loads(ground_truth) if isinstance(ground_truth, str) else ground_truth
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if isinstance(tests, list) and all(isinstance(each, dict) and {"input", "output"} <= each.keys() for each in tests):
+        names = {_function_of(each) for each in tests}
+        if len(names) > 1:
+            raise ValueError(f"tests call several functions, or some none: {sorted(names)}")
+        pairs = {"inputs": [each["input"] for each in tests], "outputs": [each["output"] for each in tests]}
+        tests = pairs | {"fn_name": "".join(names)}
+    if isinstance(tests, dict) and {"inputs", "outputs"} <= tests.keys():
+        inputs, outputs = tests["inputs"], tests["outputs"]
+        if not (isinstance(inputs, list) and isinstance(outputs, list)):
+            raise ValueError("`inputs` and `outputs` are not lists")
+        if len(inputs) != len(outputs):
+            raise ValueError(f"{len(inputs)} inputs and {len(outputs)} outputs")
+        if not inputs:
+            raise ValueError("no tests")
+        # Other languages write a missing function name as null or "".
+        name = {"fn_name": str(tests["fn_name"])} if tests.get("fn_name") else {}
+        return {"inputs": inputs, "outputs": outputs} | name
+    if isinstance(tests, dict) and {"test", "entry_point"} <= tests.keys():
+        form = {"prompt": tests.get("prompt") or "", "test": tests["test"], "entry_point": tests["entry_point"]}
+        sources = list(form.values())
+    elif isinstance(tests, dict) and "asserts" in tests:
+        setup = tests.get("setup") or []
+        form = {"asserts": tests["asserts"], "setup": [setup] if isinstance(setup, str) else setup}
+        if not all(isinstance(each, list) for each in form.values()):
+            raise ValueError("`asserts` or `setup` is not a list")
+        if not form["asserts"]:
+            raise ValueError("no tests")
+        sources = form["asserts"] + form["setup"]
+    else:
+        raise ValueError("tests need `inputs` and `outputs`, `test` and `entry_point`, or `asserts`")
+    if not all(isinstance(source, str) and "\0" not in source for source in sources):
+        raise ValueError("tests are not Python: not a text")
+    return form
+
+
+def _function_of(test: dict[str, Any]) -> str:
+    """The function that a test calls, or "": DeepCoder names it in the test, LiveCodeBench in `metadata`."""
+    metadata = test.get("metadata") or {}
+    metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
+    return test.get("fn_name") or metadata.get("func_name") or ""
 
 
 def _cases(tests: dict[str, Any]) -> list[dict[str, Any]]:
     """What `sandbox.run_cases` runs; the expected outputs stay here."""
-    inputs, outputs, function = tests["inputs"], tests["outputs"], tests.get("fn_name")
-    if len(inputs) != len(outputs):
-        raise ValueError(f"ground_truth has {len(inputs)} inputs and {len(outputs)} outputs")
-    if function:
-        return [{"call": (function, arguments_of(each))} for each in inputs]
-    return [{"stdin": _text(each).encode(errors="replace")} for each in inputs]
+    if function := tests.get("fn_name"):
+        return [{"call": (function, _arguments(each))} for each in tests["inputs"]]
+    return [{"stdin": _text(each).encode(errors="replace")} for each in tests["inputs"]]
 
 
-def _judge_results(
-    results: Generator[tuple[str, bytes], None, None], tests: dict[str, Any], all_tests: bool
-) -> Verdict:
+def _text(value: Any) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _arguments(given: Any) -> list[Any]:
+    """The arguments of a call, from a list, or from a text that is JSON as a whole or line by line."""
+    if isinstance(given, str):
+        whole = _from_text(given)
+        given = [whole] if whole is not given else [_from_text(line) for line in given.split("\n") if line.strip()]
+    return [_integer_keys(argument) for argument in (given if isinstance(given, list) else [given])]
+
+
+def _integer_keys(value: Any) -> Any:
+    # JSON made strings of a dictionary's integer keys.
+    if isinstance(value, dict) and all(re.fullmatch(r"-?\d+", key) for key in value):
+        return {int(key): item for key, item in value.items()}
+    return value
+
+
+def _from_text(text: str) -> Any:
+    """What a text says as JSON, or in Python's spelling of true, false and null; itself where it says neither."""
+    python = {"True": True, "False": False, "None": None}
+    try:
+        return python[text] if text in python else json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+# --- comparing ---------------------------------------------------------------------------------------------------
+
+
+def _compare(results: Generator[tuple[str, bytes], None, None], tests: dict[str, Any], all_tests: bool) -> Verdict:
     outputs, function = tests["outputs"], tests.get("fn_name")
+    floats = any(map(_has_float, outputs))
     passed, failure = 0, ""
     with closing(results):
         for expected in outputs:
@@ -181,7 +254,7 @@ def _judge_results(
             except (StopIteration, ValueError):
                 error, output = "the program broke off", b""
             if not error:
-                same = _same_result(output, expected) if function else same_output(output, _text(expected))
+                same = _same_result(output, expected) if function else same_output(output, _text(expected), floats)
                 error = "" if same else "wrong answer"
             passed += not error
             failure = failure or error
@@ -190,72 +263,51 @@ def _judge_results(
     return Verdict(passed, len(outputs), failure)
 
 
-def _text(value: Any) -> str:
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
 # Every digit has one way to match: programs print long words.
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-# Far below the precision that any problem asks for, far above that of a float.
-RELATIVE, ABSOLUTE = 1e-6, 1e-8
 
 
-def same_output(output: bytes, expected: str) -> bool:
+def _has_float(expected: Any) -> bool:
+    words = _text(expected).split()
+    return any(_NUMBER.fullmatch(word) and not word.lstrip("+-").isdigit() for word in words)
+
+
+def same_output(output: bytes, expected: str, floats: bool) -> bool:
     """Whether two outputs have the same words on the same lines, blank lines left out.
 
-    Where the expected word is a decimal fraction, a number within 1e-6 of it, relatively, is the same word.
+    Where the task has `floats`, numbers may differ as `close` says; without, every word must be the same.
     """
     printed = output.decode("utf-8", errors="replace")
     left, right = ([line.split() for line in text.split("\n") if line.strip()] for text in (printed, expected))
-    return len(left) == len(right) and all(
-        len(words) == len(wanted) and all(map(_same_word, words, wanted))
-        for words, wanted in zip(left, right, strict=True)
+    return [len(words) for words in left] == [len(words) for words in right] and all(
+        word == wanted
+        or (floats and _NUMBER.fullmatch(word) and _NUMBER.fullmatch(wanted) and close(float(word), float(wanted)))
+        for words, line in zip(left, right, strict=True)
+        for word, wanted in zip(words, line, strict=True)
     )
 
 
-def _same_word(word: str, wanted: str) -> bool:
-    if word == wanted:
-        return True
-    if wanted.lstrip("+-").isdigit() or not (_NUMBER.fullmatch(word) and _NUMBER.fullmatch(wanted)):
-        return False
-    return math.isclose(float(word), float(wanted), rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+def close(value: float, wanted: float) -> bool:
+    """Whether two numbers differ by less than a task with floats asks for.
 
-
-def arguments_of(given: Any) -> list[Any]:
-    """The arguments of a call, from a list or from lines of JSON.
-
-    Raises:
-        ValueError: A line is not JSON.
+    Relatively 1e-6, the usual bound of programming contests, but never more than 1e-3: 10,000,001 is not 10,000,000.0.
+    The last term is the rounding of floats themselves.
     """
-    arguments = [json.loads(line) for line in given.split("\n") if line.strip()] if isinstance(given, str) else given
-    return [_integer_keys(argument) for argument in (arguments if isinstance(arguments, list) else [arguments])]
-
-
-def _integer_keys(value: Any) -> Any:
-    # JSON made strings of a dictionary's integer keys.
-    if isinstance(value, dict) and all(re.fullmatch(r"-?\d+", key) for key in value):
-        return {int(key): item for key, item in value.items()}
-    return value
+    bound = max(min(1e-6 * abs(wanted), 1e-3), 1e-12 * max(1.0, abs(wanted)))
+    return value == wanted or abs(value - wanted) <= bound < math.inf
 
 
 def _same_result(output: bytes, expected: Any) -> bool:
+    # APPS and TACO wrap the expected result in a list of one.
+    if isinstance(expected, str):
+        alternatives = [_from_text(expected)]
+    else:
+        alternatives = [expected, *(expected if isinstance(expected, list) and len(expected) == 1 else [])]
     try:
         result = _as_json(decode(output, hashing=False))
+        return any(_same_value(result, _as_json(each)) for each in alternatives)
     except (ValueError, RecursionError):  # the program wrote something else into the channel
         return False
-    if isinstance(expected, str):
-        return _same_value(result, _from_json(expected))
-    # APPS and TACO wrap the expected result in a list of one.
-    alternatives = [expected, expected[0]] if isinstance(expected, list) and len(expected) == 1 else [expected]
-    return any(_same_value(result, _as_json(each)) for each in alternatives)
-
-
-def _from_json(text: str) -> Any:
-    """What a text says as JSON; itself where it is not JSON."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
 
 
 def _as_json(value: Any) -> Any:
@@ -274,13 +326,11 @@ def _same_value(result: Any, wanted: Any) -> bool:
         return len(result) == len(wanted) and all(map(_same_value, result, wanted))
     if isinstance(result, dict) and isinstance(wanted, dict):
         return result.keys() == wanted.keys() and all(_same_value(result[key], wanted[key]) for key in wanted)
-    if type(wanted) is float and type(result) in (int, float):
+    if {type(result), type(wanted)} <= {int, float}:
         try:
-            return math.isclose(result, wanted, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+            return result == wanted or (type(wanted) is float and close(float(result), wanted))
         except OverflowError:  # an integer beyond the floats
             return False
-    if type(wanted) is int and type(result) is float:
-        return result == wanted
     return type(result) is type(wanted) and result == wanted
 
 
@@ -297,7 +347,7 @@ module = runner["load"]({name!r}, {sources!r})
 _REMOTE_CALL = """\
 name, arguments = runner["decode"]({call!r})
 result = runner["find_function"](module, name)(*arguments)
-print("\\n" + runner["encode"](result).hex(), file=out)
+print({word!r} + runner["encode"](result).decode(), file=out)
 """
 # How a test ended, by the status that verl's client gives it. Any other says that the server did not run it.
 _REMOTE_ERRORS = {
@@ -315,75 +365,47 @@ def _fusion_semaphore(max_concurrent: int) -> threading.Semaphore:
     return threading.Semaphore(max_concurrent)
 
 
-def _run_on_fusion(
-    url: str, runs: list[tuple[str, str]], limits: Limits, max_concurrent: int
-) -> Generator[tuple[str, str], None, None]:
-    """Runs codes with their standard inputs on a SandboxFusion server, through verl's client.
-
-    Yields:
-        For each an error ("" if it ended well) and what it printed.
+def _grade_on_fusion(url: str, program: str, tests: dict[str, Any], limits: Limits, max_concurrent: int) -> Verdict:
+    """`grade` on a SandboxFusion server, where checks share a process with the program, which can forge verdicts.
 
     Raises:
-        SandboxError: The server did not run one of them.
+        SandboxError: The server did not run one of the tests.
     """
     from verl.utils.reward_score import sandbox_fusion
 
-    codes, inputs = [code for code, _ in runs], [stdin for _, stdin in runs]
+    word = secrets.token_hex()  # a program that ends early does not know it
+    function, cases = tests.get("fn_name"), _cases(tests) if "inputs" in tests else []
+
+    def remote(*sources: str, last: str = f"print({word!r}, file=out)", name: str = "solution") -> str:
+        return _REMOTE.format(runner=inspect.getsource(sandbox_runner), name=name, sources=list(sources), last=last)
+
+    if function:
+        calls = [_REMOTE_CALL.format(call=encode(case["call"]), word=word) for case in cases]
+        codes = [remote(program, last=call) for call in calls]
+    elif cases:
+        codes = [remote(program, last="", name="__main__")] * len(cases)
+    else:
+        context = [tests.get("prompt", ""), *tests.get("setup", []), program, tests.get("test", "")]
+        codes = [remote(*context, each) for each in tests.get("asserts") or [f"check({tests['entry_point']})"]]
     _, ends = sandbox_fusion.check_correctness(
         url,
         # Outputs are not for the client to compare.
-        {"inputs": inputs, "outputs": [None] * len(runs), "assert_case": codes},
+        {
+            "inputs": [case.get("stdin", b"").decode() for case in cases] or [""] * len(codes),
+            "outputs": [None] * len(codes),
+            "assert_case": codes,
+        },
         "",
         timeout=math.ceil(limits.test_timeout),
         memory_limit_mb=limits.memory_bytes >> 20,
         concurrent_semaphore=_fusion_semaphore(max_concurrent),
     )
-    for end in ends:
-        status = end["status"]
-        if status not in _REMOTE_ERRORS:
-            reason = end["api_request_error"] or end["api_response"]
-            raise SandboxError(f"the SandboxFusion server {url} did not run a program: {status}: {reason}"[:1000])
-        yield _REMOTE_ERRORS[status], end["stdout"] or ""
-
-
-def _remote(sources: list[str], last: str = "", name: str = "solution") -> str:
-    return _REMOTE.format(runner=inspect.getsource(sandbox_runner), name=name, sources=sources, last=last)
-
-
-def _judge_on_fusion(url: str, program: str, tests: dict[str, Any], limits: Limits, max_concurrent: int) -> Verdict:
-    """`judge` on a SandboxFusion server.
-
-    There the checks of a data set share a process with the program: its verdicts on them can be forged.
-    """
-    if "inputs" in tests:
-        cases = _cases(tests)
-        if tests.get("fn_name"):
-            runs = [(_remote([program], _REMOTE_CALL.format(call=encode(case["call"]))), "") for case in cases]
-        else:
-            runs = [(_remote([program], name="__main__"), case["stdin"].decode()) for case in cases]
-        output_of = _returned if tests.get("fn_name") else _printed
-        results = _run_on_fusion(url, runs, limits, max_concurrent)
-        return _judge_results(((error, output_of(stdout)) for error, stdout in results), tests, all_tests=True)
-    if "test" in tests:
-        before, checks = [tests.get("prompt") or ""], [[tests["test"], f"check({tests['entry_point']})"]]
-    else:
-        setup = tests.get("setup") or []
-        before, checks = [setup] if isinstance(setup, str) else setup, [[check] for check in tests["asserts"]]
-    # What a program that ends before its check does not say.
-    word = secrets.token_hex()
-    runs = [(_remote([*before, program, *check], f"print({word!r}, file=out)"), "") for check in checks]
-    results = _run_on_fusion(url, runs, limits, max_concurrent)
+    if broken := next((end for end in ends if end["status"] not in _REMOTE_ERRORS), None):
+        reason = f"{broken['status']}: {broken['api_request_error'] or broken['api_response']}"
+        raise SandboxError(f"the SandboxFusion server {url} did not run a program: {reason}"[:1000])
+    results = [(_REMOTE_ERRORS[end["status"]], end["stdout"] or "") for end in ends]
+    if cases:
+        outputs = ((error, stdout.partition(word)[2] if function else stdout) for error, stdout in results)
+        return _compare(((error, text.encode(errors="replace")) for error, text in outputs), tests, all_tests=True)
     errors = [error or ("" if word in stdout else "the program ended") for error, stdout in results]
     return Verdict(errors.count(""), len(errors), next(filter(None, errors), ""))
-
-
-def _printed(stdout: str) -> bytes:
-    return stdout.encode(errors="replace")
-
-
-def _returned(stdout: str) -> bytes:
-    """The last line, which `_REMOTE_CALL` wrote; nothing where the program ended before."""
-    try:
-        return bytes.fromhex(stdout.rstrip("\n").rpartition("\n")[2])
-    except ValueError:
-        return b""

@@ -17,7 +17,6 @@ import marshal
 import os
 import platform
 import random
-import select
 import shutil
 import signal
 import subprocess
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_sspo.rewards import sandbox_runner
-from verl_sspo.rewards.sandbox_runner import decode, encode, read_frame
+from verl_sspo.rewards.sandbox_runner import decode, read_frame, readable
 
 NOBODY = 65534
 DEATH_SECONDS = 60.0
@@ -141,13 +140,11 @@ def _wall(disk_bytes: int) -> tuple[str, ...]:
 
 @cache
 def _runner_code() -> bytes:
-    code = compile(Path(sandbox_runner.__file__).read_bytes(), "<runner>", "exec", dont_inherit=True)
-    data = marshal.dumps(code)
-    return b"%08x" % len(data) + data
+    return marshal.dumps(compile(Path(sandbox_runner.__file__).read_bytes(), "<runner>", "exec", dont_inherit=True))
 
 
 # Reads the runner itself, then leaves the request for it to read.
-_STUB = "import sys,marshal;b=sys.stdin.buffer;exec(marshal.loads(b.read(int(b.read(8),16))))"
+_STUB = "import sys,marshal;exec(marshal.load(sys.stdin.buffer))"
 
 
 @contextlib.contextmanager
@@ -160,7 +157,7 @@ def _started(
         raise SandboxError(f"no system call filter for {platform.machine()}")
     # A file in memory: nobody has to wait for the other side to read.
     with open(os.memfd_create("request"), "wb") as stdin:
-        stdin.write(_runner_code() + encode(request | {"limits": dataclasses.asdict(limits)}))
+        stdin.write(_runner_code() + marshal.dumps(request | {"limits": dataclasses.asdict(limits)}))
         stdin.flush()
         stdin.seek(0)
         process = subprocess.Popen(
@@ -184,9 +181,9 @@ def _started(
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kills a sandbox from the inside out, so that bubblewrap itself buries what it started.
+    """Kills a sandbox from the inside out, so that bubblewrap itself reaps what it started.
 
-    Killed first, it would leave its child to the first process of the container, which often buries nobody.
+    Killed first, it would leave its child to process 1 of the container, which often does not reap.
     """
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -203,10 +200,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def _drain(descriptor: int) -> None:
     """Reads to the end, which comes when the last process of the sandbox is dead."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
     deadline = time.monotonic() + DEATH_SECONDS
-    while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+    while readable(descriptor, deadline - time.monotonic()):
         if not os.read(descriptor, 1 << 20):
             return
     raise SandboxError(f"processes of a sandbox still live {DEATH_SECONDS:.0f} s after they were killed")
@@ -232,11 +227,9 @@ def _frames(process: subprocess.Popen[bytes], limits: Limits, deadline: float) -
             f"the sandbox does not start on this host: {reason}. It needs user namespaces (in a container: "
             f"--security-opt seccomp=unconfined, or --privileged); a SandboxFusion server ({_ELSEWHERE}) does without."
         ) from None
-    while True:
-        try:
+    with contextlib.suppress(EOFError):
+        while True:
             yield read_frame(descriptor, limits.output_bytes + 4096, deadline)
-        except EOFError:
-            return
 
 
 # --- how many at once --------------------------------------------------------------------------------------------
@@ -248,7 +241,7 @@ os.register_at_fork(after_in_child=_waiting.clear)  # whoever waited in the pare
 
 @contextlib.contextmanager
 def slot(count: int | None = None) -> Iterator[None]:
-    """Waits for one of `count` places (default: one for each processor), shared by all processes of this user.
+    """Waits for one of `count` places (default: one per processor), shared by all processes of this user.
 
     verl scores in several processes of many threads each. A place is a locked file, so a process that dies gives its
     place back.
@@ -261,21 +254,15 @@ def slot(count: int | None = None) -> Iterator[None]:
     if folder.stat().st_uid != os.getuid() or folder.is_symlink():
         raise SandboxError(f"{folder} belongs to somebody else: remove it, or set TMPDIR")
     with here:
-        places = list(range(count))
-        random.shuffle(places)
         while True:
-            for place in places:
-                descriptor = os.open(folder / f"place{place}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    os.close(descriptor)
-                    continue
-                try:
+            for place in random.sample(range(count), count):
+                with open(folder / f"place{place}", "w") as lock:
+                    try:
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        continue
                     yield
-                finally:
-                    os.close(descriptor)
-                return
+                    return
             time.sleep(0.005)
 
 
@@ -296,7 +283,7 @@ def check(limits: Limits | None = None) -> None:
 def run_cases(
     program: str, cases: list[dict[str, Any]], limits: Limits, *, unsafe_without_sandbox: bool = False
 ) -> Generator[tuple[str, bytes], None, None]:
-    """Runs a program once for each case, in a fresh process each.
+    """Runs a program once per case, in a fresh process each.
 
     Args:
         program: Python source.
@@ -317,10 +304,8 @@ def run_cases(
     with _started(request, limits, unsafe=unsafe_without_sandbox) as process:
         frames = _frames(process, limits, time.monotonic() + limits.program_timeout)
         for _, frame in zip(cases, frames, strict=False):
-            error, output = decode(frame)
-            if type(error) is not str or type(output) is not bytes:
-                raise ValueError("malformed frame")
-            yield error, output
+            error, _, output = frame.partition(b"\0")
+            yield error[:200].decode(), output
 
 
 def run_checks(
@@ -336,7 +321,7 @@ def run_checks(
     """Runs a data set's checks in one sandbox against the functions of a program in another.
 
     The two share two pipes, on which calls and results travel as plain data. The verdict leaves by a third, which the
-    program never sees.
+    program never sees. If the checker sends none, no test passed.
 
     Args:
         sources: Python source, hostile, run one after the other in the same module.
@@ -344,55 +329,37 @@ def run_checks(
         limits: What either may use.
         context: Source that runs before the checks, in their sandbox.
         entry_point: Function that the checks also know as `candidate`.
-        all_checks: Go on after a check failed.
+        all_checks: Continue after a check failed.
         unsafe_without_sandbox: Run both unprotected.
-
-    Returns:
-        The checker's verdict; no test passed where it sent none.
 
     Raises:
         SandboxError: The sandbox does not work here.
     """
     deadline = time.monotonic() + limits.program_timeout
     with contextlib.ExitStack() as stack:
-        pipes: list[int] = []
-        for _ in range(2):
-            pipes += os.pipe()
-        calls, ask, answers, answer = pipes
+        calls, ask = os.pipe()
+        answers, answer = os.pipe()
+        serving = {"role": "program", "sources": sources, "calls": calls, "answers": answer}
+        checking: dict[str, Any] = {
+            "role": "checker",
+            "checks": checks,
+            "context": context,
+            "calls": ask,
+            "answers": answers,
+        }
+        checking |= {"entry_point": entry_point, "all_checks": all_checks}
         try:
-            server = stack.enter_context(
-                _started(
-                    {"role": "program", "sources": sources, "calls": calls, "answers": answer},
-                    limits,
-                    unsafe=unsafe_without_sandbox,
-                    pass_fds=(calls, answer),
-                )
-            )
-            checker = stack.enter_context(
-                _started(
-                    {
-                        "role": "checker",
-                        "checks": checks,
-                        "context": context,
-                        "entry_point": entry_point,
-                        "all_checks": all_checks,
-                        "calls": ask,
-                        "answers": answers,
-                    },
-                    limits,
-                    unsafe=unsafe_without_sandbox,
-                    pass_fds=(ask, answers),
-                )
+            server, checker = (
+                stack.enter_context(_started(request, limits, unsafe=unsafe_without_sandbox, pass_fds=descriptors))
+                for request, descriptors in ((serving, (calls, answer)), (checking, (ask, answers)))
             )
         finally:
-            for descriptor in pipes:
+            for descriptor in (calls, ask, answers, answer):
                 os.close(descriptor)
         try:
             verdict = next(_frames(checker, limits, deadline), None)
-            next(_frames(server, limits, deadline), None) if verdict is None else None
+            if verdict is None:
+                next(_frames(server, limits, deadline), None)  # raises if it was the sandbox that did not start
         except TimeoutError:
             return Verdict(0, len(checks), "timeout")
-        if verdict is None:
-            return Verdict(0, len(checks), "the checks ended early")
-        passed, total, error = decode(verdict)
-        return Verdict(passed, total, error)
+        return Verdict(*decode(verdict)) if verdict else Verdict(0, len(checks), "the checks ended early")

@@ -1,40 +1,34 @@
-"""Which checkpoint a restart goes on from, whatever verl was doing when it was killed.
-
-    python -m verl_sspo.run.checkpoints RUN ARGUMENTS OF MAIN_PPO        what scripts/train.sh runs before verl
+"""Which checkpoint a restart resumes from, whatever verl was doing when it was killed.
 
 verl writes `global_step_<n>/actor`, then `global_step_<n>/data.pt`, and last its record of `n`,
 `latest_checkpointed_iteration.txt`. Killed or out of space on the way it leaves a folder that is not recorded, which it
 never uses. But it empties the record before it writes it, and with max_actor_ckpt_to_keep=1 it removes the recorded
-weights before it records the new ones: no restart succeeds from there, unless the record is mended first.
+weights before it records the new ones: no restart succeeds from there, unless the record is repaired first.
 """
 
-import argparse
 import re
-import sys
 import zipfile
 from pathlib import Path
 
-from verl_sspo.run import atomic, settings
-from verl_sspo.run.compose import compose_config
-from verl_sspo.run.processes import running_in
+from verl_sspo.run.folder import write_atomically
 
 RECORD = "latest_checkpointed_iteration.txt"
 
-# What verl writes last of a checkpoint of Megatron's.
+# What verl writes last of a Megatron checkpoint.
 _MANIFEST = "actor/ckpt_contents.json"
 _FOLDER = re.compile(r"global_step_(\d+)")
 _SHARD = re.compile(r"(\w+)_world_size_(\d+)_rank_\d+\.pt")
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether verl has finished writing this `global_step_<n>` and, with FSDP, not begun to remove it.
+    """Whether verl has finished writing this `global_step_<n>` and, with FSDP, has not begun to remove it.
 
-    Everything that torch saves is a zip archive, whose directory is at its end.
+    Everything that torch saves is a zip archive, with its directory at the end.
     """
     if (folder / _MANIFEST).is_file():
         return zipfile.is_zipfile(folder / "data.pt")
     files = list(folder.rglob("*.pt"))
-    # Shards of each part of the state (model, optim, extra_state), of which there is one a rank.
+    # Shards of each part of the state (model, optim, extra_state), one per rank.
     shards = [match for file in files if (match := _SHARD.fullmatch(file.name))]
     parts = {match[1] for match in shards}
     ranks = [int(match[2]) for match in shards]
@@ -47,7 +41,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def last(root: Path) -> int | None:
-    """The step to go on from, or None if there is no complete checkpoint below `root`, trainer.default_local_dir.
+    """The step to resume from, or None if there is no complete checkpoint below `root`, trainer.default_local_dir.
 
     It is the recorded one, if that is intact, and the newest complete one otherwise.
     """
@@ -62,11 +56,11 @@ def last(root: Path) -> int | None:
 
 
 def settle(root: Path) -> int | None:
-    """Mends verl's record, so that resume_mode=auto goes on from `last`, which is returned; no run may be writing.
+    """Repairs verl's record, so that resume_mode=auto resumes from `last`, which is returned. No run may be writing.
 
     Raises:
-        ValueError: the recorded checkpoint is not complete as seen from here, and no other is. To start anew would
-            write over what there is of it.
+        ValueError: the recorded checkpoint is not complete as seen from here, and no other is. Starting anew would
+            overwrite what there is of it.
     """
     step, record = last(root), root / RECORD
     if step is None:
@@ -79,33 +73,5 @@ def settle(root: Path) -> int | None:
             )
         record.unlink(missing_ok=True)
     else:
-        atomic.write(record, str(step))
+        write_atomically(record, str(step))
     return step
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("run", type=Path, help="folder below which nobody else may be training")
-    parser.add_argument("--config-dir", required=True, help="as for main_ppo")
-    parser.add_argument("--config-name", required=True, help="as for main_ppo")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides")
-    arguments = parser.parse_intermixed_args(argv)
-    if (pid := running_in(arguments.run)) is not None:
-        print(f"process {pid} still trains in {arguments.run}: end it first", file=sys.stderr)
-        return 1
-    config = compose_config(arguments.config_name, arguments.overrides, arguments.config_dir)
-    root = Path(config.trainer.default_local_dir)
-    if config.trainer.resume_mode == "auto":
-        try:
-            step = settle(root)
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            return 1
-        anew = "No complete checkpoint: starting anew"
-        print(anew if step is None else f"Going on from the checkpoint of step {step}")
-    settings.keep(config, root)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from verl_sspo.run.overrides import hydra_value
 
 # The recipes as installed; in a clone they are the top-level folder `recipes`.
-RECIPES = Path(str(files("verl_sspo.recipes")))
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def verl_config_dir() -> Path:
@@ -26,30 +26,39 @@ def verl_config_dir() -> Path:
 
 
 def compose_config(
-    config_name: str = "ppo_trainer", overrides: Sequence[str] = (), config_dir: str | Path | None = None
+    config_name: str = "ppo_trainer",
+    overrides: Sequence[str] = (),
+    config_dir: str | Path | None = None,
+    config_path: str | Path = "config",
 ) -> DictConfig:
-    """What `main_ppo --config-dir CONFIG_DIR --config-name CONFIG_NAME OVERRIDES` would run.
+    """What `main_ppo` would run with `--config-dir`, `--config-path`, `--config-name` and overrides.
 
     Args:
         config_name: a recipe, or one of verl's own configurations.
         overrides: Hydra overrides.
         config_dir: folder of the recipe; None for verl's own configurations alone.
+        config_path: folder in place of verl's own; a relative one starts at the folder of `main_ppo`.
 
     Raises:
-        hydra.errors.HydraException: on a name or an override that does not compose.
+        hydra.errors.HydraException: a name or an override does not compose.
         omegaconf.errors.OmegaConfBaseException: likewise.
-        ValueError: on a group that is set to a number, likewise.
+        ValueError: a group is set to a number.
+        FileNotFoundError: there is no such folder or recipe.
     """
+    base = (verl_config_dir().parent / config_path).resolve()
     own = Path(config_dir).resolve() if config_dir is not None else None
     if own is not None and not own.is_dir():
         raise FileNotFoundError(f"there is no folder of recipes {own}")
     name = config_name.removesuffix(".yaml")
-    if own is not None and not any((folder / f"{name}.yaml").is_file() for folder in (own, verl_config_dir())):
-        there = ", ".join(sorted(path.stem for path in own.glob("*.yaml")))
-        raise FileNotFoundError(f"there is no recipe {name} in {own}: there are {there}")
-    primary, other = verl_config_dir(), own
+    if own is not None and not any((folder / f"{name}.yaml").is_file() for folder in (own, base)):
+        # `base` is what the recipes share, and nothing to train by itself.
+        there = sorted(path.stem for path in own.glob("*.yaml") if path.stem != "base")
+        close = difflib.get_close_matches(name, there, n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise FileNotFoundError(f"there is no recipe {name}: {meant}{own} has {', '.join(there)}")
+    primary, other = base, own
     if own is not None and (own / f"{name}.yaml").is_file():
-        primary, other = own, verl_config_dir()
+        primary, other = own, base
     search = [] if other is None else [f"hydra.searchpath={hydra_value([f'file://{other}'])}"]
     with initialize_config_dir(str(primary), version_base=None):
         return compose(name, overrides=[*search, *overrides])

@@ -1,11 +1,6 @@
-"""Runs verl's `main_ppo` as a child process: a run folder, a log file, a progress line, and nothing left behind.
+"""Runs verl's `main_ppo` as a child process: a run folder, a log file, a line per step, and nothing left behind.
 
-with the run folder `runs/quickstart`:
-train.log      everything that verl, Ray and the workers print
-metrics.jsonl  verl's metrics, one JSON object {"step": ..., "data": {...}} a line
-hydra/         the configuration as it ran
-ray/           the logs of Ray's processes, kept when a run fails
-attempt-1/     all of this from an earlier start, where a later one resumed; attempt-2/ and so on
+The run folder is described in `verl_sspo.run.folder`.
 """
 
 import contextlib
@@ -25,15 +20,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
-from verl_sspo.run.overrides import quoted
+from verl_sspo.run.compose import compose_config
+from verl_sspo.run.folder import LOG, METRICS
+from verl_sspo.run.overrides import hydra_value, quoted
 from verl_sspo.run.processes import RUN_ID, WRITES_TO, Family, guarded
-
-LOG = "train.log"
-METRICS = "metrics.jsonl"
+from verl_sspo.run.screen import Screen, say
 
 # Seconds that verl gets to fail by itself once one of its processes has died.
 PATIENCE = 60
@@ -44,17 +38,22 @@ DEATH = re.compile(r"Worker PID: (\d+) Worker exit type: SYSTEM_ERROR")
 # What Python says where there is no space, and what torch.save does.
 UNWRITTEN = re.compile(r"No space left on device|Disk quota exceeded|inline_container\.cc.* unexpected pos")
 
-# What verl and Ray print as they come up, in the order in which they do.
+# What verl and Ray print as they start, in this order.
 PHASES = (
     ("ray init kwargs", "starting Ray"),
-    ("Started a local Ray instance", "loading the workers"),
+    (r"Started a local Ray instance|Connected to Ray cluster", "loading the workers"),
     ("Total training steps", "loading the model"),
-    ("Creating file logger", "first validation"),
+    ("Creating file logger", "first rollout"),
 )
-ATTEMPT = re.compile(r"attempt-(\d+)")
 TOTAL_STEPS = re.compile(r"Total training steps: (\d+)")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 ACTOR_PREFIX = re.compile(r"^\(.*?pid=\d+.*?\) ?")
+
+# Ray's sockets lie up to 66 characters below its temporary folder, and their paths have at most 107.
+LONGEST_TMPDIR = 27
+
+# Arguments of ray.init that describe a cluster to start, and that Ray refuses where one is joined.
+OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "_system_config")
 
 
 class TrainingFailedError(RuntimeError):
@@ -78,37 +77,6 @@ class TrainingFailedError(RuntimeError):
         self.excerpt = excerpt
 
 
-def move_aside(run_dir: Path) -> Path | None:
-    """Renames the folder of an earlier run to `<name>-<time it was last written>`.
-
-    Returns:
-        The new place, or None if there was no such folder.
-    """
-    if not run_dir.exists():
-        return None
-    newest = max(path.stat().st_mtime for path in (run_dir, *run_dir.iterdir()))
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(newest))
-    names = (f"{run_dir.name}-{stamp}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
-    aside = next(path for name in names if not (path := run_dir.with_name(name)).exists())
-    run_dir.rename(aside)
-    return aside
-
-
-def attempts(run_dir: Path) -> list[Path]:
-    """The folders `attempt-<n>` of a run, oldest first: each resumed what the one before had left."""
-    found = [(int(match[1]), path) for path in run_dir.glob("attempt-*") if (match := ATTEMPT.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
-
-
-def keep_attempt(run_dir: Path) -> None:
-    """Moves what the last start wrote to `attempt-<n>`, so that another one can go on in this run folder."""
-    attempt = run_dir / f"attempt-{len(attempts(run_dir)) + 1}"
-    attempt.mkdir()
-    for name in (LOG, METRICS, "hydra", "ray"):
-        if (run_dir / name).exists():
-            (run_dir / name).rename(attempt / name)
-
-
 def train(
     overrides: Sequence[str],
     run_dir: Path,
@@ -116,19 +84,26 @@ def train(
     config_dir: Path,
     config_name: str,
     console: Console | None = None,
+    address: str = "local",
+    total: int | None = None,
+    verbose: bool = False,
 ) -> Path:
     """Runs `python -m verl.trainer.main_ppo --config-dir ... --config-name ... *overrides` to its end.
 
-    The run has a Ray cluster of its own, whatever other clusters there are on the machine. When the function is left,
-    by whatever way, no process of the run is alive; if this process is killed, they are ended within seconds
-    (`verl_sspo.run.processes`). A worker or server that dies ends the run: verl itself waits for some of them for ever.
+    When the function is left, in whatever way, no process of the run is alive on this machine; if this process is
+    killed, they are ended within seconds (`verl_sspo.run.processes`). A worker or server that dies ends the run: verl
+    itself waits for some of them for ever.
 
     Args:
         overrides: Hydra overrides, as on main_ppo's command line.
-        run_dir: run folder, see the module; it may not hold a run already (`move_aside`).
+        run_dir: run folder, see `verl_sspo.run.folder`; it may not hold a run already (`move_aside`).
         config_dir: Hydra tree of the recipes.
         config_name: recipe.
-        console: where the progress goes: a bar in a terminal, a line a step elsewhere. stderr without it.
+        console: where the progress goes; stderr without it.
+        address: of a running Ray cluster to join; `local` for a cluster of its own, whatever others there are on the
+            machine.
+        total: training steps, where they are known before verl says so.
+        verbose: also shows what main_ppo prints.
 
     Returns:
         The metrics file.
@@ -145,20 +120,17 @@ def train(
         raise FileExistsError(f"{run_dir} holds a run already: move it aside or choose another folder")
     run_dir.mkdir(parents=True, exist_ok=True)
 
-    run_id = uuid.uuid4().hex
-    # Sockets lie in Ray's temporary folder and their paths may not exceed about 100 bytes, so TMPDIR will not do.
-    ray_dir = Path(tempfile.mkdtemp(prefix="verl-", dir="/tmp"))
+    family, finished = Family(uuid.uuid4().hex), False
+    ray_dir = _temporary_folder()
+    ours = {RUN_ID: family.run_id, "VERL_FILE_LOGGER_PATH": str(metrics)}
     command = [sys.executable, "-m", "verl.trainer.main_ppo"]
     command += ["--config-dir", str(config_dir), "--config-name", config_name]
-    command += [f"{WRITES_TO}{quoted(f'{run_dir}/hydra')}", f"+ray_kwargs.ray_init._temp_dir={ray_dir}", *overrides]
-    environment = os.environ | {
-        RUN_ID: run_id,
-        "VERL_FILE_LOGGER_PATH": str(metrics),
-        # A cluster of our own, also where RAY_ADDRESS or a cluster of this host invites to join.
-        "RAY_ADDRESS": "local",
-        "PYTHONUNBUFFERED": "1",
-    }
-    family, finished = Family(run_id), False
+    command += [f"{WRITES_TO}{quoted(f'{run_dir}/hydra')}"]
+    if address != "local":
+        command += [*overrides, *_to_join(overrides, ours, config_dir, config_name)]
+    else:
+        command += [f"+ray_kwargs.ray_init._temp_dir={quoted(str(ray_dir))}", *overrides]
+    environment = os.environ | ours | {"RAY_ADDRESS": address, "PYTHONUNBUFFERED": "1"}
     try:
         with signals_interrupt(), log.open("xb") as log_file, guarded(family, ray_dir, log_file):
             child = subprocess.Popen(
@@ -172,28 +144,65 @@ def train(
             )
             family.add(child.pid)
             try:
-                with _Display(console) as display:
-                    died = _follow(child, family, log, metrics, display)
+                with Screen(console, total) as screen:
+                    died = _follow(child, family, log, metrics, screen, verbose)
             finally:
                 try:
                     if child.poll() is None:
-                        console.print("ending the run: Ray and its workers are shut down")
+                        say(console, "Ending the run: Ray and its workers are shut down.")
                 finally:
                     # Also where nothing can be shown any more: the terminal is closed, the disk full.
-                    family.end(child)
-        returncode = child.wait()
+                    if left := family.end(child):
+                        say(console, f"These cannot be ended, they wait for a disk or a driver: {left}")
+        # A main_ppo that cannot be ended has no exit code yet.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=1)
+        returncode = -signal.SIGKILL if child.returncode is None else child.returncode
         if returncode != 0 or died:
             excerpt = _excerpt(log)
-            unwritten = "a file could not be written (is the disk full?)" if UNWRITTEN.search(excerpt) else None
-            raise TrainingFailedError(returncode, log, excerpt, died or unwritten)
+            full = "a file could not be written (is the disk full?)" if UNWRITTEN.search(excerpt) else None
+            raise TrainingFailedError(returncode, log, excerpt, died or full)
         finished = True
         return metrics
     finally:
         if not finished:
             # Why the run failed matters more than its logs: there may be no space for them.
             with contextlib.suppress(OSError):
-                _keep_ray_logs(ray_dir, run_dir / "ray")
+                for logs in ray_dir.glob("session_2*/logs"):
+                    shutil.copytree(logs, run_dir / "ray", ignore_dangling_symlinks=True, dirs_exist_ok=True)
         shutil.rmtree(ray_dir, ignore_errors=True)
+
+
+def _temporary_folder() -> Path:
+    """For Ray: in TMPDIR, or in /tmp where that is too long for Ray's sockets."""
+    usual = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="verl-", dir=usual if len(usual) <= LONGEST_TMPDIR else "/tmp"))
+
+
+def _to_join(overrides: Sequence[str], ours: dict[str, str], config_dir: Path, config_name: str) -> list[str]:
+    """Overrides with which main_ppo runs on a cluster that is there already.
+
+    Its workers inherit the environment and the working folder of its raylets, not ours: variables that verl and this
+    package read go through Ray's runtime environment. Passwords and the like are not sent, command lines can be seen
+    by others; they belong in the environment of `ray start`.
+    """
+    forwarded = {name: value for name, value in os.environ.items() if name.startswith("VERL_")} | ours
+    config = compose_config(config_name, overrides, config_dir)
+    ray_init = config.ray_kwargs.ray_init
+    files = ("data.train_files", "data.val_files", "actor_rollout_ref.model.path")
+    return [
+        *(f"ray_kwargs.ray_init.{name}=null" for name in OF_A_NEW_CLUSTER if ray_init.get(name) is not None),
+        *(f"++ray_kwargs.ray_init.runtime_env.env_vars.{k}={quoted(v)}" for k, v in forwarded.items()),
+        *(f"{key}={hydra_value(_absolute(OmegaConf.select(config, key)))}" for key in files),
+    ]
+
+
+def _absolute(name: Any) -> Any:
+    """A file of this machine by its whole path; names of the Hugging Face hub and addresses stay as they are."""
+    if not isinstance(name, str):
+        return [_absolute(each) for each in name or []]
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
 
 
 @contextlib.contextmanager
@@ -218,84 +227,51 @@ def signals_interrupt() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-class _Display:
-    """What the user sees while verl runs."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.total: int | None = None
-        self.started = time.monotonic()
-        self.first_step_at: tuple[int, float] | None = None
-        self.accuracy: float | None = None
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self.task = self.progress.add_task("starting", total=None)
-
-    def __enter__(self) -> "_Display":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def show(self, text: str, step: int = 0) -> None:
-        self.progress.update(self.task, description=text, completed=step, total=self.total)
-        if not self.console.is_terminal:
-            self.console.print(f"[{time.monotonic() - self.started:4.0f} s] {text}", markup=False, highlight=False)
-
-    def metrics(self, step: int, data: dict[str, float]) -> None:
-        now = time.monotonic()
-        accuracies = [value for name, value in data.items() if name.startswith("val-core/")]
-        if accuracies:
-            self.accuracy = accuracies[0]
-        parts = [f"step {step}" + (f"/{self.total}" if self.total else "")]
-        if "critic/score/mean" in data:
-            parts.append(f"reward {data['critic/score/mean']:.3f}")
-        if self.accuracy is not None:
-            parts.append(f"validation {self.accuracy:.3f}")
-        if self.first_step_at is None and step > 0:
-            self.first_step_at = step, now
-        elif self.first_step_at is not None and self.total:
-            first, at = self.first_step_at
-            left = (now - at) / max(step - first, 1) * (self.total - step)
-            parts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
-        self.show(", ".join(parts), step)
-
-
-def _follow(child: subprocess.Popen, family: Family, log: Path, metrics: Path, display: _Display) -> str | None:
-    """Shows what the log and the metrics say until main_ppo ends, or has not `PATIENCE` after a worker's death.
+def _follow(
+    child: subprocess.Popen, family: Family, log: Path, metrics: Path, screen: Screen, verbose: bool
+) -> str | None:
+    """Shows what the log and the metrics say until main_ppo ends, or `PATIENCE` seconds after a worker died for good.
 
     Returns:
-        Which worker died first, if one did, and whether verl noticed.
+        Which worker died first, if one did and Ray has not restarted it, and whether verl noticed.
     """
     phases = list(PHASES)
     log_lines, metric_lines = _new_lines(log), _new_lines(metrics)
-    died, deadline = None, math.inf
+    dead: tuple[int, float] | None = None
     ended = False
     while not ended:
-        ended = child.poll() is not None or time.monotonic() > deadline
+        ended = child.poll() is not None or (dead is not None and time.time() > dead[1] + PATIENCE)
         family.look()
         for line in next(log_lines):
+            if verbose:
+                say(screen.console, line)
             if match := TOTAL_STEPS.search(line):
-                display.total = int(match[1])
+                screen.total = int(match[1])
             for i, (sign, phase) in enumerate(phases):
-                if sign in line:
-                    display.show(phase)
+                if re.search(sign, line):
+                    screen.phase(phase)
                     del phases[: i + 1]
                     break
-            if died is None and (match := DEATH.search(line)):
-                died, deadline = f"{family.name(int(match[1]))} was killed or crashed", time.monotonic() + PATIENCE
-                display.show(f"{died}: verl is given {PATIENCE} s to end the run")
+            if dead is None and (match := DEATH.search(line)):
+                dead = int(match[1]), time.time()
+                say(
+                    screen.console,
+                    f"{family.name(dead[0])} was killed or crashed: verl is given {PATIENCE} s to end the run",
+                )
         for line in next(metric_lines):
             entry = json.loads(line)
             # NaN has no JSON: verl writes null.
-            data = {name: math.nan if value is None else value for name, value in entry["data"].items()}
-            display.metrics(entry["step"], data)
+            screen.step(entry["step"], {k: math.nan if v is None else v for k, v in entry["data"].items()})
+        if dead and family.is_restarted(dead[0]):
+            say(screen.console, f"Ray has restarted {family.name(dead[0])}: the run continues")
+            dead = None
+            ended = child.poll() is not None
         if not ended:
             time.sleep(0.5)
-    if died and child.poll() is None:
-        died += f" and verl did not end in {PATIENCE} s"
-    return died
+    if dead is None:
+        return None
+    unnoticed = f" and verl did not end in {PATIENCE} s" if child.poll() is None else ""
+    return f"{family.name(dead[0])} was killed or crashed{unnoticed}"
 
 
 def _new_lines(path: Path) -> Iterator[list[str]]:
@@ -319,12 +295,7 @@ def _excerpt(log: Path, lines: int = 40) -> str:
     return "\n".join(cleaned[start:][-lines:])
 
 
-def _keep_ray_logs(ray_dir: Path, destination: Path) -> None:
-    for logs in ray_dir.glob("session_2*/logs"):
-        shutil.copytree(logs, destination, ignore_dangling_symlinks=True, dirs_exist_ok=True)
-
-
 def report_failure(error: TrainingFailedError, console: Console) -> None:
     """Prints why a run failed."""
-    console.print(Text(error.excerpt), soft_wrap=True)
-    console.print(Text(str(error), style="bold red"), soft_wrap=True)
+    say(console, error.excerpt)
+    say(console, str(error), style="bold red")

@@ -1,22 +1,34 @@
-"""The settings of a run, kept beside its checkpoints, so that no run with other settings goes on from them unseen."""
+"""The settings of a run, kept beside its checkpoints, so that a run with other settings never resumes from them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_sspo.run import atomic
+from verl_sspo.run.folder import write_atomically
 
 KEPT = "settings.yaml"
 
 # What is trained, and how. The rest of `trainer`, and `ray_kwargs`, say how long, how often and where.
 SECTIONS = ("actor_rollout_ref.", "algorithm.", "critic.", "data.", "reward.", "trainer.v1.")
 
+# What trades memory for time and leaves the update as it is: whoever runs out of memory changes these and resumes.
+# Loss and gradient do not depend on micro-batches (docs/trust), nor on where tensors lie.
+RESOURCES = re.compile(
+    r"""micro_batch_size | max_token_len_per_gpu | use_dynamic_bsz | offload | checkpointing | reshard_after_forward
+    | sequence_parallel_size | tensor_model_parallel_size | data_parallel_size | remove_padding | fused_kernels
+    | torch_compile | gpu_memory_utilization | enforce_eager | free_cache_engine | enable_chunked_prefill
+    | enable_prefix_caching | enable_sleep_mode | max_num_(batched_tokens|seqs) | engine_kwargs | cudagraph
+    | num_workers | bucket_megabytes | layered_summon | profiler | nccl_timeout""",
+    re.VERBOSE,
+)
+
 
 def keep(config: DictConfig, checkpoints: Path) -> None:
     """Writes the settings of a run that is about to start, in place of those of an earlier start."""
     checkpoints.mkdir(parents=True, exist_ok=True)
-    atomic.write(checkpoints / KEPT, resolved(config))
+    write_atomically(checkpoints / KEPT, resolved(config))
 
 
 def changed(config: DictConfig, checkpoints: Path) -> list[str]:
@@ -24,7 +36,8 @@ def changed(config: DictConfig, checkpoints: Path) -> list[str]:
     kept = checkpoints / KEPT
     if not kept.exists():
         return []
-    return [each for each in differences(kept.read_text(), resolved(config)) if each.startswith(SECTIONS)]
+    found = differences(kept.read_text(), resolved(config))
+    return [each for each in found if each.startswith(SECTIONS) and not RESOURCES.search(each.split(":")[0])]
 
 
 def resolved(config: DictConfig) -> str:

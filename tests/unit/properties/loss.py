@@ -1,7 +1,7 @@
 """The loss: equal to the plain formula, and well-behaved on whatever numbers arrive."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,11 @@ class Batch:
         """`function` of each tensor."""
         return Batch(*(None if t is None else function(t) for t in vars(self).values()))
 
+    @property
+    def trained(self) -> torch.Tensor:
+        """The tokens that take part."""
+        return self.mask if self.weights is None else self.mask & (self.weights != 0)
+
 
 @st.composite
 def gates(draw) -> Gate:
@@ -62,7 +67,7 @@ def batches(draw, dtypes=(torch.float64,), extremes=False) -> Batch:
     log_prob = numbers(-3.0, 0.0, (*special, math.nan) if extremes else ())
     advantages = numbers(-100.0, 100.0, of=shape if draw(st.booleans()) else (shape[0], 1)).expand(shape)
     mask = torch.from_numpy(draw(arrays(np.bool_, shape)))
-    weights = numbers(0.015625, 8.0) if draw(st.booleans()) else None
+    weights = numbers(0.015625, 8.0, (0.0,)) if draw(st.booleans()) else None
     return Batch(log_prob, old_log_prob, advantages, mask, weights)
 
 
@@ -79,7 +84,7 @@ def global_sizes(draw) -> dict:
 
 def _evaluate(batch: Batch, gate: Gate, mode: str, sizes: dict):
     leaf = batch.log_prob.clone().requires_grad_()
-    loss, statistics = sspo_loss(
+    loss, diagnostics = sspo_loss(
         leaf,
         batch.old_log_prob,
         batch.advantages,
@@ -90,7 +95,7 @@ def _evaluate(batch: Batch, gate: Gate, mode: str, sizes: dict):
         **sizes,
     )
     loss.backward()
-    return loss.detach(), leaf.grad, statistics.as_metrics()
+    return loss.detach(), leaf.grad, diagnostics
 
 
 def is_the_formula(batch: Batch, gate: Gate, mode: str, sizes: dict) -> None:
@@ -98,7 +103,7 @@ def is_the_formula(batch: Batch, gate: Gate, mode: str, sizes: dict) -> None:
     assume(batch.mask.shape[1] or mode != "seq-mean-token-sum-norm" or sizes["loss_scale_factor"])
     leaf = batch.log_prob.clone().requires_grad_()
     matrix = sspo_loss_matrix(leaf, batch.old_log_prob, batch.advantages, batch.mask, gate, batch.weights)
-    plain = agg_loss(matrix, batch.mask, mode, **sizes)
+    plain = agg_loss(matrix, batch.trained, mode, **sizes)
     plain.backward()
     # The plain formula overflows for large temperatures, and has no gradient there.
     assume(leaf.grad.isfinite().all())
@@ -112,10 +117,19 @@ def is_the_formula(batch: Batch, gate: Gate, mode: str, sizes: dict) -> None:
 def withstands_any_number(batch: Batch, garbage: float, gate: Gate, mode: str, sizes: dict) -> None:
     """Finite unless a valid token is NaN, bounded weights, blind to masked tokens, the same whatever the dtype."""
     assume(batch.mask.shape[1] or mode != "seq-mean-token-sum-norm" or sizes["loss_scale_factor"])
-    mask, dtype = batch.mask, torch.promote_types(batch.log_prob.dtype, batch.old_log_prob.dtype)
-    dtype = torch.promote_types(dtype, torch.float32)
-    batch = batch.map(lambda t: t if t is mask else torch.where(mask, t, garbage))
-    loss, gradient, metrics = _evaluate(batch, gate, mode, sizes)
+    everywhere, mask, dtype = batch.mask, batch.trained, torch.float32
+    for tensor in (batch.log_prob, batch.old_log_prob, batch.advantages, batch.weights):
+        dtype = dtype if tensor is None else torch.promote_types(dtype, tensor.dtype)
+
+    def fill(number: float) -> Batch:
+        """The batch with `number` at all tokens that take no part."""
+        filled = batch.map(lambda t: t if t is everywhere else torch.where(mask, t, number))
+        weights = None if batch.weights is None else torch.where(everywhere, batch.weights, number)
+        return replace(filled, weights=weights)
+
+    dirty = fill(garbage)
+    loss, gradient, diagnostics = _evaluate(dirty, gate, mode, sizes)
+    metrics = diagnostics.as_metrics()
 
     log_ratio = batch.log_prob.to(dtype) - batch.old_log_prob.to(dtype)
     if log_ratio[mask].isnan().any():
@@ -125,27 +139,50 @@ def withstands_any_number(batch: Batch, garbage: float, gate: Gate, mode: str, s
     assert loss.dtype == dtype
     assert gradient.dtype == batch.log_prob.dtype
     assert loss.isnan() or (gradient[~mask] == 0).all(), "a masked token has a gradient"
-    assert all(map(math.isfinite, metrics.values())), metrics
+    assert all(math.isfinite(value) for values in metrics.values() for value in values), metrics
 
     # Rounding of log f is relative to its size.
     largest = LIMITS[gate.shape] / min(gate.tau_pos, gate.tau_neg) * (1 + 1e-5)
     upper = math.exp(min(largest, 700.0)) if gate.domain == "log" else max(1 + largest, 2.0)
-    assert metrics["sspo/sequence_weight_max"] <= upper * (1 + 1e-5)
+    weights = diagnostics.log_weights.exp()
+    weights = weights[~weights.isnan()]
+    assert (weights <= upper * (1 + 1e-5)).all()
     if gate.domain == "log":
         smallest = torch.finfo(dtype).tiny  # below it there is zero
-        assert metrics["sspo/sequence_weight_min"] >= math.exp(-largest) * (1 - 1e-5) - smallest
+        assert (weights >= math.exp(-largest) * (1 - 1e-5) - smallest).all()
 
-    clean = batch.map(lambda t: t if t is mask else torch.where(mask, t, 1.0))
-    assert all(
-        torch.equal(a.nan_to_num(nan=7e7), b.nan_to_num(nan=7e7))
-        for a, b in zip(_evaluate(clean, gate, mode, sizes)[:2], (loss, gradient), strict=True)
-    ), "what stands at masked tokens matters"
+    clean, clean_gradient, clean_diagnostics = _evaluate(fill(1.0), gate, mode, sizes)
+    assert _same(clean, loss), "what stands at masked tokens matters"
+    assert _same(clean_gradient, gradient), "what stands at masked tokens matters"
+    assert clean_diagnostics.as_metrics() == metrics, "what stands at masked tokens matters"
 
-    exact, exact_gradient, _ = _evaluate(batch.map(lambda t: t if t is mask else t.to(dtype)), gate, mode, sizes)
+    exact_input = dirty.map(lambda t: t if t is everywhere else t.to(dtype))
+    exact, exact_gradient, _ = _evaluate(exact_input, gate, mode, sizes)
     torch.testing.assert_close(loss, exact, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(gradient, exact_gradient.to(gradient.dtype), rtol=0, atol=0, equal_nan=True)
     if not log_ratio[mask].isnan().any():
         assert exact_gradient.isfinite().all()
+
+
+def weight_zero_is_mask_zero(batch: Batch, gate: Gate, mode: str, sizes: dict) -> None:
+    """A token of rollout weight 0 and a masked token: bit for bit the same value, gradient and diagnostics."""
+    assume(batch.weights is not None)
+    assume(batch.mask.shape[1] or mode != "seq-mean-token-sum-norm" or sizes["loss_scale_factor"])
+    masked = replace(batch, mask=batch.trained, weights=torch.where(batch.weights == 0, 1.0, batch.weights))
+    for given in (sizes, {"loss_scale_factor": sizes["loss_scale_factor"]}):
+        loss, gradient, diagnostics = _evaluate(batch, gate, mode, given)
+        expected, expected_gradient, expected_diagnostics = _evaluate(masked, gate, mode, given)
+        assert _same(loss, expected)
+        assert _same(gradient, expected_gradient)
+        ours, theirs = diagnostics.as_metrics(), expected_diagnostics.as_metrics()
+        for name in ours:
+            assert ours[name] == theirs[name] or name.endswith("left_out"), name
+        assert not any(theirs["sspo/tokens_left_out"])
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether both are equal, NaN to NaN."""
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def knows_no_order(batch: Batch, order: int, padding: int, gate: Gate, mode: str, sizes: dict) -> None:
@@ -172,6 +209,9 @@ _SETTINGS = {"gate": gates(), "mode": st.sampled_from(AGG_MODES), "sizes": globa
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 PROPERTIES = {
+    "loss.weight_zero": Property(
+        weight_zero_is_mask_zero, {"batch": batches(_DTYPES, extremes=True), **_SETTINGS}, examples=40
+    ),
     "loss.formula": Property(is_the_formula, {"batch": batches(), **_SETTINGS}, examples=40),
     "loss.numbers": Property(
         withstands_any_number,

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from properties import Property
 from verl_sspo.rewards import COLUMNS, compute_score
-from verl_sspo.rewards.code import extract_program, same_output
-from verl_sspo.rewards.mathematics import is_equal
+from verl_sspo.rewards.answers import is_equal
+from verl_sspo.rewards.code import extract_program, same_output, tests_of
 
 # What answers are made of, as models and data sets write them.
 _WORDS = r"""
@@ -47,16 +47,16 @@ def get_a_score(response: str, gold: str, options: dict) -> None:
 
 
 def find_the_answer(before: str, gold: str, after: str) -> None:
-    """Mathematics: the last answer counts, whatever stands around it."""
-    after = re.sub("box|answer|####", "", after)
+    """Mathematics: the last answer counts, whatever stands around it, outside of the thinking."""
+    before, after = re.sub("think", "", before), re.sub("box|answer|####|think", "", after)
     for form in (rf"\boxed{{{gold}}}", rf"<answer>{gold}</answer>", rf"<answer>so \boxed{{{gold}}}</answer>"):
-        scored = compute_score("HuggingFaceH4/MATH-500", f"{before}\n{form}\n{after}", gold)
+        scored = compute_score("HuggingFaceH4/MATH-500", f"{before}\nSo {form}\n{after}", gold)
         assert scored["score"] == 1.0, form
 
 
 def find_the_number(before: str, number: int, after: str) -> None:
     """gsm8k and arithmetic: the number after the last ####, the last number."""
-    after = re.sub("box|answer|####", "", after)
+    before, after = re.sub("think", "", before), re.sub("box|answer|####|think", "", after)
     assert compute_score("openai/gsm8k", f"{before}\n#### {number:,}\n{after}", str(number))["score"] == 1.0
     no_digits = re.sub("[0-9]", "", after)
     text = f"{before} {abs(number)} {no_digits}"
@@ -68,8 +68,8 @@ def keep_the_sign(letters: str, rest: str) -> None:
     """Mathematics: an answer with the other sign is wrong, whatever its letters and the words behind it."""
     for form in (letters, rf"\frac{{{letters}}}{{2a}}", rf"2^{{{letters}}}"):
         answer, opposite = f"{form}{rest}", f"-{form}{rest}"
-        assert not is_equal(answer, opposite, 30), answer
-        assert not is_equal(opposite, answer, 30), answer
+        assert not is_equal(answer, opposite), answer
+        assert not is_equal(opposite, answer), answer
 
 
 def find_the_program(before: str, program: str, after: str) -> None:
@@ -77,20 +77,37 @@ def find_the_program(before: str, program: str, after: str) -> None:
     started = time.thread_time()
     extract_program(before)
     assert time.thread_time() - started < SECONDS
-    before, program, after = (re.sub("`{3,}|~{3,}", "", text) for text in (before, program, after))
+    before, program, after = (re.sub("`{3,}|~{3,}|think>", "", text) for text in (before, program, after))
+    program = f"x = 1\n{program}"
     found = extract_program(f"{before}\n```python\n{program}\n```\n{after}")
     assert found == f"{program}\n"
 
 
-def compare_outputs(output: bytes, expected: str) -> None:
+def compare_outputs(output: bytes, expected: str, floats: bool) -> None:
     """Code: any output is compared in time, and what is expected is right."""
     started = time.thread_time()
-    same_output(output, expected)
+    same_output(output, expected, floats)
     assert time.thread_time() - started < SECONDS
     written = expected.encode(errors="replace")
-    assert same_output(written, written.decode())
+    assert same_output(written, written.decode(), floats)
 
 
+def read_the_tests(truth: str) -> None:
+    """Code: any ground truth gives tests in one of three forms, or a ValueError."""
+    try:
+        tests = tests_of(truth)
+    except ValueError:
+        return
+    assert len(tests.get("inputs", [])) == len(tests.get("outputs", []))
+    assert tests_of(json.dumps(tests)) == tests
+
+
+# Ground truths of programming tasks: the right keys, with values right and wrong.
+_VALUES = st.none() | st.booleans() | st.integers() | st.sampled_from(["f", "", "\0", "assert f()", "{}"])
+_LISTS = st.lists(_VALUES | st.lists(_VALUES, max_size=2), max_size=3)
+_KEYS = ("inputs", "outputs", "fn_name", "test", "entry_point", "prompt", "asserts", "setup", "input", "output")
+_TEST = st.dictionaries(st.sampled_from((*_KEYS, "metadata")), _VALUES | _LISTS, max_size=5)
+TESTS = _TEST | st.lists(_TEST, max_size=3)
 CASES = {
     "mbpp": {"asserts": ["assert f(1) == 2"]},
     "openai_humaneval": {"entry_point": "f", "test": "def check(candidate):\n    assert candidate(1) == 2"},
@@ -109,7 +126,7 @@ LINES = st.sampled_from(
 
 
 def run_in_the_sandbox(lines: list[str], odd: str, source: str) -> None:
-    """Code: any program is judged, and one that does not know the answer does not pass."""
+    """Code: any program is graded, and one that does not know the answer does not pass."""
     program = "\n".join([*lines, odd.replace("2", "")])
     scored = compute_score(
         source,
@@ -129,7 +146,7 @@ PROPERTIES = {
         {
             "response": TEXT | LONG,
             "gold": GOLDS | TEXT,
-            "options": st.sampled_from(({"math_timeout": 2.0}, {"math_timeout": 2.0, "format_reward": 0.5})),
+            "options": st.sampled_from(({}, {"format_reward": 0.5})),
         },
         examples=50,
     ),
@@ -147,8 +164,13 @@ PROPERTIES = {
     "rewards.program": Property(find_the_program, {"before": TEXT | LONG, "program": TEXT, "after": TEXT}),
     "rewards.output": Property(
         compare_outputs,
-        {"output": st.binary(max_size=200) | LONG.map(lambda s: s.encode(errors="replace")), "expected": TEXT | LONG},
+        {
+            "output": st.binary(max_size=200) | LONG.map(lambda s: s.encode(errors="replace")),
+            "expected": TEXT | LONG,
+            "floats": st.booleans(),
+        },
     ),
+    "rewards.tests": Property(read_the_tests, {"truth": TEXT | TESTS.map(json.dumps)}),
     "rewards.sandbox": Property(
         run_in_the_sandbox,
         {"lines": st.lists(LINES, max_size=6), "odd": TEXT, "source": st.sampled_from(sorted(CASES))},

@@ -1,0 +1,109 @@
+"""The runs of a suite as tables, finished or not: a row per run, a row per step, and what is compared."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from verl_sspo.experiments import cell
+from verl_sspo.experiments.evaluation import METRICS
+from verl_sspo.experiments.suite import Measure, Suite, load_suite
+from verl_sspo.report.statistics import paired_differences
+from verl_sspo.report.summary import REWARD, Metrics
+
+PLACE = ["variant", "algorithm", "seed"]
+
+# A run has collapsed if the mean reward of its last rollouts, this many, is below this fraction of the reward of its
+# first rollout, which the untrained policy made. Our choice.
+LAST_ROLLOUTS = 4
+COLLAPSED = 0.5
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the runs of a suite have logged."""
+
+    suite: Suite
+    # A row per started run: variant, algorithm, seed, suite (its name), state (`cell.state`), folder, versions (list).
+    runs: pd.DataFrame
+    # A row per run and step: variant, algorithm, seed, step, and a column per metric of verl.
+    steps: pd.DataFrame
+
+    def values(self, measure: Measure, variant: str, first: bool = False) -> pd.DataFrame:
+        """What stands for each finished run in a table, or with `first` its value before training.
+
+        Returns:
+            A row per seed, a column per algorithm in the order of the suite, NaN where a metric was not logged.
+        """
+        finished = self.runs[(self.runs["state"] == "finished") & (self.runs["variant"] == variant)]
+        steps = self.steps.merge(finished[PLACE], on=PLACE).reindex(columns=[*PLACE, "step", *measure.metrics])
+        if first:
+            # The mean over the steps of a run has no value before training.
+            steps = steps[(steps["step"] == 0) & (measure.summary == "last")]
+        summary = steps.groupby(["seed", "algorithm"])[measure.metrics].agg(
+            "mean" if measure.summary == "mean" else "last"
+        )
+        table = summary.mean(axis=1, skipna=False).unstack("algorithm")
+        return table.reindex(columns=[key for key in self.suite.algorithms if key in table]).dropna(how="all")
+
+    def differences(self, variant: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Differences to the baseline, seed by seed, and their `paired_differences`: all of a table are one family.
+
+        Returns:
+            A row per seed and a column per (measure, algorithm); a row per (measure, algorithm). Measures in percent
+            are in points.
+        """
+        columns: dict[tuple[str, str], pd.Series] = {}
+        for title, measure in self.suite.measures.items():
+            table = (100 if measure.percent else 1) * self.values(measure, variant)
+            if self.suite.baseline in table:
+                others = table.drop(columns=self.suite.baseline)
+                columns |= {(title, key): others[key] - table[self.suite.baseline] for key in others}
+        raw = pd.DataFrame(columns, columns=pd.MultiIndex.from_tuples(list(columns) or [("", "")]))
+        return raw, paired_differences(raw)
+
+    def collapsed(self, variant: str, algorithm: str) -> str:
+        """How many of the finished runs have collapsed, of those that logged at least two rollouts."""
+        reward = Measure([REWARD])
+        if REWARD not in self.steps or algorithm not in self.values(reward, variant):
+            return ""
+        seeds = self.values(reward, variant)[algorithm].dropna().index
+        own = self.steps[(self.steps["variant"] == variant) & (self.steps["algorithm"] == algorithm)]
+        rewards = [own.loc[own["seed"] == seed, REWARD].dropna() for seed in seeds]
+        ended = [
+            each.iloc[1:].tail(LAST_ROLLOUTS).mean() < COLLAPSED * each.iloc[0] for each in rewards if len(each) > 1
+        ]
+        return f"{sum(ended)}/{len(ended)}" if ended else ""
+
+
+def read_results(root: Path) -> Results:
+    """The runs below `root`, as `verl-sspo reproduce` left them.
+
+    Raises:
+        FileNotFoundError: `root` holds no runs of a suite.
+    """
+    path = root / "suite.yaml"
+    if not path.exists():
+        raise FileNotFoundError(f"{root} holds no runs of a suite: give the folder that verl-sspo reproduce wrote to")
+    runs, steps = [], [pd.DataFrame(columns=[*PLACE, "step"])]
+    for plan in sorted(root.glob(f"*/*/*/{cell.PLAN}")):
+        content, folder = json.loads(plan.read_text()), plan.parent
+        place = {key: content[key] for key in PLACE}
+        versions = [content["ran_with"], *content.get("went_on_with", [])]
+        state = cell.state(folder)
+        runs.append(place | {"suite": content["suite"], "state": state, "folder": folder, "versions": versions})
+        steps.append(pd.DataFrame([place | {"step": step} | data for step, data in read_metrics(folder).items()]))
+    columns = [*PLACE, "suite", "state", "folder", "versions"]
+    table = pd.concat(steps, ignore_index=True).replace([np.inf, -np.inf], np.nan)
+    return Results(load_suite(path), pd.DataFrame(runs, columns=columns), table)
+
+
+def read_metrics(folder: Path) -> dict[int, dict[str, float]]:
+    """What the attempts of a cell have logged, as one run. An evaluation's metrics stand at the last step."""
+    steps = Metrics.read_attempts(cell.attempts(folder)).steps
+    evaluated = folder / cell.EVALUATION / METRICS
+    if evaluated.exists():
+        steps.setdefault(max(steps, default=0), {}).update(json.loads(evaluated.read_text()))
+    return steps

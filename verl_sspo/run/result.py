@@ -1,0 +1,114 @@
+"""What a training is, in a few lines, and its result: a table, a few answers, where everything is, what to do next."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from verl_sspo.report.summary import SECONDS_PER_STEP, Metrics, summarize, table
+from verl_sspo.run import checkpoints
+from verl_sspo.run.folder import ANSWERS, LOG, METRICS, SUMMARY, attempts, write_atomically
+from verl_sspo.run.screen import say
+
+
+def headline(config: DictConfig, task: str) -> list[str]:
+    """What runs, in a few lines."""
+    actor, loss = config.actor_rollout_ref.actor, config.actor_rollout_ref.actor.policy_loss
+    method = loss.loss_mode.upper()
+    if loss.loss_mode == "sspo":
+        domain = "log-ratio" if loss.gate_domain == "log" else "ratio"
+        side = "" if loss.gate_side == "both" else ", forward side only"
+        method += f", {loss.gate} gate of the {domain}{side}, temperatures {loss.tau_pos:g} and {loss.tau_neg:g}"
+    updates = config.data.train_batch_size // actor.ppo_mini_batch_size * actor.ppo_epochs
+    responses = f"{config.data.train_batch_size} prompts x {config.actor_rollout_ref.rollout.n} responses"
+    plural = "s" if updates != 1 else ""
+    return [
+        f"{task}: {method}",
+        f"each step: {responses}, {updates} update{plural} at learning rate {actor.optim.lr:g}",
+        f"model: {config.actor_rollout_ref.model.path}, {config.trainer.nnodes} x {config.trainer.n_gpus_per_node} "
+        + ("CPU processes" if config.trainer.device == "cpu" else "GPUs"),
+    ]
+
+
+def read_metrics(run_dir: Path) -> Metrics:
+    """What all starts of a run have logged."""
+    return Metrics.read_attempts([*attempts(run_dir), run_dir])
+
+
+def report(
+    config: DictConfig, task: str, overrides: list[str], run_dir: Path, command: str, seconds: float | None = None
+) -> None:
+    """Writes `summary.json` and prints the result of a run that is complete.
+
+    Args:
+        config: of the run.
+        task: its recipe.
+        overrides: what it was started with.
+        run_dir: its folder.
+        command: what continues it.
+        seconds: wall time of the command that has trained; the steps' own time where that is not known.
+    """
+    out, metrics, summary = Console(), read_metrics(run_dir), run_dir / SUMMARY
+    saved = Path(config.trainer.default_local_dir)
+    answers = Path(config.trainer.validation_data_dir or run_dir / ANSWERS)
+    step = checkpoints.last(saved)
+    # The logger `file` is the user's to leave out, and a run may validate alone.
+    if durations := metrics.series(SECONDS_PER_STEP)[1]:
+        if seconds is not None or not summary.exists():
+            figures = summarize(metrics, seconds=sum(durations) if seconds is None else seconds)
+            write_atomically(summary, json.dumps(figures, indent=2) + "\n")
+        loss = config.actor_rollout_ref.actor.policy_loss.loss_mode
+        out.print(table(json.loads(summary.read_text()), f"{task}: {loss.upper()}"))
+    if samples := list(sample_answers(answers)):
+        say(out, "answers of the first and the last validation, with their scores:")
+        say(out, "\n".join(f"  {line}" for lines in samples for line in lines) + "\n")
+    places = {"log": run_dir / LOG, "metrics": run_dir / METRICS, "figures": summary, "answers": answers}
+    places |= {"checkpoints": saved} if step is not None else {}
+    for name, place in places.items():
+        if place.exists():
+            say(out, f"{name:13} {short(place)}")
+    if step is not None:
+        same = [each for each in overrides if not each.startswith("trainer.")]
+        words = ["verl-sspo", "evaluate", short(saved / f"global_step_{step}"), "--recipe", task, *same]
+        say(out, f"{'evaluate':13} {shlex.join(words)}")
+        say(out, f"{'train longer':13} {command} trainer.total_training_steps=N")
+
+
+def sample_answers(folder: Path, count: int = 3, width: int = 60) -> Iterator[list[str]]:
+    """A prompt, and the answers that it had in the first and the last validation, from verl's dump.
+
+    Yields:
+        Three lines of less than 80 columns; long texts are cut in the middle.
+    """
+    dumps = sorted(folder.glob("*.jsonl"), key=lambda path: int(path.stem))
+    if len(dumps) < 2:
+        return
+    before, after = (_first_answers(path) for path in (dumps[0], dumps[-1]))
+    for prompt in [prompt for prompt in before if prompt in after][:count]:
+        pairs = ((dumps[0].stem, *before[prompt]), (dumps[-1].stem, *after[prompt]))
+        answers = [f"  step {step:5} {score:<5.3g} {_shortened(text, width)}" for step, text, score in pairs]
+        yield [_shortened(prompt, width), *answers]
+
+
+def _first_answers(path: Path, most: int = 1000) -> dict[str, tuple[str, float]]:
+    answers: dict[str, tuple[str, float]] = {}
+    with path.open(encoding="utf-8") as lines:
+        for line, _ in zip(lines, range(most), strict=False):
+            entry = json.loads(line)
+            answers.setdefault(entry["input"], (entry["output"], entry["score"]))
+    return answers
+
+
+def _shortened(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    half = (width - 5) // 2
+    return text if len(text) <= width else f"{text[:half]} ... {text[-half:]}"
+
+
+def short(path: Path) -> str:
+    """A path below the current folder without it."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,98 @@
+"""What the user sees while verl trains: a bar, and one line per step that fits into 80 columns."""
+
+import math
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+COLUMNS = (("step", 11), ("reward", 9), ("validation", 11), ("entropy", 9), ("seconds", 9), ("time left", 11))
+
+
+def clock(seconds: float) -> str:
+    """A duration as h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """Prints a text as it is: nothing in it is taken for markup, and no path is broken at the end of a line."""
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
+class Screen:
+    """Progress of one start of main_ppo.
+
+    Args:
+        console: a bar and lines in a terminal, lines alone elsewhere.
+        total: training steps, where they are known before verl says so.
+    """
+
+    def __init__(self, console: Console, total: int | None = None) -> None:
+        self.console = console
+        self.total = total
+        self.started = time.monotonic()
+        # When the first step of this start began, and its number.
+        self.began: tuple[float, int] | None = None
+        self.has_header = False
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self.task = self.progress.add_task("starting", total=None, left="")
+
+    def __enter__(self) -> "Screen":
+        self.progress.start()
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None):
+        self.progress.stop()
+
+    def phase(self, text: str) -> None:
+        """What verl is doing before the first step."""
+        self.progress.update(self.task, description=text)
+        if not self.console.is_terminal:
+            say(self.console, f"[{clock(time.monotonic() - self.started)}] {text}")
+
+    def step(self, step: int, data: dict[str, float]) -> None:
+        """One line of verl's metrics; step 0 is the validation before training."""
+        left = None
+        if step > 0:
+            now, seconds = time.monotonic(), data.get("timing_s/step", 0.0)
+            if self.began is None:
+                self.began = now - seconds, step - 1
+            at, before = self.began
+            if self.total:
+                left = (now - at) / max(step - before, 1) * max(self.total - step, 0)
+        accuracies = [data[name] for name in sorted(data) if name.startswith("val-core/") and "/mean@" in name]
+        cells = (
+            f"{step}/{self.total}" if self.total else f"{step}",
+            _number(data.get("critic/score/mean")),
+            _number(accuracies[0] if accuracies else None),
+            _number(data.get("actor/entropy")),
+            _number(data.get("timing_s/step"), 1),
+            "" if left is None else clock(left),
+        )
+        if not self.has_header:
+            self.has_header = True
+            say(self.console, "".join(name.rjust(width) for name, width in COLUMNS))
+        say(self.console, "".join(cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True)).rstrip())
+        self.progress.update(
+            self.task,
+            description="training" if step else "step 1",
+            completed=step,
+            total=self.total,
+            left="" if left is None else f"{clock(left)} left",
+        )
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    if value is None:
+        return ""
+    return "nan" if math.isnan(value) else f"{value:.{digits}f}"
