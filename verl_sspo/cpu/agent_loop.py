@@ -12,17 +12,22 @@ import time
 from typing import Any
 from uuid import uuid4
 
+import hydra
 import numpy as np
 import ray
 import torch
 import transfer_queue as tq
 from torch.nn.utils.rnn import pad_sequence
-from verl.experimental.agent_loop import AgentLoopOutput
-from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics
+from verl.experimental.agent_loop.agent_loop import (
+    AgentLoopMetrics,
+    AgentLoopOutput,
+    DictConfigWrap,
+    ToolListWrap,
+    _agent_loop_registry,
+)
 from verl.protocol import DataProto
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
-from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 from verl.workers.rollout.llm_server import LLMServerClient
 
 logger = logging.getLogger(__name__)
@@ -41,11 +46,16 @@ class GroupAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: igno
             and not self.distillation_enabled
             and self.reward_loop_worker_handles is not None
         )
-        # As in verl's single-turn loop.
-        self._token_builder = create_continuous_token_builder(
-            self.tokenizer,
+        self._agent_loop = hydra.utils.instantiate(
+            _agent_loop_registry["single_turn_agent"],
+            trainer_config=DictConfigWrap(self.config),
+            server_manager=self.llm_client,
+            tokenizer=self.tokenizer,
+            processor=self.processor,
             hf_model_type=self.hf_model_type,
-            chat_template_kwargs=self.config.data.get("apply_chat_template_kwargs", {}),
+            dataset_cls=self.dataset_cls,
+            data_config=DictConfigWrap(self.config.data),
+            tools=ToolListWrap(self.tools),
         )
 
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
@@ -67,8 +77,7 @@ class GroupAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: igno
         await tq.async_kv_put(key=uid, partition_id=partition_id, tag={"status": status})
 
     async def _generate(self, fields: dict, sampling_params: dict, n: int) -> list[AgentLoopOutput]:
-        prompt_ids = self._token_builder.build_initial_tokens(list(fields["raw_prompt"]))
-        prompt_ids = prompt_ids[-self.rollout_config.prompt_length :]
+        prompt_ids = await self._agent_loop.ct_build_initial_tokens(list(fields["raw_prompt"]))
         start = time.perf_counter()
         group = await self.llm_client.generate(uuid4().hex, prompt_ids=prompt_ids, sampling_params=sampling_params, n=n)
         seconds, version = time.perf_counter() - start, group.extra_fields["global_steps"]
@@ -83,7 +92,7 @@ class GroupAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: igno
                 num_turns=2,
                 metrics=AgentLoopMetrics(generate_sequences=seconds),
                 extra_fields={
-                    **dict.fromkeys(("global_steps", "min_global_steps", "max_global_steps"), version),
+                    **{"global_steps": version, "min_global_steps": version, "max_global_steps": version},
                     **{"turn_scores": [], "tool_rewards": []},
                 },
             )
@@ -94,12 +103,17 @@ class GroupAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: igno
         """Sets the rewards, by one call of a grader process."""
         columns: dict[str, list] = {name: [copy.copy(value) for _ in outputs] for name, value in fields.items()}
         columns |= {"__num_turns__": [2] * len(outputs), "tool_extra_fields": [o.extra_fields for o in outputs]}
-        arrays = {name: np.fromiter(values, dtype=object, count=len(values)) for name, values in columns.items()}
-        masks = [torch.ones(len(o.prompt_ids) + len(o.response_ids), dtype=torch.long) for o in outputs]
+        arrays = {name: np.empty(len(outputs), dtype=object) for name in columns}
+        for name, values in columns.items():
+            arrays[name][:] = values
+        responses = [torch.tensor(output.response_ids) for output in outputs]
         batch = {
-            "prompts": torch.tensor([o.prompt_ids for o in outputs]),
-            "responses": pad_sequence([torch.tensor(o.response_ids) for o in outputs], batch_first=True),
-            "attention_mask": pad_sequence(masks, batch_first=True),
+            "prompts": torch.tensor([output.prompt_ids for output in outputs]),
+            "responses": pad_sequence(responses, batch_first=True),
+            "attention_mask": pad_sequence(
+                [torch.ones(len(output.prompt_ids + output.response_ids), dtype=torch.long) for output in outputs],
+                batch_first=True,
+            ),
         }
         data = DataProto.from_dict(batch, non_tensors=arrays)
         results = await random.choice(self.reward_loop_worker_handles).compute_score_batch.remote(data)
