@@ -13,11 +13,10 @@ ruff format --check .
 mypy
 if [ "${1:-}" = --fast ]; then exec python -m pytest tests/unit -n 2 -m "not long and not slow" "${@:2}"; fi
 
-# vLLM on a CPU, bubblewrap (the sandbox) and Chromium (opens a report): without them their tests skip and say so.
+# vLLM on a CPU and bubblewrap (the sandbox): without them their tests skip and say why.
 if [ "$(uname -sm)" = "Linux x86_64" ]; then VENV=${VERL_SSPO_VLLM_VENV:-.venv-vllm} scripts/setup_cpu_vllm.sh; fi
 missing=()
 command -v bwrap >/dev/null || missing+=(bubblewrap)
-command -v chromium >/dev/null || missing+=(chromium)
 if [ ${#missing[@]} -gt 0 ] && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
   (apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}") >/dev/null ||
     echo "Could not install ${missing[*]}: their tests are skipped" >&2

@@ -110,17 +110,25 @@ def test_another_verl_is_refused_by_its_version(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("cores", "ranks", "busy_per_rank", "expected"), [(8, 1, 1, 8), (8, 2, 1, 4), (8, 2, 2, 2), (2, 4, 1, 1)]
+    ("cores", "ranks", "environment", "expected"),
+    [
+        (8, 1, {}, 8),
+        (8, 2, {}, 4),
+        (8, 2, {"VERL_SSPO_BUSY_PER_RANK": "2"}, 2),
+        (8, 2, {"VERL_SSPO_THREADS": "1"}, 1),
+        (8, 2, {"VERL_SSPO_THREADS": "64"}, 4),
+        (2, 4, {}, 1),
+    ],
 )
-def test_cores_are_divided_and_never_overcommitted(monkeypatch, capsys, cores, ranks, busy_per_rank, expected):
+def test_cores_are_divided_and_never_overcommitted(monkeypatch, capsys, cores, ranks, environment, expected):
     from verl_sspo.cpu import threads
 
     given = []
+    torch = SimpleNamespace(set_num_threads=given.append, get_num_threads=lambda: given[-1])
     monkeypatch.setattr(threads, "available_cores", lambda: cores)
-    monkeypatch.setattr(
-        threads, "torch", SimpleNamespace(set_num_threads=given.append, get_num_threads=lambda: given[-1])
-    )
-    monkeypatch.setenv(threads.BUSY_PER_RANK, str(busy_per_rank))
+    monkeypatch.setattr(threads, "torch", torch)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     threads.use_cores(ranks, "trainer rank 0")
     assert given == [expected]
     assert f"trainer rank 0 computes with {expected} threads" in capsys.readouterr().out

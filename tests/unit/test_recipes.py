@@ -46,15 +46,6 @@ def _compose(task, *overrides):
     return compose_config(task, overrides, RECIPES)
 
 
-def _changed(task, *overrides):
-    """As _compose, but only choices of a group go through Hydra again: the rest is merged, which is faster."""
-    groups = [text for text in overrides if text.partition("=")[0] in ("algo", "hardware", "model")]
-    changes = OmegaConf.from_dotlist([text.lstrip("+") for text in overrides if text not in groups])
-    config = _compose(task, *groups).copy()
-    OmegaConf.set_struct(config, False)
-    return OmegaConf.merge(config, changes)
-
-
 def test_combinations_use_every_file():
     used = [set(column) for column in zip(*COMBINATIONS, strict=True)]
     shared = {"gpu", "megatron", "base"}
@@ -105,72 +96,6 @@ def test_quickstart_is_sound():
 @pytest.mark.parametrize("task", [*TASKS, "quickstart"])
 def test_a_restart_goes_on(task):
     assert _compose(task).trainer.resume_mode == "auto"
-
-
-BROKEN = [
-    # what verl ignores or rejects
-    (["+actor_rollout_ref.actor.clip_ratio_lo=0.1"], "unknown_key"),
-    (["+algorithm.normalise=true"], "unknown_key"),
-    (["+data.max_lenght=3"], "unknown_key"),
-    (["+actor_rollout_ref.actor.policy_loss.tau=3"], "verl"),
-    (["hardware=megatron_8gpu", "+actor_rollout_ref.actor.megatron.grad_offloading=true"], "unknown_key"),
-    (["custom_reward_function.path=rewards.py"], "legacy"),
-    (["reward_model.reward_manager=dapo"], "legacy"),
-    (["sandbox_fusion.url=http://x"], "legacy"),
-    (["actor_rollout_ref.actor.loss_agg_mode=mean"], "verl"),
-    (["actor_rollout_ref.model.path=${data.nowhere}"], "interpolation"),
-    (["actor_rollout_ref.actor.policy_loss.loss_mode=ssppo"], "registered"),
-    (["algorithm.adv_estimator=gprpo"], "registered"),
-    # aggregation
-    (["actor_rollout_ref.actor.loss_agg_mode=token-mean"], "aggregation"),
-    (["algo=sapo", "actor_rollout_ref.actor.loss_agg_mode=token-mean"], "aggregation"),
-    # sampling
-    (["actor_rollout_ref.rollout.temperature=0.6"], "sampling"),
-    (["actor_rollout_ref.rollout.top_p=0.95"], "sampling"),
-    (["actor_rollout_ref.rollout.top_k=20"], "sampling"),
-    (["actor_rollout_ref.rollout.do_sample=false"], "sampling"),
-    (["actor_rollout_ref.rollout.val_kwargs.n=4"], "validation"),
-    # batches
-    (["data.train_batch_size=250"], "batch_size"),
-    (["actor_rollout_ref.rollout.n=5", "actor_rollout_ref.actor.ppo_mini_batch_size=2"], "batch_size"),
-    (
-        ["actor_rollout_ref.actor.use_dynamic_bsz=false", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=3"],
-        "batch_size",
-    ),
-    (["actor_rollout_ref.rollout.n=1"], "group_size"),
-    (["actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=false"], "dynamic_batch_size"),
-    (["data.max_response_length=30000"], "token_budget"),
-    (["algo=gmpo", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=24576"], "geo_mean"),
-    (["actor_rollout_ref.rollout.tensor_model_parallel_size=3"], "parallelism"),
-    (["hardware=megatron_moe", "actor_rollout_ref.actor.megatron.expert_model_parallel_size=16"], "parallelism"),
-    # what makes SSPO pointless or another algorithm
-    (["data.train_batch_size=64"], "on_policy"),
-    (["actor_rollout_ref.actor.clip_ratio_high=0.28"], "unread"),
-    (["actor_rollout_ref.actor.tau_pos=10"], "unread"),
-    (["actor_rollout_ref.actor.use_kl_loss=true"], "kl"),
-    (["algorithm.use_kl_in_reward=true"], "kl"),
-    (["actor_rollout_ref.actor.policy_loss.tau_neg=1000"], "temperature"),
-    (["actor_rollout_ref.actor.policy_loss.gate=tanh"], "gate"),
-    (["actor_rollout_ref.actor.policy_loss._target_=verl_sspo.config.SSPOPolicy"], "class"),
-    (["algorithm._target_=verl.trainer.config.AlgorithmConfig"], "class"),
-    (["actor_rollout_ref.model._target_=my_model.Config"], "class"),
-    (["reward._target_=null"], "class"),
-    (["algo=gspo", "actor_rollout_ref.actor.policy_loss.loss_mode=sspo"], "target"),
-    (["actor_rollout_ref.actor.policy_loss.loss_mode=gspo"], "gate_unused"),
-    (["algorithm.rollout_correction.bypass_mode=true"], "bypass_mode"),
-    (["hardware=megatron_8gpu", "actor_rollout_ref.actor.megatron.context_parallel_size=2"], "context_parallel"),
-    # the rest
-    (["data.seed=null"], "seed"),
-    (["reward.sandbox_fusion.url=http://x"], "sandbox"),
-    (['ray_kwargs.ray_init.runtime_env.py_executable="uv run --frozen"'], "py_executable"),
-]
-
-
-@pytest.mark.parametrize(("overrides", "check"), BROKEN, ids=[f"{c}-{i}" for i, (_, c) in enumerate(BROKEN)])
-def test_broken_recipe_is_caught(overrides, check):
-    findings = configuration_findings(_changed("gsm8k", *overrides))
-    assert check in {finding.check for finding in findings}
-    assert all(finding.remedy for finding in findings)
 
 
 #: What an algorithm may set. Anything else would make a comparison change more than the algorithm.

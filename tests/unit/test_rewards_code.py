@@ -178,7 +178,8 @@ def test_outputs_made_to_be_slow_are_graded():
             "import sys\nsys.setrecursionlimit(10**6)\n"
             "@lru_cache(None)\ndef f(n): return f(n - 1) if n else 1\nprint(f(20_000))",
             marks=pytest.mark.skipif(
-                sys.version_info >= (3, 12), reason="Python 3.12 limits recursion through C code by itself"
+                sys.version_info >= (3, 12),
+                reason="Python 3.12 limits recursion through C code",
             ),
         ),
         "import resource as r\nr.setrlimit(r.RLIMIT_STACK, (r.RLIM_INFINITY, r.RLIM_INFINITY))\nprint(1)",

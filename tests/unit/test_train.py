@@ -119,7 +119,9 @@ def test_a_failed_run_names_the_command_that_resumes_it(stand_in, capsys, monkey
 
     Path("fail_at").unlink()
     assert train.main([*words[-4:], "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=8192"]) == 0
-    assert "Resuming from the checkpoint of step 1" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "Resuming from the checkpoint of step 1" in shown.err
+    assert "--recipe quickstart actor_rollout_ref.actor.ppo_max_token_len_per_gpu=8192\n" in shown.out
     assert len(attempts(Path(run_dir))) == 1
     assert json.loads((Path(run_dir) / "summary.json").read_text())["steps"] == 3
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import psutil
 import torch
 
-# Environment variable: processes that compute at the same time per trainer rank. 1 unless the rollout runs beside the
-# trainer (recipes/mode/separate_async.yaml).
-BUSY_PER_RANK = "VERL_SSPO_BUSY_PER_RANK"
+# Environment variables. The first: threads per process, fewer than its part of the cores. A model of a few hundred
+# thousand parameters is fastest with 1. The second: processes that compute at the same time per trainer rank, 1 unless
+# the rollout runs beside the trainer.
+THREADS, BUSY_PER_RANK = "VERL_SSPO_THREADS", "VERL_SSPO_BUSY_PER_RANK"
 
 
 def available_cores() -> int:
@@ -29,6 +30,7 @@ def use_cores(ranks_per_node: int, process: str) -> None:
         process: name for the log.
     """
     busy, cores = ranks_per_node * int(os.environ.get(BUSY_PER_RANK, 1)), available_cores()
-    torch.set_num_threads(max(1, cores // busy))
-    # verl's loggers show warnings only. This line belongs in every log of a run.
+    part = max(1, cores // busy)
+    torch.set_num_threads(min(part, int(os.environ.get(THREADS, part))))
+    # Not logged: verl's log shows warnings only.
     print(f"verl_sspo: {process} computes with {torch.get_num_threads()} threads ({cores} cores, {busy} processes)")

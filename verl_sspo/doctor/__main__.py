@@ -24,16 +24,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-dir", "-cd", help="folder of recipes")
     parser.add_argument("--config-path", "-cp", default="config", help="folder in place of verl's own configurations")
     parser.add_argument("--config-name", "-cn", help="a recipe, or one of verl's own configurations")
-    parser.add_argument("--multirun", "-m", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--run", "-r", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--address", help="address of a running Ray cluster, or `auto`: checks every node")
     parser.add_argument("--config-only", action="store_true", help="check the configuration alone, not this machine")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as algo=gspo")
-    arguments = parser.parse_intermixed_args(argv)
-    if arguments.multirun:
-        parser.error("--multirun starts several runs: check them one by one")
-    return arguments
+    return parser.parse_intermixed_args(argv)
 
 
 def _composed(arguments: argparse.Namespace) -> DictConfig | Finding | None:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,7 +14,7 @@ from verl_sspo.doctor.rules import rule_findings
 from verl_sspo.doctor.schema import schema_findings
 
 #: verl stops at its first complaint. Where it would be about one of these, ours says more.
-SAID_BETTER = ("micro_batch_size", "sampling")
+SAID_BETTER = ("rollout", "micro_batch_size", "sampling")
 
 
 def configuration_findings(config: DictConfig) -> list[Finding]:
@@ -37,7 +38,7 @@ def _rejected(config: DictConfig) -> Iterator[Finding]:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-    copy = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    copy = cast("DictConfig", OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
     # These two ask for the critic's model and for vLLM, which need not be on the machine that checks.
     copy.critic.model.pop("_target_", None)
     copy.actor_rollout_ref.model.lora_rank = 0

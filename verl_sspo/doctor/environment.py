@@ -2,12 +2,13 @@
 
 import difflib
 import json
+import logging
 import os
 import platform
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
-from importlib.metadata import requires, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from omegaconf import DictConfig, ListConfig
 from packaging.requirements import Requirement
 
 from verl_sspo.doctor.finding import Finding, error, ok, warning
-from verl_sspo.doctor.probe import installed
 from verl_sspo.doctor.rules import rollout_gpus, trainer_gpus
 from verl_sspo.run import settings
 
@@ -26,6 +26,14 @@ TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "voc
 LONGEST_SOCKET, OF_RAY = 107, "/ray/session_2026-01-01_00-00-00_000000_/sockets/plasma_store"
 #: Seconds for a node to answer: a first `import verl` from a network file system takes long.
 PATIENCE = 120
+
+
+def installed(name: str) -> str | None:
+    """The version of a distribution, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def package_findings(config: DictConfig | None = None) -> Iterator[Finding]:
@@ -47,7 +55,7 @@ def package_findings(config: DictConfig | None = None) -> Iterator[Finding]:
 
 
 def _needed_by(config: DictConfig) -> Iterator[Finding]:
-    rollout, on_cpu = config.actor_rollout_ref.rollout.name, config.trainer.device == "cpu"
+    rollout, on_cpu = config.actor_rollout_ref.rollout.get("name"), config.trainer.device == "cpu"
     needs = []
     if rollout in ("vllm", "sglang"):
         remedy = "scripts/setup_cpu_vllm.sh, then VENV=.venv-vllm" if on_cpu else "scripts/setup.sh gpu"
@@ -97,7 +105,7 @@ def registration_findings(address: str | None = None, config: DictConfig | None 
     started = not ray.is_initialized()
     try:
         if started:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         nodes = [node for node in ray.nodes() if node["Alive"]]
         paths = [] if config is None else local_paths(config)
         # No retries: a worker that dies at import is an answer.

@@ -1,6 +1,7 @@
 """The result of one check."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 
@@ -25,16 +26,4 @@ class Finding:
         return f"{self.severity.upper():8}{self.check}: {self.message}{self.remedy and '; '}{self.remedy}"
 
 
-def error(check: str, message: str, remedy: str) -> Finding:
-    """A finding that stops the start."""
-    return Finding("error", check, message, remedy)
-
-
-def warning(check: str, message: str, remedy: str) -> Finding:
-    """A finding that does not stop the start."""
-    return Finding("warning", check, message, remedy)
-
-
-def ok(check: str, message: str) -> Finding:
-    """Worth knowing, nothing to do."""
-    return Finding("ok", check, message)
+error, warning, ok = partial(Finding, "error"), partial(Finding, "warning"), partial(Finding, "ok")

@@ -1,6 +1,5 @@
 """Whether the Python that Ray starts workers with, `py_executable`, has this package."""
 
-import json
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -11,8 +10,8 @@ from omegaconf import DictConfig
 from verl_sspo.doctor.finding import Finding, error, ok, warning
 
 KEY = "ray_kwargs.ray_init.runtime_env.py_executable"
-#: Ray puts the path of a script behind `py_executable`, so this does too.
-PROBE = Path(__file__).with_name("probe.py")
+#: Without the working folder on the path, as in a worker.
+PROBE = "import sys; sys.path.remove(''); from importlib.metadata import version; print(version('verl-sspo'))"
 #: Seconds for an environment to answer: conda takes a few.
 PATIENCE = 60
 
@@ -49,11 +48,12 @@ def _uv(command: str) -> tuple[bool | None, str]:
 
 
 def _asked(command: str) -> tuple[bool | None, str]:
+    words = [*shlex.split(str(command)), "-c", PROBE]
     try:
-        answer = subprocess.run(
-            [*shlex.split(str(command)), str(PROBE)], capture_output=True, text=True, timeout=PATIENCE, check=True
-        )
-        version = json.loads(answer.stdout.splitlines()[-1])["verl-sspo"]
-    except (OSError, ValueError, LookupError, subprocess.SubprocessError) as failure:
-        return None, f"it did not answer: {str(failure).splitlines()[0]}"
-    return version is not None, str(version) if version else "it was asked"
+        answer = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    except (OSError, subprocess.TimeoutExpired) as failure:
+        return None, f"it did not answer: {failure}"
+    if "PackageNotFoundError" in answer.stderr:
+        return False, "it was asked"
+    found = answer.stdout.split()
+    return (True, found[-1]) if found and answer.returncode == 0 else (None, f"it ended with {answer.returncode}")

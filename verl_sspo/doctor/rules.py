@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_rejection_mask
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
@@ -47,7 +47,7 @@ class Facts:
         self.actor, self.rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
         self.loss, self.model = self.actor.policy_loss, config.actor_rollout_ref.model
         self.loss_mode, self.estimator = str(self.loss.loss_mode), str(config.algorithm.adv_estimator)
-        distillation = config.get("distillation") or {}
+        distillation: Any = config.get("distillation") or {}
         # verl sets the policy loss to 0 then (verl.trainer.distillation.losses).
         self.distils_only = bool(distillation.get("enabled")) and not distillation.distillation_loss.use_task_rewards
         self.sspo = self.loss_mode == "sspo" and not self.distils_only
@@ -56,14 +56,14 @@ class Facts:
         self.longest = self.data.max_prompt_length + self.data.max_response_length
 
         # The section of the training engine, whichever it is, and the groups that its ranks form.
-        engines = ("megatron", "veomni", "torchtitan", "fsdp_config")
-        self.engine = next((self.actor[name] for name in engines if self.actor.get(name)), {})
-        turbo = (self.engine.get("turbo_config") or {}).get("distributed") or {}
-        self.sequence_parallel = max(
-            section.get(key) or 1  # verl's three keys, of which the actor's own is deprecated, and FSDP-Turbo's
-            for section in (self.actor, self.engine, turbo)
-            for key in ("ulysses_sequence_parallel_size", "ulysses_parallel_size")
-        )
+        engines: Any = [self.actor.get(name) for name in ("megatron", "veomni", "torchtitan", "fsdp_config")]
+        empty: Any = {}
+        self.engine: Any = next((engine for engine in engines if engine), empty)
+        turbo = (self.engine.get("turbo_config") or empty).get("distributed") or empty
+        # verl's three keys, of which the actor's own is deprecated, and FSDP-Turbo's.
+        keys = ("ulysses_sequence_parallel_size", "ulysses_parallel_size")
+        sections: list[Any] = [self.actor, self.engine, turbo]
+        self.sequence_parallel = max(section.get(key) or 1 for section in sections for key in keys)
         self.context_parallel = self._size("context_parallel_size")
         self.pipeline = self._size("pipeline_model_parallel_size", "pipeline_parallel_size")
         tensor = self._size("tensor_model_parallel_size", "tensor_parallel_size")
@@ -84,6 +84,8 @@ def rule_findings(config: DictConfig) -> list[Finding]:
 
 
 def _names(f: Facts) -> Iterator[Finding]:
+    if OmegaConf.is_missing(f.rollout, "name"):
+        yield error("rollout", f"{ROLLOUT}.name is not set", f"set {ROLLOUT}.name=vllm")
     for kind, name, registry in (
         ("policy loss", f.loss_mode, POLICY_LOSS_REGISTRY),
         ("advantage estimator", f.estimator, ADV_ESTIMATOR_REGISTRY),
@@ -115,7 +117,8 @@ def _gate(f: Facts) -> Iterator[Finding]:
         yield error("gate", str(wrong), f"correct it under {ACTOR}.policy_loss")
         return
     loss, taus = f"{ACTOR}.policy_loss", {"tau_pos": gate.tau_pos, "tau_neg": gate.tau_neg}
-    if tuple(taus.values()) == (ActorConfig.tau_pos, ActorConfig.tau_neg) and gate.shape != "sigmoid":
+    of_sapo = tuple(taus.values()) == (ActorConfig.tau_pos, ActorConfig.tau_neg)
+    if of_sapo and gate.shape != "sigmoid" and f.loss.get("_target_") == SSPO_TARGET:
         message = (
             "tau_pos=1 and tau_neg=1.05 are the temperatures of SAPO and its sigmoid, and leave this gate wide open"
         )
@@ -136,8 +139,11 @@ def _objective(f: Facts) -> Iterator[Finding]:
         yield warning("distillation", message, "set distillation.distillation_loss.use_task_rewards=true")
         return
     if unread := _unread(f):
-        message = f"loss_mode={f.loss_mode} and adv_estimator={f.estimator} do not read {', '.join(unread)}"
-        yield warning("unread", message, "remove it, or choose the loss or estimator that reads it")
+        message = f"loss_mode={f.loss_mode} does not read {', '.join(unread)}"
+        yield warning("unread", message, "remove it, or choose the loss that reads it")
+    if f.algorithm.get("gdpo_reward_keys") and f.estimator != "gdpo":
+        message = f"adv_estimator={f.estimator} does not read algorithm.gdpo_reward_keys"
+        yield warning("unread", message, "remove it, or set algorithm.adv_estimator=gdpo")
     if f.loss_mode in SEQUENCE_LOSSES and f.actor.loss_agg_mode != "seq-mean-token-mean":
         message = f"loss_agg_mode={f.actor.loss_agg_mode}, but {f.loss_mode} is a mean over responses"
         yield warning("aggregation", message, f"set {ACTOR}.loss_agg_mode=seq-mean-token-mean")
@@ -169,8 +175,6 @@ def _unread(f: Facts) -> list[str]:
                 value = section.get(field.name, field.default)
                 if field.name in others and "float" in str(field.type) and value != field.default:
                     changed.append(f"{path}.{field.name}={value}")
-    if f.algorithm.get("gdpo_reward_keys") and f.estimator != "gdpo":
-        changed.append(f"algorithm.gdpo_reward_keys={f.algorithm.gdpo_reward_keys}")
     return changed
 
 
@@ -198,9 +202,9 @@ def _correction(f: Facts) -> Iterator[Finding]:
             effect = "bypass mode: the gates also act on the rollout's lag and on the difference between its engine and"
             yield ok("rollout_correction", f"{effect} the actor's{entropy}")
         return
-    # verl's own function is asked what it does to a token far below, on and far above the policy.
+    # verl's own function is asked what it does to responses far below, far above and on the policy.
     options = {key: value for key, value in f.correction.items() if key.startswith(("rollout_is", "rollout_rs"))}
-    log_ratio, mask = torch.tensor([[-9.0, 0.0], [0.0, 9.0]]), torch.ones(2, 2)
+    log_ratio, mask = torch.tensor([[-9.0, 0.0], [0.0, 9.0], [0.0, 0.0]]), torch.ones(3, 2)
     try:
         weights, _, _ = compute_rollout_correction_and_rejection_mask(log_ratio, 0 * log_ratio, mask, **options)
     except (ValueError, TypeError) as wrong:
@@ -293,9 +297,9 @@ def _parallelism(f: Facts) -> Iterator[Finding]:
         if f.world % size:
             message = f"{name} needs groups of {size} GPUs, and {f.world} GPUs do not divide into them"
             yield error("parallelism", message, "change the parallel sizes or trainer.n_gpus_per_node")
-    if f.context_parallel > 1 and f.engine.get("use_remove_padding") is False:
+    if f.context_parallel > 1 and f.actor.strategy == "megatron" and not f.model.use_remove_padding:
         message = f"context_parallel_size={f.context_parallel} raises in verl 0.9.1 where sequences are padded"
-        yield error("context_parallel", message, f"set {ACTOR}.megatron.use_remove_padding=true")
+        yield error("context_parallel", message, "set actor_rollout_ref.model.use_remove_padding=true")
     wanted, given = f.world + rollout_gpus(f.config), (f.config.ray_kwargs.get("ray_init") or {}).get("num_gpus")
     if wanted > f.world and given is not None and given < wanted:
         message = (
@@ -314,7 +318,7 @@ def _cpu(f: Facts) -> Iterator[Finding]:
     """What the platform `cpu` and the rollout `hf` cannot run: each of these crashes after the start."""
     section = f.model.get("lora") or {}
     lora = max(section.get("rank") or 0, f.model.get("lora_rank") or 0) > 0
-    if f.rollout.name == "hf" and lora and not section.get("merge"):
+    if f.rollout.get("name") == "hf" and lora and not section.get("merge"):
         message = "the rollout hf generates with LoRA only if the adapters are merged"
         yield error("cpu", message, "set actor_rollout_ref.model.lora.merge=true")
     if f.trainer.device != "cpu":
@@ -344,9 +348,10 @@ def _sampling(f: Facts) -> Iterator[Finding]:
 
 
 def _rewards(f: Facts) -> Iterator[Finding]:
-    sampler, key = f.trainer.v1.sampler.get("custom_sampler") or {}, "trainer.v1.sampler.custom_sampler"
+    key = "trainer.v1.sampler.custom_sampler"
+    sampler = OmegaConf.select(f.config, f"{key}.path")
     filters = (f.algorithm.get("filter_groups") or {}).get("enable")
-    if filters and sampler.get("path") and not str(sampler.path).startswith("pkg://verl_sspo."):
+    if filters and sampler and not str(sampler).startswith("pkg://verl_sspo."):
         message = (
             "verl passes algorithm.filter_groups to its own replay buffers only, and a custom sampler replaces them"
         )

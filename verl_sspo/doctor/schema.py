@@ -51,8 +51,8 @@ def schema_findings(config: DictConfig) -> list[Finding]:
         return [error("value", f"model_engine={values.get('model_engine')!r} is no engine of verl", remedy)]
     known: Any = OmegaConf.to_container(reference, resolve=True)
     found = list(_compare(values, known, ""))
-    if wrong := [finding for _, finding in found if finding.check == "value"]:
-        return wrong
+    if useless := [finding for _, finding in found if finding.check == "value"]:
+        return useless
     # A section of the recipe's own is read by the keys that refer to it; a data set class of the user's may read any.
     referred = re.findall(r"\$\{([\w.]+)\}", OmegaConf.to_yaml(config, resolve=False))
     custom = bool(config.data.custom_cls.path)

@@ -14,11 +14,11 @@ from verl_sspo.run.result import headline, read_metrics, short
 
 def main(argv: list[str] | None = None) -> int:
     arguments = train.parse(argv, __doc__, task="quickstart")
-    if status := train.run(arguments):
-        return status
-    # Matplotlib is not needed to train.
+    # Before the training: a missing extra is told at once, and after the arguments: `--help` stays fast.
     from verl_sspo.report.curves import draw
 
+    if status := train.run(arguments):
+        return status
     config = arguments.config
     caption = (
         f"{config.task.digits}-digit additions with worked steps; a tiny Qwen2 whose teacher forgot to carry. "

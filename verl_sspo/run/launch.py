@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from verl_sspo.run.compose import compose_config
@@ -83,7 +84,7 @@ def train(
     config_dir: Path,
     config_name: str,
     console: Console | None = None,
-    address: str | None = None,
+    address: str = "local",
     total: int | None = None,
     verbose: bool = False,
 ) -> Path:
@@ -99,8 +100,8 @@ def train(
         config_dir: Hydra tree of the recipes.
         config_name: recipe.
         console: where the progress goes; stderr without it.
-        address: of a running Ray cluster to join. Without it the run has a cluster of its own, whatever other clusters
-            there are on the machine.
+        address: of a running Ray cluster to join; `local` for a cluster of its own, whatever others there are on the
+            machine.
         total: training steps, where they are known before verl says so.
         verbose: also shows what main_ppo prints.
 
@@ -125,11 +126,11 @@ def train(
     command = [sys.executable, "-m", "verl.trainer.main_ppo"]
     command += ["--config-dir", str(config_dir), "--config-name", config_name]
     command += [f"{WRITES_TO}{quoted(f'{run_dir}/hydra')}"]
-    if address:
+    if address != "local":
         command += [*overrides, *_to_join(overrides, ours, config_dir, config_name)]
     else:
         command += [f"+ray_kwargs.ray_init._temp_dir={quoted(str(ray_dir))}", *overrides]
-    environment = os.environ | ours | {"RAY_ADDRESS": address or "local", "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | ours | {"RAY_ADDRESS": address, "PYTHONUNBUFFERED": "1"}
     try:
         with signals_interrupt(), log.open("xb") as log_file, guarded(family, ray_dir, log_file):
             child = subprocess.Popen(
@@ -153,7 +154,10 @@ def train(
                     # Also where nothing can be shown any more: the terminal is closed, the disk full.
                     if left := family.end(child):
                         say(console, f"These cannot be ended, they wait for a disk or a driver: {left}")
-        returncode = child.wait()
+        # A main_ppo that cannot be ended has no exit code yet.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=1)
+        returncode = -signal.SIGKILL if child.returncode is None else child.returncode
         if returncode != 0 or died:
             excerpt = _excerpt(log)
             full = "a file could not be written (is the disk full?)" if UNWRITTEN.search(excerpt) else None
@@ -185,25 +189,18 @@ def _to_join(overrides: Sequence[str], ours: dict[str, str], config_dir: Path, c
     forwarded = {name: value for name, value in os.environ.items() if name.startswith("VERL_")} | ours
     config = compose_config(config_name, overrides, config_dir)
     ray_init = config.ray_kwargs.ray_init
-    files = {
-        key: _absolute(value)
-        for key, value in (
-            ("data.train_files", config.data.train_files),
-            ("data.val_files", config.data.val_files),
-            ("actor_rollout_ref.model.path", config.actor_rollout_ref.model.path),
-        )
-    }
+    files = ("data.train_files", "data.val_files", "actor_rollout_ref.model.path")
     return [
         *(f"ray_kwargs.ray_init.{name}=null" for name in OF_A_NEW_CLUSTER if ray_init.get(name) is not None),
         *(f"++ray_kwargs.ray_init.runtime_env.env_vars.{k}={quoted(v)}" for k, v in forwarded.items()),
-        *(f"{key}={hydra_value(value)}" for key, value in files.items()),
+        *(f"{key}={hydra_value(_absolute(OmegaConf.select(config, key)))}" for key in files),
     ]
 
 
 def _absolute(name: Any) -> Any:
     """A file of this machine by its whole path; names of the Hugging Face hub and addresses stay as they are."""
     if not isinstance(name, str):
-        return [_absolute(each) for each in name]
+        return [_absolute(each) for each in name or []]
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name
 

@@ -38,12 +38,15 @@ def read_metrics(run_dir: Path) -> Metrics:
     return Metrics.read_attempts([*attempts(run_dir), run_dir])
 
 
-def report(config: DictConfig, task: str, run_dir: Path, command: str, seconds: float | None = None) -> None:
+def report(
+    config: DictConfig, task: str, overrides: list[str], run_dir: Path, command: str, seconds: float | None = None
+) -> None:
     """Writes `summary.json` and prints the result of a run that is complete.
 
     Args:
         config: of the run.
         task: its recipe.
+        overrides: what it was started with.
         run_dir: its folder.
         command: what continues it.
         seconds: wall time of the command that has trained; the steps' own time where that is not known.
@@ -68,8 +71,9 @@ def report(config: DictConfig, task: str, run_dir: Path, command: str, seconds: 
         if place.exists():
             say(out, f"{name:13} {short(place)}")
     if step is not None:
-        checkpoint = shlex.quote(short(saved / f"global_step_{step}"))
-        say(out, f"{'evaluate':13} verl-sspo evaluate {checkpoint} --recipe {task}")
+        same = [each for each in overrides if not each.startswith("trainer.")]
+        words = ["verl-sspo", "evaluate", short(saved / f"global_step_{step}"), "--recipe", task, *same]
+        say(out, f"{'evaluate':13} {shlex.join(words)}")
         say(out, f"{'train longer':13} {command} trainer.total_training_steps=N")
 
 

@@ -89,14 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     started = time.monotonic()
     say(console, "Checking settings, data and model")
-    address = os.environ.get("RAY_ADDRESS", "local").replace("local", "") or None
+    address = os.environ.get("RAY_ADDRESS") or "local"
     config, overrides = _compose(arguments)
     arguments.config = config
     run_dir, saved = arguments.run_dir, Path(config.trainer.default_local_dir).resolve()
     with _locked(run_dir):
-        findings = _check(config, address, console)
-        if any(each.severity == "error" for each in findings) and not arguments.force:
-            raise NotStartedError("correct the errors above, or train despite them with --force (FORCE=1)")
         step = _step_to_resume(config, run_dir, saved)
         total = _total_steps(config, run_dir, saved)
         if step is not None and total is not None and step >= total:
@@ -105,8 +102,16 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
                 f"Complete: {run_dir} is trained to step {step} of {total}. To train longer, raise trainer."
                 "total_training_steps or total_epochs; to train anew, add trainer.resume_mode=disable.",
             )
-            report(config, arguments.task, run_dir, _command(arguments))
+            report(config, arguments.task, arguments.overrides, run_dir, _command(arguments))
             return 0
+        findings = _check(config, address, console)
+        if any(each.severity == "error" for each in findings) and not arguments.force:
+            raise NotStartedError("correct the errors above, or train despite them with --force (FORCE=1)")
+        if config.trainer.resume_mode == "auto":
+            try:
+                checkpoints.settle(saved)
+            except ValueError as error:
+                raise NotStartedError(str(error)) from error
         if step is not None:
             keep_attempt(run_dir)
             say(console, f"Resuming from the checkpoint of step {step}")
@@ -139,7 +144,14 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
             say(console, f"Interrupted. Log: {short(run_dir / LOG)}")
             _say_how_to_resume(arguments, saved, console)
             return 130
-        report(config, arguments.task, run_dir, _command(arguments), seconds=time.monotonic() - started)
+        report(
+            config,
+            arguments.task,
+            arguments.overrides,
+            run_dir,
+            _command(arguments),
+            seconds=time.monotonic() - started,
+        )
         return 0
 
 
@@ -179,7 +191,7 @@ def _locked(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def _check(config: DictConfig, address: str | None, console: Console) -> list[Any]:
+def _check(config: DictConfig, address: str, console: Console) -> list[Any]:
     """The doctor's findings; errors and warnings are printed as they are found. Makes the data of a toy task."""
     # These import torch and verl. What is wrong with the command line was told before.
     from verl_sspo.doctor import Finding, environment
@@ -204,7 +216,7 @@ def _check(config: DictConfig, address: str | None, console: Console) -> list[An
     tell(environment.package_findings(config))
     tell(environment.data_findings(config))
     tell(environment.model_findings(config))
-    if address is None:
+    if address == "local":
         tell(environment.accelerator_findings(config))
         return found
     try:
@@ -217,12 +229,9 @@ def _check(config: DictConfig, address: str | None, console: Console) -> list[An
 
 
 def _step_to_resume(config: DictConfig, run_dir: Path, saved: Path) -> int | None:
-    """The step of the checkpoint that verl will resume from, if there is one; verl's record of it is repaired."""
+    """The step of the checkpoint to resume from, if there is one."""
     if config.trainer.resume_mode == "auto":
-        try:
-            step = checkpoints.settle(saved)
-        except ValueError as error:
-            raise NotStartedError(str(error)) from error
+        step = checkpoints.last(saved)
         if step is not None and (changed := settings.changed(config, saved)):
             raise NotStartedError(
                 f"the run in {run_dir} has other settings: {', '.join(changed[:5])}. Give the same overrides, or "
