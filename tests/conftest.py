@@ -20,8 +20,9 @@ def _installed(name: str) -> str:
 
 # Left out of `scripts/test.sh --fast`: files that start verl, Ray or other programs, or that compose many recipes.
 LONG = {
-    *("test_cli.py", "test_doctor.py", "test_fuzz.py", "test_launch.py", "test_recipes.py"),
-    *("test_registration.py", "test_staleness_recipes.py", "test_suite.py", "test_theory.py", "test_wheel.py"),
+    *("test_cli.py", "test_cpu_platform.py", "test_doctor.py", "test_fuzz.py", "test_launch.py", "test_recipes.py"),
+    *("test_registration.py", "test_staleness_recipes.py", "test_suite.py", "test_theory.py", "test_train.py"),
+    "test_wheel.py",
 }
 
 
