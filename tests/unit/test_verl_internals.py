@@ -77,6 +77,8 @@ def test_what_we_call_takes_our_arguments(file):
         root, _, attribute = ast.unparse(node.func).partition(".")
         if root in names and "(" not in attribute:
             name = ".".join(filter(None, (names[root], attribute)))
+            if inspect.isbuiltin(resolved(name)):  # a method of a registry, which is a dict
+                continue
             assert fits(resolved(name), node), f"{file}:{node.lineno}: {name} does not take {ast.unparse(node)}"
 
 
