@@ -56,7 +56,9 @@ def run_main_ppo(task: Path, directory: Path, *overrides: str) -> dict[int, dict
         "trainer.save_freq=2",
         *overrides,
     ]
-    environment = {**os.environ, "VERL_FILE_LOGGER_PATH": str(metrics), "VERL_PLATFORM": "cpu"}
+    # A cluster of its own, whatever Ray left on this host.
+    mine = {"VERL_FILE_LOGGER_PATH": str(metrics), "VERL_PLATFORM": "cpu", "RAY_ADDRESS": "local"}
+    environment = {**os.environ, **mine}
     log = directory / "main_ppo.log"
     with log.open("w") as output:
         result = subprocess.run(
