@@ -51,7 +51,7 @@ def test_combinations_use_every_file():
     shared = {"gpu", "megatron", "base"}
     for group, names in zip(("algo", "hardware", "model"), used[1:], strict=True):
         files = {path.stem for path in (RECIPES / group).glob("*.yaml")}
-        assert files - names - shared <= {"cpu", "cpu_vllm", "tiny"}, group
+        assert files - names - shared <= {"cpu", "cpu_bf16", "cpu_vllm", "smollm2_135m", "tiny"}, group
     assert {(a, h in FSDP) for _, a, h, _ in COMBINATIONS} == set(itertools.product(ALGORITHMS, (True, False)))
 
 

@@ -403,6 +403,8 @@ def test_one_slow_test_does_not_hide_the_others():
 @needs_bubblewrap
 def test_many_at_once_take_turns(monkeypatch):
     running, most, lock = 0, 0, threading.Lock()
+    # Breaks unless three are inside at the same time.
+    three = threading.Barrier(3, timeout=60)
 
     def one():
         nonlocal running, most
@@ -410,11 +412,11 @@ def test_many_at_once_take_turns(monkeypatch):
             with lock:
                 running += 1
                 most = max(most, running)
-            time.sleep(0.01)
+            three.wait()
             with lock:
                 running -= 1
 
-    threads = [threading.Thread(target=one) for _ in range(40)]
+    threads = [threading.Thread(target=one) for _ in range(39)]
     for thread in threads:
         thread.start()
     for thread in threads:
