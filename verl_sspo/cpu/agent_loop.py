@@ -71,7 +71,7 @@ class GroupAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: igno
             await self._grade(outputs, fields)
             await self._store(outputs, fields, partition_id)
             status = "finished"
-        except Exception:
+        except Exception:  # as verl's own worker: logged, and the prompt is marked as failed
             logger.exception(f"the rollout of the prompt {uid} failed")
             status = "failure"
         await tq.async_kv_put(key=uid, partition_id=partition_id, tag={"status": status})
