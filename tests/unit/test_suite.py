@@ -120,7 +120,8 @@ def test_the_commands_at_its_head_make_the_data_of_a_recipe_or_suite(path):
     else:
         config = compose_config(path.stem, [], RECIPES)
     commands = re.findall(r"^#   (.*)$", path.read_text(), re.M)
-    shell = ['verl-sspo() { [ "$1" != prepare-data ] || echo "${@:2}"; }', *commands]
+    # The other commands, such as main_ppo, only have to parse: nothing is on the PATH.
+    shell = ["PATH=", 'verl-sspo() { [ "$1" != prepare-data ] || echo "${@:2}"; }', *commands]
     lines = subprocess.run(["bash", "-c", "\n".join(shell)], capture_output=True, text=True).stdout.splitlines()
     made = {}
     for line in lines:
