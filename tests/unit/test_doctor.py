@@ -318,18 +318,19 @@ def test_a_lines_own_loss_wins_over_the_recipe_and_the_doctor_says_so(capsys):
     assert ("error", "gate_unused") in _doctor(capsys, *line)
 
 
-def test_official_command_lines(capsys):
+# A second and more each: CI runs them as a user of this package would, `-m slow` as they stand.
+@pytest.mark.parametrize("more", [MIGRATION, pytest.param([], marks=pytest.mark.slow)], ids=["with sspo", "as it stands"])
+def test_official_command_lines(more, capsys):
     if not LINES.is_file():
         pytest.skip("needs the command lines in ../shared/cases, which are not part of this repository")
     wrong = []
     for line in LINES.read_text().splitlines():
         case = json.loads(line)
-        for more in ([], MIGRATION):
-            found = _doctor(capsys, *case["args"], *more)
-            errors = {check for severity, check in found if severity == "error"}
-            uv = any(check == "py_executable" for _, check in found)
-            if errors != set(case["errors"]) or uv != case["uv"]:
-                wrong.append((case["id"], more, found))
+        found = _doctor(capsys, *case["args"], *more)
+        errors = {check for severity, check in found if severity == "error"}
+        uv = any(check == "py_executable" for _, check in found)
+        if errors != set(case["errors"]) or uv != case["uv"]:
+            wrong.append((case["id"], found))
     assert wrong == []
 
 
