@@ -319,7 +319,9 @@ def test_a_lines_own_loss_wins_over_the_recipe_and_the_doctor_says_so(capsys):
 
 
 # A second and more each: CI runs them as a user of this package would, `-m slow` as they stand.
-@pytest.mark.parametrize("more", [MIGRATION, pytest.param([], marks=pytest.mark.slow)], ids=["with sspo", "as it stands"])
+@pytest.mark.parametrize(
+    "more", [pytest.param(MIGRATION, id="with sspo"), pytest.param([], id="as it stands", marks=pytest.mark.slow)]
+)
 def test_official_command_lines(more, capsys):
     if not LINES.is_file():
         pytest.skip("needs the command lines in ../shared/cases, which are not part of this repository")
