@@ -20,13 +20,13 @@ from verl.utils.config import omega_conf_to_dataclass
 
 from verl_sspo.algorithm.description import describe, half_width
 from verl_sspo.algorithm.gates import Gate
+from verl_sspo.compose import compose_config
 from verl_sspo.data.schema import make_row, write_rows
 from verl_sspo.doctor import environment
 from verl_sspo.doctor.__main__ import main
 from verl_sspo.doctor.configuration import configuration_findings
 from verl_sspo.doctor.rules import Facts
 from verl_sspo.run import settings
-from verl_sspo.run.compose import compose_config
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = REPOSITORY / "recipes"
