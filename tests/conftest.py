@@ -21,7 +21,14 @@ def _installed(name: str) -> str:
 # Left out of `scripts/test.sh --fast`: files that start verl, Ray or other programs, or that compose many recipes.
 LONG = {
     *("test_cli.py", "test_cpu_platform.py", "test_doctor.py", "test_fuzz.py", "test_launch.py", "test_recipes.py"),
-    *("test_registration.py", "test_staleness_recipes.py", "test_suite.py", "test_theory.py", "test_train.py"),
+    *(
+        "test_kernel.py",
+        "test_registration.py",
+        "test_staleness_recipes.py",
+        "test_suite.py",
+        "test_theory.py",
+        "test_train.py",
+    ),
     "test_wheel.py",
 }
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": ("verl_sspo.experiments.evaluate", "measure a model or a checkpoint on benchmarks"),
     "reproduce": ("verl_sspo.experiments.reproduce", "run a suite of experiments"),
     "report": ("verl_sspo.experiments.report", "write the tables and pictures of a suite"),
+    "gpu-check": ("verl_sspo.benchmark.gpu_check", "check the loss's GPU kernel, on a GPU or without one"),
     "benchmark": ("verl_sspo.benchmark.__main__", "measure speed and memory beside verl's own code"),
 }
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from verl_sspo.algorithm.gates import Gate
+from verl_sspo.algorithm.loss import KERNELS
 
 
 def _check_switch(name: str, value: Any) -> None:
@@ -67,10 +68,12 @@ class SSPOPolicyLossConfig(PolicyLossConfig):
 
     Args:
         gate, gate_domain, tau_pos, tau_neg, gate_side: see `verl_sspo.algorithm.gates.Gate`.
+        kernel: "auto" computes the loss by a Triton kernel on a GPU and by PyTorch elsewhere; "torch", "triton".
         stop_on_nonfinite: end the run at the first NaN or infinity among the inputs of the loss, instead of a warning.
 
     Raises:
-        ValueError: on a value or a combination that `Gate` refuses; the message names what is allowed.
+        ValueError: on an unknown kernel, or on a value or a combination that `Gate` refuses; the message names what is
+            allowed.
     """
 
     gate: str = "arctan"
@@ -78,8 +81,11 @@ class SSPOPolicyLossConfig(PolicyLossConfig):
     tau_pos: float = 10.0
     tau_neg: float = 12.0
     gate_side: str = "both"
+    kernel: str = "auto"
     stop_on_nonfinite: bool = False
 
     def __post_init__(self) -> None:
+        if self.kernel not in KERNELS:
+            raise ValueError(f"kernel={self.kernel!r} is unknown: use one of {', '.join(KERNELS)}")
         _check_switch("policy_loss.stop_on_nonfinite", self.stop_on_nonfinite)
         Gate(self.gate, self.gate_domain, self.tau_pos, self.tau_neg, self.gate_side)

@@ -22,7 +22,13 @@ def test_reaches_the_dataclass_through_verls_conversion():
 
 @pytest.mark.parametrize(
     ("option", "value", "named"),
-    [("gate", "clip", "arctan"), ("gate_domain", "x", "log, ratio"), ("gate_side", "x", "both"), ("tau_neg", 0, "> 0")],
+    [
+        ("gate", "clip", "arctan"),
+        ("gate_domain", "x", "log, ratio"),
+        ("gate_side", "x", "both"),
+        ("kernel", "cuda", "triton"),
+        ("tau_neg", 0, "> 0"),
+    ],
 )
 def test_bad_values_raise_through_verls_conversion(option, value, named):
     with pytest.raises(Exception, match=named):

@@ -379,12 +379,12 @@ def test_strides_do_not_matter():
     torch.testing.assert_close(value_and_gradient(*transposed, Gate()), value_and_gradient(*arguments, Gate()))
 
 
-def test_backward_keeps_one_tensor_of_the_batch():
+def test_backward_keeps_one_tensor_of_the_batch_and_a_factor_per_row():
     log_prob, old_log_prob, advantages, mask = batch(13, dtype=torch.float32)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         sspo_loss(log_prob.requires_grad_(), old_log_prob, advantages, mask, Gate())[0].backward()
-    assert [t.shape for t in saved] == [log_prob.shape]
+    assert [t.shape for t in saved] == [log_prob.shape, log_prob.shape[:1]]
     assert saved[0].dtype == torch.float32
 
 

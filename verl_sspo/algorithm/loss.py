@@ -6,12 +6,16 @@ For response i with valid tokens t = 1..n_i, z_t = log_prob - old_log_prob, gate
     loss_t       = -A_t w_i S_i                           w_i: rollout correction, 1 without
     dloss_t/dz_t = -A_t w_i S_i kappa(z_t)
 
+`sweep` makes the one pass over the tokens; `kernel.sweep` is the same on a GPU. What follows is on one number per
+response: lengths, weights, and the factor that the gradient of its tokens gets in the backward pass.
+
 With A constant over a response and `loss_agg_mode="seq-mean-token-mean"` this is -mean_i A_i w_i S_i and its exact
 gradient. Otherwise it is the token-wise form s_t = sg[S_i] exp(log f_t - sg[log f_t]), with its value and gradient.
 `verl_sspo.algorithm.reference` is the token-wise form in plain autograd; the tests compare the two.
 """
 
 import functools
+import importlib.util
 import math
 from typing import Any
 
@@ -21,6 +25,12 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from verl_sspo.algorithm.gates import Gate
 from verl_sspo.algorithm.metrics import Diagnostics, token_sums
+
+KERNELS = ("auto", "torch", "triton")
+
+# What `sweep` sums over the tokens of a response, before `metrics.SUMS`: tokens in `response_mask`, tokens that take
+# part, and over these A, log f(z), log f(0) and the logarithm of the rollout weight.
+TOTALS = ("valid", "tokens", "advantages", "log_gates", "log_gates_on_policy", "log_rollout_weights")
 
 # On a CPU, rows are computed in blocks of about this many tokens, so that intermediates stay in the cache.
 _CPU_BLOCK_TOKENS = 1 << 17
@@ -39,6 +49,7 @@ def sspo_loss(
     batch_num_tokens: int | torch.Tensor | None = None,
     global_batch_size: int | torch.Tensor | None = None,
     loss_scale_factor: float | None = None,
+    kernel: str = "auto",
 ) -> tuple[torch.Tensor, Diagnostics]:
     """Computes the SSPO loss of a micro-batch and its diagnostics.
 
@@ -58,73 +69,124 @@ def sspo_loss(
             weight, the geometric mean over its tokens. A token of weight 0 is treated as if it were masked.
         dp_size, batch_num_tokens, global_batch_size, loss_scale_factor: verl's `config.global_batch_info`. With
             these, micro-batches sum and data-parallel ranks average to the loss of the mini-batch.
+        kernel: "torch", "triton", or "auto": Triton on a GPU where it is installed, unless an input is float64.
 
     Returns:
         (loss, diagnostics): a scalar, and what `Diagnostics.as_metrics` turns into metrics.
 
     Raises:
-        ValueError: if shapes differ, the mode is unknown, or dp_size > 1 without the global size the mode needs.
+        ValueError: if shapes differ, the mode is unknown, dp_size > 1 without the global size the mode needs, or
+            kernel="triton" with an input in float64.
+        RuntimeError: if the Triton kernel cannot be compiled or launched.
     """
-    tensors = [log_prob, old_log_prob, advantages, response_mask]
+    inputs = {"log_prob": log_prob.detach(), "old_log_prob": old_log_prob, "advantages": advantages}
     if rollout_is_weights is not None:
-        tensors.append(rollout_is_weights)
-    shapes = {tuple(tensor.shape) for tensor in tensors}
+        inputs["rollout_is_weights"] = rollout_is_weights
+    shapes = {tuple(tensor.shape) for tensor in (*inputs.values(), response_mask)}
     if len(shapes) != 1 or log_prob.dim() != 2:
         raise ValueError(f"the loss needs tensors of one shape (bs, response_length), got {sorted(shapes)}")
-    floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor is not response_mask]
+    floating = [tensor.dtype for tensor in inputs.values() if tensor.is_floating_point()]
     dtype = functools.reduce(torch.promote_types, floating, torch.float32)
-    batch_size, response_length = log_prob.shape
-
+    run = sweep
+    if runs_in_triton(kernel, log_prob.device, dtype):
+        from verl_sspo.algorithm.kernel import sweep as run
     with torch.no_grad():
-        mask = response_mask.bool()
-        # Counts are floats, exact below 2^24: a CPU sums them several times faster than booleans.
-        lengths = valid_lengths = mask.to(dtype).sum(dim=-1)
-        if rollout_is_weights is not None:
-            mask = mask & (rollout_is_weights != 0)
-            lengths = mask.to(dtype).sum(dim=-1)
+        gradient, sums = run(gate, log_prob, old_log_prob, advantages, response_mask, rollout_is_weights, dtype)
+        valid_lengths, lengths, sum_of_advantages, log_gates, log_gates_on_policy, log_rollout_weights = sums[
+            :, : len(TOTALS)
+        ].unbind(dim=-1)
         coefficients = sequence_coefficients(
             lengths,
             loss_agg_mode,
-            response_length=response_length,
+            response_length=log_prob.shape[1],
             dtype=dtype,
             dp_size=dp_size,
             batch_num_tokens=batch_num_tokens,
             global_batch_size=global_batch_size,
             loss_scale_factor=loss_scale_factor,
         )
-        if rollout_is_weights is not None:
-            coefficients = coefficients * rollout_sequence_weights(rollout_is_weights.to(dtype), mask, lengths)
-        rows = max(1, _CPU_BLOCK_TOKENS // max(1, response_length)) if log_prob.is_cpu else max(1, batch_size)
-        gradient = torch.empty(log_prob.shape, dtype=dtype, device=log_prob.device)
-        by_row = (log_prob, old_log_prob, advantages, mask, lengths, coefficients, gradient)
-        blocks = zip(*(tensor.split(rows) for tensor in by_row), strict=True)
-        losses, log_weights, sums = map(torch.cat, zip(*(_loss_of_rows(gate, *block) for block in blocks), strict=True))
-    inputs = {"log_prob": log_prob.detach(), "old_log_prob": old_log_prob, "advantages": advantages}
-    if rollout_is_weights is not None:
-        inputs["rollout_is_weights"] = rollout_is_weights
-    diagnostics = Diagnostics(
-        losses, log_weights, sums, lengths, valid_lengths, inputs, mask, batch_num_tokens, global_batch_size
+        counts = lengths.clamp(min=1)
+        # A tiny temperature allows weights beyond the range of the dtype: keep them, and their product with A, finite.
+        log_weights = (log_gates / counts).clamp(max=0.45 * math.log(torch.finfo(dtype).max))
+        scale = -coefficients * torch.exp(log_rollout_weights / counts) * log_weights.exp()
+        losses = scale * sum_of_advantages
+        diagnostics = Diagnostics(
+            losses,
+            log_weights - log_gates_on_policy / counts,
+            sums[:, len(TOTALS) :],
+            lengths,
+            valid_lengths,
+            inputs,
+            response_mask,
+            batch_num_tokens,
+            global_batch_size,
+        )
+    return _WithGradient.apply(log_prob, losses.sum(), gradient, scale), diagnostics
+
+
+def runs_in_triton(kernel: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the sweep over the tokens runs as a Triton kernel.
+
+    Raises:
+        ValueError: if `kernel` is "triton" and the computation is in float64.
+    """
+    if kernel == "triton" and dtype != torch.float32:
+        raise ValueError(f"kernel='triton' computes in float32, an input is {dtype}: use kernel='torch'")
+    return kernel == "triton" or (
+        kernel == "auto" and device.type == "cuda" and dtype == torch.float32 and _triton_is_installed()
     )
-    return _WithGradient.apply(log_prob, losses.sum(), gradient), diagnostics
 
 
-def _loss_of_rows(
+@functools.cache
+def _triton_is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def sweep(
     gate: Gate,
     log_prob: torch.Tensor,
     old_log_prob: torch.Tensor,
     advantages: torch.Tensor,
-    mask: torch.Tensor,
-    lengths: torch.Tensor,
-    coefficients: torch.Tensor,
-    gradient: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Computes the loss of each row and writes its gradient to `gradient`, whose dtype is that of the computation.
+    response_mask: torch.Tensor,
+    rollout_is_weights: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pass over the tokens, in `dtype`; arguments as in `sspo_loss`.
 
     Returns:
-        losses (rows,), logarithms of the sequence weights relative to their value on policy (rows,), and
-        `token_sums` (rows, K).
+        A kappa(z) of each token, (bs, response_length), 0 at tokens that take no part; and the sums over the tokens of
+        each response, (bs, len(TOTALS) + len(metrics.SUMS)).
     """
-    dtype, masked = gradient.dtype, ~mask
+    batch_size, response_length = log_prob.shape
+    rows = max(1, _CPU_BLOCK_TOKENS // max(1, response_length)) if log_prob.is_cpu else max(1, batch_size)
+    gradient = torch.empty(log_prob.shape, dtype=dtype, device=log_prob.device)
+    by_row = [log_prob, old_log_prob, advantages, response_mask, gradient]
+    if rollout_is_weights is not None:
+        by_row.append(rollout_is_weights)
+    blocks = zip(*(tensor.split(rows) for tensor in by_row), strict=True)
+    return gradient, torch.cat([_sweep_rows(gate, *block) for block in blocks])
+
+
+def _sweep_rows(
+    gate: Gate,
+    log_prob: torch.Tensor,
+    old_log_prob: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+    gradient: torch.Tensor,
+    rollout_is_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`sweep` of a block of rows, which writes `gradient` and returns the sums."""
+    dtype, mask = gradient.dtype, response_mask.bool()
+    # Counts are floats, exact below 2^24: a CPU sums them several times faster than booleans.
+    lengths = valid_lengths = mask.to(dtype).sum(dim=-1)
+    none = torch.zeros_like(lengths)
+    log_rollout_weights = log_gates_on_policy = none
+    if rollout_is_weights is not None:
+        mask = mask & (rollout_is_weights != 0)
+        lengths = mask.to(dtype).sum(dim=-1)
+        log_rollout_weights = rollout_is_weights.to(dtype).log().masked_fill_(~mask, 0.0).sum(dim=-1)
+    masked = ~mask
     z = (log_prob.to(dtype) - old_log_prob.to(dtype)).masked_fill_(masked, 0.0)
     advantages = advantages.to(dtype).masked_fill(masked, 0.0)
     # tau_pos where A > 0, else tau_neg; on a CPU several times faster than torch.where.
@@ -132,22 +194,17 @@ def _loss_of_rows(
     log_f, slope = gate.log_value_and_slope(z, tau)
     if gate.is_sapo:  # f(1) is not 1 there, so log f is not 0 at masked tokens
         log_f.masked_fill_(masked, 0.0)
-    counts = lengths.clamp(min=1)
-    log_weights = log_f.sum(dim=-1) / counts
+        log_gates_on_policy = gate.on_policy_value(tau).log_().masked_fill_(masked, 0.0).sum(dim=-1)
+    log_gates = log_f.sum(dim=-1)
     del log_f  # its memory serves the next tensor: on a CPU, fresh memory costs more than the arithmetic on it
     toward = torch.sign(advantages).mul_(z)  # > 0: the token moved the way its advantage pushes
     if gate.side == "forward":  # slope 1 elsewhere
         slope.sub_(1.0).mul_(torch.gt(toward, 0.0, out=torch.empty_like(z))).add_(1.0)
-
-    # A tiny temperature allows weights beyond the range of the dtype: keep them, and their product with A, finite.
-    log_weights = log_weights.clamp(max=0.45 * math.log(torch.finfo(dtype).max))
-    scale = -coefficients * log_weights.exp()
-    losses = scale * advantages.sum(dim=-1)
-    torch.mul(advantages, scale.unsqueeze(-1), out=gradient).mul_(slope)
-    if gate.is_sapo:  # report weight and slope relative to those on policy
-        log_weights -= gate.on_policy_value(tau).log_().masked_fill_(masked, 0.0).sum(dim=-1) / counts
+    torch.mul(advantages, slope, out=gradient)
+    if gate.is_sapo:  # reported relative to the slope on policy
         slope /= gate.on_policy_slope(tau)
-    return losses, log_weights, token_sums(z, toward, slope, advantages)
+    totals = (valid_lengths, lengths, advantages.sum(dim=-1), log_gates, log_gates_on_policy, log_rollout_weights)
+    return torch.cat([torch.stack(totals, dim=-1), token_sums(z, toward, slope, advantages)], dim=-1)
 
 
 def sequence_coefficients(
@@ -198,25 +255,22 @@ def sequence_coefficients(
     return nonempty * dp_size / size / divisors[loss_agg_mode]
 
 
-def rollout_sequence_weights(
-    rollout_is_weights: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor
-) -> torch.Tensor:
-    """Computes one rollout-correction weight per response: the geometric mean over its tokens, (bs,)."""
-    log_weights = rollout_is_weights.log().masked_fill(~mask, 0.0)
-    return torch.exp(log_weights.sum(dim=-1) / lengths.clamp(min=1))
-
-
 class _WithGradient(torch.autograd.Function):
-    """A loss whose gradient with respect to `log_prob` is given; the gradient is all that is kept for backward."""
+    """A loss whose gradient with respect to `log_prob` is given, as a tensor and one factor for each of its rows.
+
+    The two are all that is kept for backward.
+    """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, log_prob: torch.Tensor, loss: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gradient)
+    def forward(
+        ctx: FunctionCtx, log_prob: torch.Tensor, loss: torch.Tensor, gradient: torch.Tensor, scale: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(gradient, scale)
         ctx.log_prob_dtype = log_prob.dtype  # type: ignore[attr-defined]
         return loss.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return (grad_loss * gradient).to(ctx.log_prob_dtype), None, None
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        gradient, scale = ctx.saved_tensors
+        return (gradient * (grad_loss * scale).unsqueeze(-1)).to(ctx.log_prob_dtype), None, None, None

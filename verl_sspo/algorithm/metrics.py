@@ -80,7 +80,7 @@ class Diagnostics:
         lengths: tokens of each response that take part, (bs,).
         valid_lengths: tokens of each response in `response_mask`, those of rollout weight 0 included, (bs,).
         inputs: what the loss was computed from, by name, each (bs, T).
-        mask: tokens that take part, (bs, T), bool.
+        response_mask: (bs, T).
         batch_num_tokens: valid tokens of the mini-batch on all ranks. None: this is the whole mini-batch.
         global_batch_size: responses of the mini-batch on all ranks, verl's padding rows included. None: as above.
     """
@@ -91,9 +91,15 @@ class Diagnostics:
     lengths: torch.Tensor
     valid_lengths: torch.Tensor
     inputs: Mapping[str, torch.Tensor]
-    mask: torch.Tensor
+    response_mask: torch.Tensor
     batch_num_tokens: int | torch.Tensor | None = None
     global_batch_size: int | torch.Tensor | None = None
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """Tokens that take part, (bs, T), bool."""
+        mask, weights = self.response_mask.bool(), self.inputs.get("rollout_is_weights")
+        return mask if weights is None else mask & (weights != 0)
 
     @torch.no_grad()
     def as_metrics(self) -> dict[str, list[float]]:

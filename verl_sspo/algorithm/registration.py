@@ -18,7 +18,7 @@ from verl_sspo.algorithm import nonfinite
 from verl_sspo.algorithm.advantage import group_relative_advantages
 from verl_sspo.algorithm.description import describe
 from verl_sspo.algorithm.gates import Gate
-from verl_sspo.algorithm.loss import sspo_loss
+from verl_sspo.algorithm.loss import runs_in_triton, sspo_loss
 from verl_sspo.config import SSPOAdvantageConfig
 
 _announced = False
@@ -27,11 +27,12 @@ _loss_calls = itertools.count(1)
 _estimator_calls = itertools.count(1)
 
 
-def _announce(config: ActorConfig) -> None:
+def _announce(config: ActorConfig, log_prob: torch.Tensor) -> None:
     """Prints the effective settings, once, in the log of the actor's first rank."""
     global _announced
     if not _announced and (not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0):
-        print(describe(config), flush=True)
+        triton = runs_in_triton(config.policy_loss.get("kernel", "auto"), log_prob.device, torch.float32)
+        print(f"{describe(config)}\n  loss in      {'a Triton kernel' if triton else 'PyTorch'}", flush=True)
     _announced = True
 
 
@@ -60,7 +61,7 @@ def compute_policy_loss_sspo(
     """
     if not isinstance(config, ActorConfig):
         raise ValueError(f"the loss `sspo` needs verl's ActorConfig as `config`, got {type(config).__name__}")
-    _announce(config)
+    _announce(config, log_prob)
     loss, diagnostics = sspo_loss(
         log_prob,
         old_log_prob,
@@ -69,6 +70,7 @@ def compute_policy_loss_sspo(
         Gate.of_policy_loss(config.policy_loss),
         loss_agg_mode=loss_agg_mode,
         rollout_is_weights=rollout_is_weights,
+        kernel=config.policy_loss.get("kernel", "auto"),
         **config.global_batch_info,
     )
     call = next(_loss_calls)

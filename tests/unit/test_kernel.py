@@ -1,0 +1,54 @@
+"""The Triton kernel of the loss, without a GPU: `verl-sspo gpu-check`, and its settings."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from verl_sspo.algorithm.gates import Gate
+from verl_sspo.algorithm.loss import runs_in_triton, sspo_loss
+from verl_sspo.benchmark import gpu_check
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton (Linux, x86-64)")
+
+
+@needs_triton
+@pytest.mark.parametrize("quick", [pytest.param("--quick", id="quick"), pytest.param(None, marks=pytest.mark.slow)])
+def test_exact_in_the_interpreter_and_compiled_without_spills(quick, capsys):
+    assert gpu_check.main(["--without-gpu", *([quick] if quick else [])]) == 0
+    shown = capsys.readouterr().out
+    assert "FAILED" not in shown
+    assert shown.count(" ok") >= 15
+
+
+@pytest.mark.parametrize("fault", [0.5, torch.nan])
+def test_a_kernel_that_is_wrong_is_seen(fault, monkeypatch):
+    """`gpu_check.error` of a sweep that is off in one gradient of one token."""
+
+    def wrong(gate, log_prob, *others, **options):
+        loss, diagnostics = sspo_loss(log_prob, gate=gate, **options)
+        return (loss + fault * log_prob[0, 3] if options["kernel"] == "torch" else loss), diagnostics
+
+    monkeypatch.setattr(gpu_check, "sspo_loss", lambda log_prob, gate, **o: wrong(gate, log_prob, **o))
+    monkeypatch.setattr("verl_sspo.algorithm.loss.runs_in_triton", lambda *_: False)
+    found = gpu_check.error(Gate(), gpu_check.batch(7, torch.float32, "cpu", weighted=True))
+    assert not found <= gpu_check.TOLERANCE
+
+
+def test_auto_is_triton_on_a_gpu_only_and_never_in_float64():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert runs_in_triton("auto", gpu, torch.float32) == (importlib.util.find_spec("triton") is not None)
+    assert not runs_in_triton("auto", cpu, torch.float32)
+    assert not runs_in_triton("auto", gpu, torch.float64)
+    assert not runs_in_triton("torch", gpu, torch.float32)
+    assert runs_in_triton("triton", cpu, torch.float32)
+    with pytest.raises(ValueError, match="kernel='torch'"):
+        runs_in_triton("triton", gpu, torch.float64)
+
+
+@needs_triton
+def test_a_kernel_that_cannot_run_names_the_way_around():
+    """Without the interpreter Triton has no driver on a CPU."""
+    zeros = torch.zeros(1, 2)
+    with pytest.raises(RuntimeError, match=r"policy_loss\.kernel=torch"):
+        sspo_loss(zeros, zeros, zeros, torch.ones(1, 2), Gate(), kernel="triton")
