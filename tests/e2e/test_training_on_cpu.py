@@ -150,7 +150,7 @@ def micro_batches(rows: int) -> list[str]:
 
 
 def test_micro_batches_change_no_curve(task, tmp_path):
-    """The same training, and the same metrics of it, with other micro-batches: `engine_invariance` through Ray."""
+    """The same training writes the same metrics, whatever the micro-batches."""
     cuts = {"one": micro_batches(1), "four": micro_batches(4)}
     cuts["dynamic"] = [f"{ACTOR}.use_dynamic_bsz=true", f"{ACTOR}.ppo_max_token_len_per_gpu=64"]
     last = ["+algo=sspo_forward", "trainer.total_training_steps=2"]
@@ -166,8 +166,9 @@ def test_micro_batches_change_no_curve(task, tmp_path):
     assert sum(name.startswith("actor/sspo/") for name in names) == 14
     for other in others:
         for step, same in zip(one, other, strict=True):
-            # float32: log-probs of about -5 differ by 5e-7 in another batch, which a gate of temperature 12 makes 6e-6.
-            expected = pytest.approx({name: step[name] for name in names}, rel=1e-4, abs=2e-6)
+            # float32 rounds otherwise in another batch: by up to 6e-7 of a value, measured. The gates make no more of it
+            # here, and SGD keeps it small over the four updates.
+            expected = pytest.approx({name: step[name] for name in names}, rel=1e-5, abs=1e-7)
             assert {name: same[name] for name in names} == expected
 
 
