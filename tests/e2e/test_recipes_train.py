@@ -52,8 +52,8 @@ def _run(tmp_path, recipe, *overrides):
     return steps
 
 
-# algo=sspo runs in the test of the quickstart, algo=sspo_forward in the one of micro-batches. The slow ones differ from another in a loss that the tests of the
-# objectives call, or in settings of a gate.
+# algo=sspo runs in the test of the quickstart, algo=sspo_forward in the one of micro-batches. The slow ones differ from
+# another in a loss that the tests of the objectives call, or in settings of a gate.
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("sspo_v1", "grpo", "gspo", "sapo")]
 
 

@@ -166,8 +166,7 @@ def test_micro_batches_change_no_curve(task, tmp_path):
     assert sum(name.startswith("actor/sspo/") for name in names) == 14
     for other in others:
         for step, same in zip(one, other, strict=True):
-            # float32 rounds otherwise in another batch: by up to 6e-7 of a value, measured. The gates make no more of it
-            # here, and SGD keeps it small over the four updates.
+            # float32 rounds differently in another batch: by up to 6e-7 of a value (measured, over four updates).
             expected = pytest.approx({name: step[name] for name in names}, rel=1e-5, abs=1e-7)
             assert {name: same[name] for name in names} == expected
 
