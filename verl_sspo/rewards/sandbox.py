@@ -39,7 +39,7 @@ _ELSEWHERE = "+reward.custom_reward_function.reward_kwargs.sandbox_fusion_url=UR
 
 
 class SandboxError(RuntimeError):
-    """The sandbox itself does not work on this host. Says nothing about any program."""
+    """The sandbox does not work on this host, whatever the program."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Verdict:
     error: str = ""
 
 
-# --- the wall ----------------------------------------------------------------------------------------------------
+# --- starting a sandbox ------------------------------------------------------------------------------------------
 
 
 def _python() -> str:
@@ -156,7 +156,7 @@ def _started(
     wall = () if limits.unsafe else _wall(limits.disk_bytes)
     if platform.machine() not in sandbox_runner.ARCHITECTURES:
         raise SandboxError(f"no system call filter for {platform.machine()}")
-    # A file in memory: nobody has to wait for the other side to read.
+    # A file in memory, so no process waits for the other one to read.
     with open(os.memfd_create("request"), "wb") as stdin:
         stdin.write(_runner_code() + marshal.dumps(request | {"limits": dataclasses.asdict(limits)}))
         stdin.flush()
@@ -213,8 +213,8 @@ def _frames(process: subprocess.Popen[bytes], limits: Limits, deadline: float) -
 
     Raises:
         TimeoutError: The deadline, on the monotonic clock, is over.
-        ValueError: It sent something else.
-        SandboxError: It never started.
+        ValueError: It sent no frame.
+        SandboxError: It did not start.
     """
     assert process.stdout is not None
     assert process.stderr is not None
@@ -268,7 +268,7 @@ def slot(count: int | None = None) -> Iterator[None]:
 
 
 def check(limits: Limits | None = None) -> None:
-    """Starts a sandbox and runs nothing much in it: what a preflight can ask.
+    """Starts a sandbox and runs `print(1)` in it; the doctor calls this.
 
     Raises:
         SandboxError: The sandbox does not work on this host; the message says what to do.
@@ -278,7 +278,7 @@ def check(limits: Limits | None = None) -> None:
         raise SandboxError(f"a program that prints 1 gave {result} in the sandbox")
 
 
-# --- what it is for ----------------------------------------------------------------------------------------------
+# --- running programs --------------------------------------------------------------------------------------------
 
 
 def run_cases(program: str, cases: list[dict[str, Any]], limits: Limits) -> Generator[tuple[str, bytes], None, None]:
