@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from verl.trainer.config.algorithm import RolloutCorrectionConfig
 
 from verl_sspo.quickstart.model import prepare_arithmetic
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
+ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +94,101 @@ def test_two_ranks_with_checkpoint_and_resume(task, tmp_path):
     assert resumed.keys() == {3}
     check_training_step(resumed[3])
     assert (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").read_text() == "3"
+
+
+def train_each(task: Path, folder: Path, settings: dict[str, list[str]]) -> dict[str, list[dict[str, float]]]:
+    """Trains with each of the settings, see `trainings`; returns what the steps logged, by name."""
+    (folder / "reward.py").write_text(REWARD)
+    shared = [
+        "+hardware=cpu",
+        f"data.train_files={task / 'train.parquet'}",
+        f"data.val_files={task / 'val.parquet'}",
+        f"actor_rollout_ref.model.path={task / 'model'}",
+        "data.train_batch_size=4",
+        "data.max_prompt_length=4",
+        "data.max_response_length=12",
+        "data.dataloader_num_workers=0",
+        f"{ROLLOUT}.n=4",
+        # Two updates per rollout, each from all of its responses: verl fills mini-batches in the order in which
+        # responses arrive, which differs from run to run.
+        f"{ACTOR}.ppo_mini_batch_size=4",
+        f"{ACTOR}.ppo_epochs=2",
+        f"{ACTOR}.use_dynamic_bsz=true",
+        # Adam divides rounding errors by their own size.
+        f"{ACTOR}.optim.optimizer=SGD",
+        f"{ACTOR}.optim.lr=0.3",
+        f"{ACTOR}.optim.weight_decay=0",
+        f"reward.custom_reward_function.path={folder / 'reward.py'}",
+        "trainer.logger=[console,file]",
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+        "trainer.save_freq=-1",
+        "trainer.resume_mode=disable",
+        "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_SSPO_THREADS='1'",
+    ]
+    (folder / "settings.json").write_text(json.dumps({name: shared + each for name, each in settings.items()}))
+    log = folder / "log"
+    with log.open("w") as output:
+        ended = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("trainings.py")), str(folder)],
+            env=os.environ | {"VERL_PLATFORM": "cpu", "RAY_ADDRESS": "local"},
+            cwd=folder,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    assert ended.returncode == 0, log.read_text()[-8000:]
+    lines = {name: (folder / f"{name}.jsonl").read_text().splitlines() for name in settings}
+    return {name: [json.loads(line)["data"] for line in steps] for name, steps in lines.items()}
+
+
+def micro_batches(rows: int) -> list[str]:
+    return [
+        f"{ACTOR}.use_dynamic_bsz=false",
+        f"{ACTOR}.ppo_micro_batch_size_per_gpu={rows}",
+        f"{ROLLOUT}.log_prob_use_dynamic_bsz=false",
+        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu={rows}",
+    ]
+
+
+def test_micro_batches_change_no_curve(task, tmp_path):
+    """The same training writes the same metrics, whatever the micro-batches."""
+    cuts = {"one": micro_batches(1), "four": micro_batches(4)}
+    cuts["dynamic"] = [f"{ACTOR}.ppo_max_token_len_per_gpu=64"]
+    last = ["+algo=sspo_forward", "trainer.total_training_steps=2"]
+    one, *others = train_each(task, tmp_path, {name: [*last, *cut] for name, cut in cuts.items()}).values()
+    assert len(one) == 2
+    for step in one:
+        # The second update of each step is off policy, and the responses differ in length.
+        assert 0.1 < step["actor/sspo/slope"] < 0.95
+        assert step["actor/sspo/lost_corrective"] == 0
+        assert step["response_length/min"] < step["response_length/max"]
+    compared = ("actor/", "critic/", "response_length/")
+    names = [name for name in one[0] if name.startswith(compared) and not name.startswith("actor/perf/")]
+    assert sum(name.startswith("actor/sspo/") for name in names) == 14
+    for other in others:
+        for step, same in zip(one, other, strict=True):
+            # float32 rounds differently in another batch: by up to 6e-7 of a value (measured, over four updates).
+            expected = pytest.approx({name: step[name] for name in names}, rel=1e-5, abs=1e-7)
+            assert {name: same[name] for name in names} == expected
+
+
+def preset(name: str) -> list[str]:
+    """One of verl's presets as overrides."""
+    options = vars(getattr(RolloutCorrectionConfig, name)())
+    values = {key: f"'{value}'" if isinstance(value, str) else value for key, value in options.items()}
+    return [f"++algorithm.rollout_correction.{key}={'null' if each is None else each}" for key, each in values.items()]
+
+
+@pytest.mark.slow
+def test_every_preset_of_rollout_correction_trains(task, tmp_path):
+    """The measured columns of docs/rollout_correction.md; a rollout in bf16 differs from the trainer."""
+    page = (ROOT / "docs" / "rollout_correction.md").read_text().splitlines()
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page if line.startswith("| `")]
+    base = ["+algo=sspo", f"{ROLLOUT}.dtype=bfloat16", f"{ROLLOUT}.calculate_log_probs=true"]
+    settings = {row[0]: [*base, *preset(row[0]), "trainer.total_training_steps=3"] for row in rows}
+    for row, steps in zip(rows, train_each(task, tmp_path, settings).values(), strict=True):
+        names = ("actor/sspo/tokens_left_out", "rollout_corr/rollout_rs_masked_fraction", "actor/sspo/slope")
+        left_out, rejected, slope = (sum(step.get(name, 0.0) for step in steps) / len(steps) for name in names)
+        measured = [len(steps), left_out + rejected, slope]
+        print(row[0], *measured)
+        assert measured == pytest.approx([float(cell) for cell in row[5:8]], abs=0.02), row[0]

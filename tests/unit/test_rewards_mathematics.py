@@ -62,6 +62,7 @@ def _accepts(gold, answer):
         (r"It is \boxed{4}</think> \boxed{5}", "5"),
         (r"\boxed{4} or \boxed{5}", "4, 5"),
         (r"$\boxed{4}$ and $\boxed{5}$", "4, 5"),
+        (r"\boxed{4} / \boxed{5}", "4, 5"),
         (r"\boxed{4} and \boxed{4}", "4"),
         (r"\boxed{4}. No: \boxed{5}", "5"),
         (r"\boxed{1 + \boxed{5}}", "1 + {5}"),

@@ -28,42 +28,18 @@ _shown: set[tuple[str, str]] = set()  # ungradable rows in the log
 # Names as on the hub and as verl's own data scripts write them. A name that starts with "aime" is mathematics too.
 MATHEMATICS = frozenset(
     {
-        "openai/gsm8k",
-        "lighteval/MATH",
-        "DigitalLearningGmbH/MATH-lighteval",
-        "HuggingFaceH4/MATH-500",
-        "HuggingFaceH4/aime_2024",
-        "math-ai/aime24",
-        "math-ai/aime25",
-        "amc",
-        "minerva",
-        "olympiadbench",
-        "zwhe99/DeepMath-103K",
-        "math",
-        "math_dapo",
-        "math_dapo_reasoning",
-        "numina_aops_forum",
-        "numina_synthetic_math",
-        "numina_amc_aime",
-        "numina_synthetic_amc",
-        "numina_cn_k12",
-        "numina_olympiads",
+        *("openai/gsm8k", "lighteval/MATH", "DigitalLearningGmbH/MATH-lighteval", "HuggingFaceH4/MATH-500", "math"),
+        *("HuggingFaceH4/aime_2024", "math-ai/aime24", "math-ai/aime25", "amc", "minerva", "olympiadbench"),
+        *("zwhe99/DeepMath-103K", "math_dapo", "math_dapo_reasoning", "numina_aops_forum", "numina_synthetic_math"),
+        *("numina_amc_aime", "numina_synthetic_amc", "numina_cn_k12", "numina_olympiads"),
     }
 )
 # Their prompts ask for a last line `Answer: 13`, as verl's own reward reads it.
 ANSWER_LINE = frozenset({"math", "math_dapo", "math_dapo_reasoning"})
 CODE = frozenset(
     {
-        "apps",
-        "codecontests",
-        "codeforces",
-        "taco",
-        "livecodebench",
-        "primeintellect",
-        "openai_humaneval",
-        "openai/openai_humaneval",
-        "mbpp",
-        "google-research-datasets/mbpp",
+        *("apps", "codecontests", "codeforces", "taco", "livecodebench", "primeintellect", "openai_humaneval"),
+        *("openai/openai_humaneval", "mbpp", "google-research-datasets/mbpp"),
     }
 )
 # verl passes these to every reward function where a reward model runs beside it.

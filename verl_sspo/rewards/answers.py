@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from verl_sspo.rewards import formula
@@ -53,6 +53,7 @@ class Group:
 
 Value = Text | Formula | Relation | Group
 EVERYTHING = Text(r"\mathbb{R}")
+NOTHING = Text("")  # equals nothing: an equation of numbers that is false, or says nothing
 INFINITE = ("-\\infty", "\\infty")
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -74,20 +75,25 @@ _AND_OR = r",? ?\\text ?\{ ?,? ?(?:and|or) ?\} ?|,? ?(?<![a-zA-Z])(?:and|or) ?(?
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-zA-Z])")
 
 
+_BRACKET = r"\\(?:begin|end)\{|\\[{}]|\\.|[{(\[\])}]"
+
+
+def _depth(bracket: str) -> int:
+    """By how much a sign that `_BRACKET` finds changes the depth."""
+    if bracket.startswith("\\begin"):  # its brace, and what \end{...} closes
+        return 2
+    return (bracket in ("\\{", "{", "(", "[")) - (bracket in ("\\}", "}", ")", "]"))
+
+
 def _split(text: str, separator: str) -> list[str]:
     """Splits where the separator stands outside of all brackets: the pieces and the separators in turn."""
     parts, depth, start = [], 0, 0
-    for found in re.finditer(rf"(?P<cut>{separator})|\\(?:begin|end)\{{|\\[{{}}]|\\.|[{{(\[\])}}]", text, re.DOTALL):
-        word = found[0]
-        if found["cut"] is not None and not depth:
-            parts += [text[start : found.start()].strip(), word.strip()]
+    for found in re.finditer(rf"(?P<cut>{separator})|{_BRACKET}", text, re.DOTALL):
+        if found["cut"] is None:
+            depth += _depth(found[0])
+        elif not depth:
+            parts += [text[start : found.start()].strip(), found[0].strip()]
             start = found.end()
-        elif word.startswith("\\begin"):  # its brace, and what \end{...} closes
-            depth += 2
-        elif word in ("\\{", "{", "(", "["):
-            depth += 1
-        elif word in ("\\}", "}", ")", "]"):
-            depth -= 1
     return [*parts, text[start:].strip()]
 
 
@@ -96,12 +102,8 @@ def _inside(text: str) -> tuple[str, str, str]:
     found = re.fullmatch(r"(\\\{|[{(\[])(.*?)(\\\}|[})\]])", text, re.DOTALL)
     # An interval may open and close with any bracket.
     if found and found[1].strip("\\") + found[3].strip("\\") in ("{}", "()", "[]", "(]", "[)"):
-        depth = 1
-        for bracket in re.findall(r"\\[{}]|\\.|[{(\[\])}]", found[2]):
-            depth += (bracket in ("\\{", "{", "(", "[")) - (bracket in ("\\}", "}", ")", "]"))
-            if not depth:
-                break
-        if depth == 1:
+        depths = list(accumulate(map(_depth, re.findall(_BRACKET, found[2])), initial=1))
+        if min(depths) == depths[-1] == 1:
             return found[1], found[2].strip(), found[3]
     return "", text, ""
 
@@ -220,7 +222,7 @@ def _read_relation(text: str) -> Value | None:
         # "2 + 3 = 5" is 5, "3 = 3" and "6 = 5" are no answers.
         distinct = len(values) == 1 or len({key_of(part) for part in parts}) > 1
         true = all(compare(first, second) for first, second in pairwise(values))
-        return values[-1] if distinct and true else Relation(tuple(parts), tuple(signs))
+        return values[-1] if distinct and true else NOTHING
     if len(signs) > 1 and set(signs) == {"="} and all(compare(one, other) for one, other in pairwise(values[1:])):
         parts, signs = [parts[0], parts[-1]], ["="]  # "x = 2 + 3 = 5" is "x = 5"
     return Relation(tuple(parts), tuple(signs))
@@ -267,7 +269,7 @@ def is_equal(gold: str, answer: str) -> bool:
         return False
     try:
         right, given = read(gold), read(answer)
-        if isinstance(given, Relation) and _is_false(given):
+        if given == NOTHING:
             return False
         words = key_of(gold), key_of(answer)
         same_word = words[0].lower() == words[1].lower() and all(re.fullmatch("[A-Z]?[a-z]+", each) for each in words)
@@ -276,12 +278,6 @@ def is_equal(gold: str, answer: str) -> bool:
         return _equal_choices(gold, answer) or compare(right, given)
     except RecursionError:  # hundreds of brackets in each other
         return False
-
-
-def _is_false(relation: Relation) -> bool:
-    """Whether this is an equation of numbers; those that say something true are read as their last number."""
-    values = map(read, relation.parts)
-    return set(relation.signs) == {"="} and all(isinstance(each, Formula) and each.is_number for each in values)
 
 
 _CHOICE = re.compile(r"(?:[Oo]ption |[Cc]hoice )?(\()?([A-J])(\)|[.:](?= |$))?(?: ?(\S.*))?", re.DOTALL)
@@ -315,7 +311,7 @@ def _choice(text: str) -> tuple[str, str] | None:
 def compare(gold: Value, answer: Value) -> bool:
     """Whether two values are the same answer."""
     if gold == answer:
-        return gold != Text("")
+        return gold != NOTHING
     regions = _regions(gold), _regions(answer)
     if regions[0] and regions[1]:
         names = {region.name for region in (*regions[0], *regions[1])} - {""}

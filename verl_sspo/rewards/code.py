@@ -111,14 +111,14 @@ def score(
         return {"error": "no code block"}
     # No source file can hold lone surrogates; a mark at its beginning is no part of it.
     program = program.encode(errors="replace").decode().removeprefix("\ufeff")
-    limits = Limits(test_timeout=test_timeout, program_timeout=program_timeout, memory_bytes=memory_mb << 20)
+    limits = Limits(test_timeout, program_timeout, memory_mb << 20, unsafe=unsafe_without_sandbox)
     if len(program) > 1 << 20 or "\0" in program:
         verdict = Verdict(0, 1, "does not compile: too long, or with null characters")
     elif sandbox_fusion_url:
         verdict = _grade_on_fusion(sandbox_fusion_url, program, tests, limits, max_concurrent or 64)
     else:
         with sandbox.slot(max_concurrent):
-            verdict = grade(program, tests, limits, all_tests=partial_credit, unsafe=unsafe_without_sandbox)
+            verdict = grade(program, tests, limits, all_tests=partial_credit)
     passed = float(verdict.passed == verdict.total)
     return {
         "score": verdict.passed / verdict.total if partial_credit else passed,
@@ -129,12 +129,10 @@ def score(
     }
 
 
-def grade(
-    program: str, tests: dict[str, Any], limits: Limits, *, all_tests: bool = False, unsafe: bool = False
-) -> Verdict:
+def grade(program: str, tests: dict[str, Any], limits: Limits, *, all_tests: bool = False) -> Verdict:
     """Runs a program against what `tests_of` returns; stops at the first test that fails unless `all_tests`."""
     if "inputs" in tests:
-        results = sandbox.run_cases(program, _cases(tests), limits, unsafe_without_sandbox=unsafe)
+        results = sandbox.run_cases(program, _cases(tests), limits)
         return _compare(results, tests, all_tests)
     prompt, entry_point = tests.get("prompt", ""), tests.get("entry_point")
     return sandbox.run_checks(
@@ -144,7 +142,6 @@ def grade(
         context=[prompt, *tests.get("setup", []), tests.get("test", "")],
         entry_point=entry_point,
         all_checks=all_tests,
-        unsafe_without_sandbox=unsafe,
     )
 
 
@@ -167,30 +164,25 @@ def tests_of(ground_truth: Any) -> dict[str, Any]:
             raise ValueError(f"tests call several functions, or some none: {sorted(names)}")
         pairs = {"inputs": [each["input"] for each in tests], "outputs": [each["output"] for each in tests]}
         tests = pairs | {"fn_name": "".join(names)}
-    if isinstance(tests, dict) and {"inputs", "outputs"} <= tests.keys():
-        inputs, outputs = tests["inputs"], tests["outputs"]
-        if not (isinstance(inputs, list) and isinstance(outputs, list)):
-            raise ValueError("`inputs` and `outputs` are not lists")
-        if len(inputs) != len(outputs):
-            raise ValueError(f"{len(inputs)} inputs and {len(outputs)} outputs")
-        if not inputs:
-            raise ValueError("no tests")
-        # Other languages write a missing function name as null or "".
-        name = {"fn_name": str(tests["fn_name"])} if tests.get("fn_name") else {}
-        return {"inputs": inputs, "outputs": outputs} | name
-    if isinstance(tests, dict) and {"test", "entry_point"} <= tests.keys():
-        form = {"prompt": tests.get("prompt") or "", "test": tests["test"], "entry_point": tests["entry_point"]}
-        sources = list(form.values())
-    elif isinstance(tests, dict) and "asserts" in tests:
-        setup = tests.get("setup") or []
-        form = {"asserts": tests["asserts"], "setup": [setup] if isinstance(setup, str) else setup}
-        if not all(isinstance(each, list) for each in form.values()):
-            raise ValueError("`asserts` or `setup` is not a list")
-        if not form["asserts"]:
-            raise ValueError("no tests")
-        sources = form["asserts"] + form["setup"]
-    else:
-        raise ValueError("tests need `inputs` and `outputs`, `test` and `entry_point`, or `asserts`")
+    form: dict[str, Any]
+    match tests:
+        case {"inputs": list() as inputs, "outputs": list() as outputs}:
+            if len(inputs) != len(outputs):
+                raise ValueError(f"{len(inputs)} inputs and {len(outputs)} outputs")
+            form, sources = {"inputs": inputs, "outputs": outputs}, []
+            if tests.get("fn_name"):  # other languages write a missing function name as null or ""
+                form["fn_name"] = str(tests["fn_name"])
+        case {"test": test, "entry_point": entry_point}:
+            form = {"prompt": tests.get("prompt") or "", "test": test, "entry_point": entry_point}
+            sources = list(form.values())
+        case {"asserts": list() as asserts}:
+            setup = tests.get("setup") or []
+            form = {"asserts": asserts, "setup": setup if isinstance(setup, list) else [setup]}
+            sources = asserts + form["setup"]
+        case _:
+            raise ValueError("tests need lists `inputs` and `outputs`, `test` and `entry_point`, or a list `asserts`")
+    if [] in (form.get("inputs"), form.get("asserts")):
+        raise ValueError("no tests")
     if not all(isinstance(source, str) and "\0" not in source for source in sources):
         raise ValueError("tests are not Python: not a text")
     return form
@@ -294,7 +286,7 @@ def close(value: float, wanted: float) -> bool:
     The last term is the rounding of floats themselves.
     """
     bound = max(min(1e-6 * abs(wanted), 1e-3), 1e-12 * max(1.0, abs(wanted)))
-    return value == wanted or abs(value - wanted) <= bound < math.inf
+    return abs(value - wanted) <= bound < math.inf
 
 
 def _same_result(output: bytes, expected: Any) -> bool:

@@ -61,7 +61,7 @@ def has_tags(response: str) -> bool:
 
 
 _BOX = re.compile(r"\\f?box(?:ed)?(?![a-zA-Z])\s*")
-_BETWEEN_BOXES = re.compile(r"[\s$.]*(?:,|;|,?\s*\b(?:and|or))[\s$]*")
+_BETWEEN_BOXES = re.compile(r"[\s$.]*(?:[,;/]|,?\s*\b(?:and|or))[\s$]*")
 
 
 def _closing(text: str, start: int) -> int | None:

@@ -39,7 +39,7 @@ _ELSEWHERE = "+reward.custom_reward_function.reward_kwargs.sandbox_fusion_url=UR
 
 
 class SandboxError(RuntimeError):
-    """The sandbox itself does not work on this host. Says nothing about any program."""
+    """The sandbox does not work on this host, whatever the program."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Limits:
     disk_bytes: int = 64 << 20  # all files in /tmp
     output_bytes: int = 4 << 20  # what a test prints, or what a call returns
     threads: int = 32
+    unsafe: bool = False  # without any protection, with the rights of the caller
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Verdict:
     error: str = ""
 
 
-# --- the wall ----------------------------------------------------------------------------------------------------
+# --- starting a sandbox ------------------------------------------------------------------------------------------
 
 
 def _python() -> str:
@@ -149,13 +150,13 @@ _STUB = "import sys,marshal;exec(marshal.load(sys.stdin.buffer))"
 
 @contextlib.contextmanager
 def _started(
-    request: dict[str, Any], limits: Limits, *, unsafe: bool, pass_fds: tuple[int, ...] = ()
+    request: dict[str, Any], limits: Limits, pass_fds: tuple[int, ...] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A running sandbox; leaving the context kills everything in it."""
-    wall = () if unsafe else _wall(limits.disk_bytes)
+    wall = () if limits.unsafe else _wall(limits.disk_bytes)
     if platform.machine() not in sandbox_runner.ARCHITECTURES:
         raise SandboxError(f"no system call filter for {platform.machine()}")
-    # A file in memory: nobody has to wait for the other side to read.
+    # A file in memory, so no process waits for the other one to read.
     with open(os.memfd_create("request"), "wb") as stdin:
         stdin.write(_runner_code() + marshal.dumps(request | {"limits": dataclasses.asdict(limits)}))
         stdin.flush()
@@ -212,8 +213,8 @@ def _frames(process: subprocess.Popen[bytes], limits: Limits, deadline: float) -
 
     Raises:
         TimeoutError: The deadline, on the monotonic clock, is over.
-        ValueError: It sent something else.
-        SandboxError: It never started.
+        ValueError: It sent no frame.
+        SandboxError: It did not start.
     """
     assert process.stdout is not None
     assert process.stderr is not None
@@ -267,7 +268,7 @@ def slot(count: int | None = None) -> Iterator[None]:
 
 
 def check(limits: Limits | None = None) -> None:
-    """Starts a sandbox and runs nothing much in it: what a preflight can ask.
+    """Starts a sandbox and runs `print(1)` in it; the doctor calls this.
 
     Raises:
         SandboxError: The sandbox does not work on this host; the message says what to do.
@@ -277,19 +278,16 @@ def check(limits: Limits | None = None) -> None:
         raise SandboxError(f"a program that prints 1 gave {result} in the sandbox")
 
 
-# --- what it is for ----------------------------------------------------------------------------------------------
+# --- running programs --------------------------------------------------------------------------------------------
 
 
-def run_cases(
-    program: str, cases: list[dict[str, Any]], limits: Limits, *, unsafe_without_sandbox: bool = False
-) -> Generator[tuple[str, bytes], None, None]:
+def run_cases(program: str, cases: list[dict[str, Any]], limits: Limits) -> Generator[tuple[str, bytes], None, None]:
     """Runs a program once per case, in a fresh process each.
 
     Args:
         program: Python source.
         cases: `{"stdin": bytes}`, or `{"call": (function name, list of arguments)}`.
         limits: What it may use.
-        unsafe_without_sandbox: Run it unprotected.
 
     Yields:
         For each case an error ("" if it ended well) and the output: what it printed, or the encoded result. Stops
@@ -301,7 +299,7 @@ def run_cases(
         ValueError: The program wrote into its runner's channel.
     """
     request = {"role": "cases", "program": program, "cases": cases}
-    with _started(request, limits, unsafe=unsafe_without_sandbox) as process:
+    with _started(request, limits) as process:
         frames = _frames(process, limits, time.monotonic() + limits.program_timeout)
         for _, frame in zip(cases, frames, strict=False):
             error, _, output = frame.partition(b"\0")
@@ -316,7 +314,6 @@ def run_checks(
     context: list[str],
     entry_point: str | None = None,
     all_checks: bool = False,
-    unsafe_without_sandbox: bool = False,
 ) -> Verdict:
     """Runs a data set's checks in one sandbox against the functions of a program in another.
 
@@ -330,7 +327,6 @@ def run_checks(
         context: Source that runs before the checks, in their sandbox.
         entry_point: Function that the checks also know as `candidate`.
         all_checks: Continue after a check failed.
-        unsafe_without_sandbox: Run both unprotected.
 
     Raises:
         SandboxError: The sandbox does not work here.
@@ -340,17 +336,11 @@ def run_checks(
         calls, ask = os.pipe()
         answers, answer = os.pipe()
         serving = {"role": "program", "sources": sources, "calls": calls, "answers": answer}
-        checking: dict[str, Any] = {
-            "role": "checker",
-            "checks": checks,
-            "context": context,
-            "calls": ask,
-            "answers": answers,
-        }
+        checking = {"role": "checker", "checks": checks, "context": context, "calls": ask, "answers": answers}
         checking |= {"entry_point": entry_point, "all_checks": all_checks}
         try:
             server, checker = (
-                stack.enter_context(_started(request, limits, unsafe=unsafe_without_sandbox, pass_fds=descriptors))
+                stack.enter_context(_started(request, limits, descriptors))
                 for request, descriptors in ((serving, (calls, answer)), (checking, (ask, answers)))
             )
         finally:

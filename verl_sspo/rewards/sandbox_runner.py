@@ -431,8 +431,8 @@ def _run_case(
 ) -> tuple[str, bytes]:
     """Runs one test in a child; returns how it ended ("" is well) and its output, at most `output_bytes` of it.
 
-    Input and output are files in memory, so nobody has to feed or drain a pipe. How far the child has written shows in
-    the position, which the two processes share.
+    Input and output are files in memory, so no process has to feed or drain a pipe. The two processes share the file's
+    position, which says how much the child has written.
     """
     # A write that does not fit fails as a whole page: room for two more.
     stdin, out = _memory_file(case.get("stdin", b"")), _memory_file(b"", limits["output_bytes"] + 8192)
@@ -479,7 +479,7 @@ def run_cases(request: dict[str, Any]) -> None:
 
 
 def serve_program(request: dict[str, Any]) -> None:
-    """Role `program`: answers calls `(name, arguments, keyword arguments)` until nobody asks any more.
+    """Role `program`: answers calls `(name, arguments, keyword arguments)` until the checker has closed the pipe.
 
     Answers are `("value", result)`, `("raise", type, message)` or `("end", reason)`.
     """
@@ -609,7 +609,7 @@ def main() -> None:
     # A program may say which interpreter it is; the interpreter may not say anything about the runner's host.
     sys.argv[:] = [""]
     {"cases": run_cases, "program": serve_program, "checker": run_checker}[request["role"]](request)
-    while True:  # to be killed: bubblewrap buries a child that was killed, but not always one that ended
+    while True:  # until killed: bubblewrap reaps a child that was killed, but not always one that ended
         sleep(60)
 
 
