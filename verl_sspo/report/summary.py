@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from verl_sspo.run.launch import METRICS
+from verl_sspo.run.screen import validation_accuracy
 
 # The mean slope of the gate, see `verl_sspo.algorithm.metrics`. Other losses do not have it.
 EFFECTIVE_UPDATE_RATIO = "actor/sspo/slope"
@@ -75,12 +76,10 @@ class Metrics:
 
     @property
     def accuracy(self) -> tuple[list[int], list[float]]:
-        """The series of the validation accuracy, `val-core/<data source>/acc/mean@<n>`; of several sources, the first.
-
-        Empty if nothing was validated.
-        """
-        names = sorted({name for data in self.steps.values() for name in data if name.startswith("val-core/")})
-        return self.series(next((name for name in names if "/mean@" in name), names[0])) if names else ([], [])
+        """Steps that validated, and the accuracy there, see `validation_accuracy`."""
+        values = {step: validation_accuracy(data) for step, data in self.steps.items()}
+        points = {step: value for step, value in values.items() if value is not None}
+        return list(points), list(points.values())
 
 
 def summarize(metrics: Metrics, seconds: float) -> dict[str, float | int | None]:

@@ -1,6 +1,7 @@
 """What the user sees while verl trains: a bar, and one line per step that fits into 80 columns."""
 
 import math
+import statistics
 import time
 from types import TracebackType
 
@@ -20,6 +21,13 @@ def clock(seconds: float) -> str:
 def say(console: Console, text: str, style: str = "") -> None:
     """Prints a text as it is: nothing in it is taken for markup, and no path is broken at the end of a line."""
     console.print(Text(text, style=style), soft_wrap=True)
+
+
+def validation_accuracy(data: dict[str, float]) -> float | None:
+    """Mean over the data sources of `val-core/<data source>/acc/mean@<n>` in verl's metrics of a step."""
+    named = [data[name] for name in data if name.startswith("val-core/") and "/mean@" in name]
+    values = [value for value in named if value is not None and math.isfinite(value)]  # verl writes NaN as null
+    return statistics.fmean(values) if values else None
 
 
 class Screen:
@@ -70,11 +78,10 @@ class Screen:
             at, before = self.began
             if self.total:
                 left = (now - at) / max(step - before, 1) * max(self.total - step, 0)
-        accuracies = [data[name] for name in sorted(data) if name.startswith("val-core/") and "/mean@" in name]
         cells = (
             f"{step}/{self.total}" if self.total else f"{step}",
             _number(data.get("critic/score/mean")),
-            _number(accuracies[0] if accuracies else None),
+            _number(validation_accuracy(data)),
             _number(data.get("actor/entropy")),
             _number(data.get("timing_s/step"), 1),
             "" if left is None else clock(left),
