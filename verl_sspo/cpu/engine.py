@@ -69,6 +69,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         visible &= torch.ones(width, width, dtype=torch.bool).tril()
         inputs = {name: pad_sequence(columns[name], batch_first=True) for name in ("input_ids", "position_ids")}
         output_args["logits_at"] = torch.cat(logits_at, dim=1) - torch.tensor([[0], [first]])
+        output_args["prompt_lengths"] = torch.tensor(lengths)
         return inputs | {"attention_mask": visible[:, None], "logits_to_keep": width - first}, output_args
 
     def prepare_model_outputs(
@@ -77,7 +78,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         if "logits_at" not in output_args:
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
         ids = micro_batch["input_ids"]
-        offsets, responses = ids.offsets(), ids.offsets().diff() - micro_batch["prompts"].offsets().diff()
+        offsets, responses = ids.offsets(), ids.offsets().diff() - output_args["prompt_lengths"]
         # Of each response token: its row, and its place among all tokens.
         rows = torch.repeat_interleave(responses)
         places = torch.cat([torch.arange(end - size, end) for end, size in zip(offsets[1:], responses, strict=True)])
