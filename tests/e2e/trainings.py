@@ -18,7 +18,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
-from verl_sspo.run.compose import RECIPES, compose_config
+from verl_sspo.compose import RECIPES, compose_config
 
 
 def main() -> None:

@@ -91,6 +91,12 @@ def test_mean_accuracy_is_taken_where_validation_samples_several_times(tmp_path)
     assert metrics.accuracy == ([0], [0.5])
 
 
+def test_accuracy_of_several_data_sources_is_their_mean(tmp_path):
+    entries = [(0, {f"val-core/{source}/acc/mean@1": value for source, value in (("a", 0.2), ("b", 0.6), ("c", None))})]
+    metrics = Metrics.read(write(tmp_path / "m.jsonl", entries))
+    assert metrics.accuracy == ([0], [pytest.approx(0.4)])
+
+
 def test_values_that_are_not_numbers_are_left_out(tmp_path):
     path = write(tmp_path / "m.jsonl", [(1, {"x": 1.0}), (2, {"x": None}), (3, {"x": math.nan}), (4, {"y": 2.0})])
     assert Metrics.read(path).series("x") == ([1], [1.0])

@@ -20,6 +20,13 @@ REWARD = "critic/score/mean"
 SECONDS_PER_STEP = "timing_s/step"
 
 
+def validation_accuracy(data: dict[str, float]) -> float | None:
+    """Mean over the data sources of `val-core/<data source>/acc/mean@<n>` in verl's metrics of a step."""
+    named = [data[name] for name in data if name.startswith("val-core/") and "/mean@" in name]
+    values = [value for value in named if value is not None and math.isfinite(value)]  # verl writes NaN as null
+    return statistics.fmean(values) if values else None
+
+
 @dataclass(frozen=True)
 class Metrics:
     """verl's metrics of one run: step 0 is the validation before training, training steps count from 1."""
@@ -75,12 +82,10 @@ class Metrics:
 
     @property
     def accuracy(self) -> tuple[list[int], list[float]]:
-        """The series of the validation accuracy, `val-core/<data source>/acc/mean@<n>`; of several sources, the first.
-
-        Empty if nothing was validated.
-        """
-        names = sorted({name for data in self.steps.values() for name in data if name.startswith("val-core/")})
-        return self.series(next((name for name in names if "/mean@" in name), names[0])) if names else ([], [])
+        """Steps that validated, and the accuracy there, see `validation_accuracy`."""
+        values = {step: validation_accuracy(data) for step, data in self.steps.items()}
+        points = {step: value for step, value in values.items() if value is not None}
+        return list(points), list(points.values())
 
 
 def summarize(metrics: Metrics, seconds: float) -> dict[str, float | int | None]:

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from verl_sspo.report.summary import validation_accuracy
+
 COLUMNS = (("step", 11), ("reward", 9), ("validation", 11), ("entropy", 9), ("seconds", 9), ("time left", 11))
 
 
@@ -70,11 +72,10 @@ class Screen:
             at, before = self.began
             if self.total:
                 left = (now - at) / max(step - before, 1) * max(self.total - step, 0)
-        accuracies = [data[name] for name in sorted(data) if name.startswith("val-core/") and "/mean@" in name]
         cells = (
             f"{step}/{self.total}" if self.total else f"{step}",
             _number(data.get("critic/score/mean")),
-            _number(accuracies[0] if accuracies else None),
+            _number(validation_accuracy(data)),
             _number(data.get("actor/entropy")),
             _number(data.get("timing_s/step"), 1),
             "" if left is None else clock(left),

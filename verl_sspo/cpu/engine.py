@@ -1,0 +1,97 @@
+"""verl's FSDP engine on a CPU: each prompt of a micro-batch once, and logits of the responses alone.
+
+verl computes a prompt once per response, the logits of every token, and log-probabilities of bfloat16 logits token by
+token. With short responses and a large vocabulary this is most of the work. verl imports this module where
+`actor_rollout_ref.model.external_lib` names it; recipes/hardware/cpu.yaml does.
+"""
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch.nn.utils.rnn import pad_sequence
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine import EngineRegistry
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+# verl's settings that need the logits of all tokens or have their own way to log-probabilities, and verl's defaults.
+OTHERS = {
+    "use_remove_padding": True,
+    "use_fused_kernels": False,
+    "calculate_sum_pi_squared": False,
+    "distillation_use_topk": False,
+}
+PROMPT, PADDING = 0, -1
+
+
+# verl looks the engine up as the CUDA one (`verl_sspo.cpu.internals`), of this vendor.
+@EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor="cpu")
+class SharedPromptEngine(FSDPEngineWithLMHead):
+    """verl's engine, whose log-probs and entropies of prompt tokens are 0: no loss and no metric reads them."""
+
+    def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
+        """One row per prompt: the prompt, then its responses, each of which sees the prompt and itself."""
+        inputs, output_args = super().prepare_model_inputs(micro_batch)
+        is_text = inputs.keys() == {"input_ids", "attention_mask", "position_ids"} and inputs["input_ids"].dim() == 2
+        others = any(tu.get_non_tensor_data(micro_batch, name, default) for name, default in OTHERS.items())
+        config = self.model_config.hf_config
+        layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+        # The mask below is one for sdpa, and no sliding window or recurrent state would keep to it.
+        if others or not is_text or config._attn_implementation != "sdpa" or layers != {"full_attention"}:
+            return inputs, output_args
+
+        ids, positions = (micro_batch[name].unbind() for name in ("input_ids", "position_ids"))
+        lengths = [len(row) for row in micro_batch["prompts"].unbind()]
+        prompts: dict[tuple[int, ...], list[int]] = {}
+        for row, length in enumerate(lengths):
+            prompts.setdefault(tuple(ids[row][:length].tolist()), []).append(row)
+
+        columns: dict[str, list[torch.Tensor]] = {"input_ids": [], "position_ids": [], "parts": []}
+        # Of each response, in the order of the micro-batch: (prompt, place) of the logits of its tokens.
+        logits_at: list[Any] = [None] * len(ids)
+        for i, (prompt, rows) in enumerate(prompts.items()):
+            length = end = len(prompt)
+            parts = [torch.full((length,), PROMPT)]
+            for part, row in enumerate(rows, PROMPT + 1):
+                size = len(ids[row]) - length
+                # The prompt's last token predicts the first of the response.
+                places = torch.tensor([length - 1, *range(end, end + size - 1)][:size])
+                logits_at[row] = torch.stack([torch.full_like(places, i), places])
+                parts.append(torch.full((size,), part))
+                end += size
+            columns["parts"].append(torch.cat(parts))
+            for name, values in (("input_ids", ids), ("position_ids", positions)):
+                columns[name].append(torch.cat([values[rows[0]][:length], *(values[row][length:] for row in rows)]))
+
+        parts = pad_sequence(columns["parts"], batch_first=True, padding_value=PADDING)
+        width, first = parts.shape[1], min(lengths) - 1
+        visible = (parts[:, None, :] == PROMPT) | (parts[:, None, :] == parts[:, :, None])
+        visible &= torch.ones(width, width, dtype=torch.bool).tril()
+        inputs = {name: pad_sequence(columns[name], batch_first=True) for name in ("input_ids", "position_ids")}
+        output_args["logits_at"] = torch.cat(logits_at, dim=1) - torch.tensor([[0], [first]])
+        output_args["prompt_lengths"] = torch.tensor(lengths)
+        return inputs | {"attention_mask": visible[:, None], "logits_to_keep": width - first}, output_args
+
+    def prepare_model_outputs(
+        self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any
+    ) -> dict[str, torch.Tensor]:
+        if "logits_at" not in output_args:
+            return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+        ids = micro_batch["input_ids"]
+        offsets, responses = ids.offsets(), ids.offsets().diff() - output_args["prompt_lengths"]
+        # Of each response token: its row, and its place among all tokens.
+        rows = torch.repeat_interleave(responses)
+        places = torch.cat([torch.arange(end - size, end) for end, size in zip(offsets[1:], responses, strict=True)])
+        # (response tokens, vocabulary)
+        logits = output.logits[tuple(output_args["logits_at"])].float() / output_args["temperature"][rows, None]
+        log_probs = logits.log_softmax(dim=-1)
+
+        def where_predicted(values: torch.Tensor) -> torch.Tensor:
+            """(response tokens,) in a nested tensor of all tokens, each at the token before it, as verl has them."""
+            tokens = values.new_zeros(len(ids.values())).index_put((places - 1,), values)
+            return torch.nested.nested_tensor_from_jagged(tokens, offsets)
+
+        outputs = {"log_probs": where_predicted(log_probs.gather(-1, ids.values()[places, None]).squeeze(-1))}
+        if tu.get_non_tensor_data(micro_batch, "calculate_entropy", default=False):
+            outputs["entropy"] = where_predicted(-(log_probs.exp() * log_probs).sum(dim=-1))
+        return outputs
