@@ -31,7 +31,7 @@ def write_run(root, algorithm, every, lags, finished=True, **metrics):
     place = {"suite": "staleness", "variant": f"sync{every}", "algorithm": algorithm, "seed": 0}
     folder = root / place["variant"] / algorithm / "seed0"
     (folder / "attempt-1").mkdir(parents=True)
-    (folder / "cell.json").write_text(json.dumps(place | {"ran_with": {}}))
+    (folder / "cell.json").write_text(json.dumps(place | {"versions": []}))
     (folder / "config.yaml").write_text(f"trainer: {{v1: {{separate_async: {{parameter_sync_step: {every}}}}}}}\n")
     if finished:
         (folder / "result.json").write_text("{}")

@@ -68,7 +68,7 @@ def toy(algorithm="a", seed=0, behaviour="finish", **overrides):
 
 def run_all(toys, root, recipes, **options):
     console = Console(file=(root.parent / "console.txt").open("a"), width=200)
-    return run(toys, root, recipes, console=console, train=fake_train, poll_seconds=0.05, **options)
+    return run(toys, root, recipes, console=console, train=fake_train, **options)
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
@@ -244,9 +244,9 @@ def test_cells_run_are_skipped_when_finished_and_one_failure_stops_no_other(tmp_
         "attempt-1",
         "result.json",
     }
-    plan = json.loads((root / "default/a/seed0" / cells.PLAN).read_text())
+    plan = cells.plan_of(root / "default/a/seed0")
     assert plan["seed"] == 0
-    assert plan["ran_with"]["torch"]
+    assert plan["versions"][0]["torch"]
     assert re.search(r"\[4/4\] default/\w/seed0", (tmp_path / "console.txt").read_text())
 
     again = run_all(toys, root, recipes)
@@ -306,18 +306,20 @@ def test_reproduce_mixes_no_settings(tmp_path, recipes, monkeypatch, capsys):
     assert (root / "suite.yaml").read_text() == text
 
 
-def test_a_run_that_goes_on_with_other_versions_names_both(tmp_path, recipes, monkeypatch):
+def test_a_run_that_resumes_with_other_versions_names_both(tmp_path, recipes):
     root, broken = tmp_path / "runs", toy(behaviour="checkpoint-fail")
     assert run_all([broken], root, recipes).failed
-    plan = root / broken.name / cells.PLAN
-    first = json.loads(plan.read_text())
-    assert "went_on_with" not in first
-    older = first | {"ran_with": first["ran_with"] | {"commit": "older"}}
-    plan.write_text(json.dumps(older))
+    folder = root / broken.name
+    plan = cells.plan_of(folder)
+    older = [plan["versions"][0] | {"commit": "older"}]
+    (folder / cells.PLAN).write_text(json.dumps(plan | {"versions": older}))
     assert run_all([broken], root, recipes).finished == [broken.name]
-    last = json.loads(plan.read_text())
-    assert last["ran_with"] == older["ran_with"]
-    assert last["went_on_with"] == [first["ran_with"]]
+    assert cells.plan_of(folder)["versions"] == [*older, *plan["versions"]]
+
+
+def test_versions_of_earlier_releases_are_read(tmp_path):
+    (tmp_path / cells.PLAN).write_text('{"ran_with": {"torch": "1"}, "went_on_with": [{"torch": "2"}]}')
+    assert cells.plan_of(tmp_path)["versions"] == [{"torch": "1"}, {"torch": "2"}]
 
 
 def test_two_runs_never_start_in_one_folder(tmp_path, recipes):
@@ -364,7 +366,7 @@ from verl_sspo.experiments.suite import Cell
 from verl_sspo.experiments.runner import run
 if __name__ == "__main__":
     cell = Cell("toy", "default", "a", 0, "toy", ("behaviour=hang", "seed=0"))
-    run([cell], Path(sys.argv[1]), Path(sys.argv[2]), train=fake_train, poll_seconds=0.05)
+    run([cell], Path(sys.argv[1]), Path(sys.argv[2]), train=fake_train)
 """
 
 
