@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -82,15 +83,16 @@ def read_results(root: Path) -> Results:
     path = root / "suite.yaml"
     if not path.exists():
         raise FileNotFoundError(f"{root} holds no runs of a suite: give the folder that verl-sspo reproduce wrote to")
-    runs, steps = [], [pd.DataFrame(columns=[*PLACE, "step"])]
+    runs: list[dict[str, Any]] = []
+    steps: dict[tuple[Any, ...], pd.DataFrame] = {}
     for plan in sorted(root.glob(f"*/*/*/{cell.PLAN}")):
         content, folder = cell.plan_of(plan.parent), plan.parent
-        place = {key: content[key] for key in PLACE}
-        known = {key: content[key] for key in ("suite", "versions")}
-        runs.append(place | known | {"state": cell.state(folder), "folder": folder})
-        steps.append(read_metrics(folder).reset_index(names="step").assign(**place))
+        known = {key: content[key] for key in (*PLACE, "suite", "versions")}
+        runs.append(known | {"state": cell.state(folder), "folder": folder})
+        steps[tuple(content[key] for key in PLACE)] = read_metrics(folder)
+    logged = pd.concat(steps, names=[*PLACE, "step"]).reset_index() if steps else pd.DataFrame(columns=[*PLACE, "step"])
     columns = [*PLACE, "suite", "state", "folder", "versions"]
-    return Results(load_suite(path), pd.DataFrame(runs, columns=columns), pd.concat(steps, ignore_index=True))
+    return Results(load_suite(path), pd.DataFrame(runs, columns=columns), logged)
 
 
 def read_metrics(folder: Path) -> pd.DataFrame:
@@ -99,5 +101,5 @@ def read_metrics(folder: Path) -> pd.DataFrame:
     evaluated = folder / cell.EVALUATION / METRICS
     if evaluated.exists():
         last = pd.DataFrame(json.loads(evaluated.read_text()), index=[max(steps.index, default=0)])
-        steps = steps.combine_first(last)
+        steps = pd.concat([steps, last]).groupby(level=0).last()
     return steps

@@ -40,9 +40,10 @@ def read_attempts(folders: Sequence[Path]) -> pd.DataFrame:
     the step that it resumed from.
     """
     run = pd.DataFrame()
-    for folder in folders:
-        resumed = read_metrics(folder / METRICS)
-        run = resumed.combine_first(run[run.index <= resumed.index[0]]) if len(resumed) else run
+    for resumed in (read_metrics(folder / METRICS) for folder in folders):
+        if len(resumed):
+            # Of two rows of a step, the later one's values where it has any.
+            run = pd.concat([run[run.index <= resumed.index[0]], resumed]).groupby(level=0).last()
     return run
 
 
