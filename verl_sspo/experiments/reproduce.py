@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from verl_sspo.experiments.arguments import at_least, output_folder
+from verl_sspo.cli import at_least, output_folder
 
 
 def chosen(only: list[str]) -> dict[str, list[str]]:
