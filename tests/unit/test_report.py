@@ -279,7 +279,7 @@ def test_the_output_is_checked_before_anything_is_computed(tmp_path, monkeypatch
     monkeypatch.setattr(suite_report, "write_suite_report", lambda *_: pytest.fail("computed"))
     with pytest.raises(SystemExit):
         report.main(["runs", "--output", str(tmp_path / "file" / "report")])
-    assert f"{tmp_path / 'file'} is a file: name a folder" in capsys.readouterr().err
+    assert f"{tmp_path / 'file'} is not a folder to write to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["report", "evaluate", "reproduce"])

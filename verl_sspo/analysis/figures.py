@@ -105,17 +105,17 @@ def draw_trust_regions(objectives: Mapping[str, ActorConfig], path: Path) -> Pat
     return style.save(figure, path)
 
 
-def draw_gates(path: Path, tau: float = 10.0) -> Path:
+def draw_gates(path: Path) -> Path:
     """Value and slope of every gate shape in both domains."""
     z = torch.linspace(-1.0, 1.0, 801, dtype=torch.float64)
-    temperature = torch.tensor(tau, dtype=torch.float64)
+    temperature = torch.tensor(10.0, dtype=torch.float64)
     figure, axes = style.new_figure(2, 2, 4.4, 2.8)
     for row, domain in enumerate(DOMAINS):
         values, slopes = axes[2 * row : 2 * row + 2]
         values.plot(z, z, color=style.GREY, linewidth=1, label="no gate")
         slopes.axhline(1, color=style.GREY, linewidth=1)
         for index, shape in enumerate(SHAPES, start=1):
-            gate = Gate(shape, domain, tau, tau)
+            gate = Gate(shape, domain, 10.0, 10.0)
             value, slope = gate.log_value_and_slope(z, temperature)
             look = style.line(index) | {"linewidth": 1.7}
             values.plot(z, value - gate.on_policy_value(temperature).log(), label=shape, **look)

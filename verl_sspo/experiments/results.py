@@ -31,14 +31,19 @@ class Results:
     # A row per run and step: variant, algorithm, seed, step, and a column per metric of verl.
     steps: pd.DataFrame
 
+    @property
+    def finished(self) -> pd.DataFrame:
+        """The rows of `runs` that have finished."""
+        return self.runs[self.runs["state"] == "finished"]
+
     def values(self, measure: Measure, variant: str, first: bool = False) -> pd.DataFrame:
         """The value of each finished run, or with `first` its value before training.
 
         Returns:
             A row per seed, a column per algorithm in the order of the suite, NaN where a metric was not logged.
         """
-        finished = self.runs[(self.runs["state"] == "finished") & (self.runs["variant"] == variant)]
-        steps = self.steps.merge(finished[PLACE], on=PLACE).reindex(columns=[*PLACE, "step", *measure.metrics])
+        runs = self.finished[self.finished["variant"] == variant]
+        steps = self.steps.merge(runs[PLACE], on=PLACE).reindex(columns=[*PLACE, "step", *measure.metrics])
         if first:
             # The mean over the steps of a run has no value before training.
             steps = steps[(steps["step"] == 0) & (measure.summary == "last")]
@@ -64,10 +69,7 @@ class Results:
 
     def collapsed(self, variant: str, algorithm: str) -> str:
         """How many of the finished runs have collapsed, of those that logged at least two rollouts."""
-        place = (variant, algorithm)
-        runs = self.runs[
-            (self.runs["state"] == "finished") & (self.runs[["variant", "algorithm"]] == place).all(axis=1)
-        ]
+        runs = self.finished.query("variant == @variant and algorithm == @algorithm")
         steps = self.steps.reindex(columns=[*PLACE, REWARD]).dropna().merge(runs[PLACE], on=PLACE)
         rewards = [each for _, each in steps.groupby("seed")[REWARD] if len(each) > 1]
         ended = [each.iloc[1:].tail(LAST_ROLLOUTS).mean() < COLLAPSED * each.iloc[0] for each in rewards]
