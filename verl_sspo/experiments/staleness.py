@@ -87,8 +87,7 @@ def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
     clips = data.groupby("algorithm")["clipped"].transform("max") > 0
     data = data.assign(open=data["slope"].fillna((1 - data["clipped"]).where(clips)))
     for panel, (column, title) in zip(panels, titles.items(), strict=True):
-        panel.set_title(title, loc="left", fontsize=9)
-        panel.set_xlabel("lag of the rollout, updates")
+        style.label(panel, title, "lag of the rollout, updates")
         for index, (key, arm) in enumerate(suite.algorithms.items()):
             steps = data[data["algorithm"] == key]
             if steps[column].isna().all():
