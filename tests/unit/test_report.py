@@ -282,13 +282,13 @@ def test_the_output_is_checked_before_anything_is_computed(tmp_path, monkeypatch
     assert f"{tmp_path / 'file'} is not a folder to write to" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["report", "evaluate", "reproduce"])
-def test_help_imports_nothing_heavy(command):
-    program = f"import sys; from verl_sspo.experiments import {command} as c\n"
-    program += "try: c.main(['--help'])\nexcept SystemExit: sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+def test_help_imports_nothing_heavy():
+    program = "import sys; from verl_sspo.experiments import evaluate, report, reproduce\n"
+    program += "for c in evaluate, report, reproduce:\n  try: c.main(['--help'])\n  except SystemExit: pass\n"
+    program += "sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "verl-sspo " + command in done.stdout
+    assert done.stdout.count("usage: verl-sspo") == 3
 
 
 def test_no_runs_no_report(tmp_path):

@@ -92,7 +92,9 @@ def test_mean_accuracy_is_taken_where_validation_samples_several_times(tmp_path)
 
 
 def test_values_that_are_not_numbers_are_left_out(tmp_path):
-    path = write(tmp_path / "m.jsonl", [(1, {"x": 1.0}), (2, {"x": None}), (3, {"x": math.nan}), (4, {"y": 2.0})])
+    path = write(
+        tmp_path / "m.jsonl", [(1, {"x": 1.0}), (2, {"x": None}), (3, {"x": math.nan}), (4, {"y": 2.0, "z": "text"})]
+    )
     assert read_metrics(path)["x"].dropna().to_dict() == {1: 1.0}
 
 

@@ -27,10 +27,8 @@ def read_metrics(path: Path) -> pd.DataFrame:
     text = path.read_text() if path.exists() else ""
     # A run that was killed may leave half a line.
     entries = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    table = pd.DataFrame(
-        [{"step": each["step"]} | each["data"] for each in entries], columns=None if entries else ["step"]
-    )
-    return table.groupby("step").last().astype(float).replace([np.inf, -np.inf], np.nan)
+    table = pd.DataFrame([each["data"] for each in entries], index=[each["step"] for each in entries])
+    return table.groupby(level=0).last().select_dtypes("number").replace([np.inf, -np.inf], np.nan)
 
 
 def read_attempts(folders: Sequence[Path]) -> pd.DataFrame:
