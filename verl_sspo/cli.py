@@ -5,8 +5,12 @@ A command is a module with `main(argv)`, which parses its own arguments. It is i
 
 import argparse
 import importlib
+import os
 import sys
+from argparse import ArgumentTypeError
+from collections.abc import Callable
 from importlib.metadata import requires
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -31,6 +35,26 @@ def extra_with(package: str | None) -> str | None:
         if requirement.name == package:
             return str(requirement.marker).split('"')[1] if requirement.marker else None  # extra == "report"
     return None
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """An integer of `low` or more."""
+
+    def integer(text: str) -> int:
+        if not text.lstrip("+-").isdecimal() or int(text) < low:
+            raise ArgumentTypeError(f"must be an integer of at least {low}, got {text!r}")
+        return int(text)
+
+    return integer
+
+
+def output_folder(text: str) -> Path:
+    """A folder that is there and writable, or can be made."""
+    path = Path(text).expanduser().resolve()
+    there = next(each for each in (path, *path.parents) if each.exists())
+    if not (text and there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise ArgumentTypeError(f"{text!r}: {there} is not a folder to write to")
+    return path
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -49,7 +49,7 @@ modules = ["verl_sspo." + name for name in {BASE}]
 for name in modules:
     module = importlib.import_module(name)
     for each in pkgutil.iter_modules(getattr(module, "__path__", []), name + "."):
-        if each.name != "verl_sspo.cpu.vllm_cpu" and not each.name.endswith("__main__"):
+        if not each.name.endswith(("__main__", "cpu.vllm_cpu", "algorithm.kernel")):
             importlib.import_module(each.name)
 try:
     import verl_sspo.report.style

@@ -5,8 +5,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
-import sys
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -144,48 +142,24 @@ def test_files_in_other_encodings_and_shapes(script, tmp_path, capsys):
         assert not (tmp_path / "out").exists()
 
     row = json.dumps(GSM8K[0])
-    refused("utf16.jsonl", row.encode("utf-16"), "UTF-16", "iconv")
-    refused("latin1.jsonl", row.replace("What", "Wie groß").encode("latin-1"), "byte 0xdf", "iconv -f LATIN1", "line 1")
-    refused("latin1.csv", "question,answer\nq,#### 1\ngroß,#### 2\n".encode("latin-1"), "line 3", "byte 0xdf")
+    refused("utf16.jsonl", row.encode("utf-16"), "line 1: not UTF-8: byte 0xff at column 1")
+    refused("latin1.jsonl", row.replace("What", "Wie groß").encode("latin-1"), "line 1: not UTF-8: byte 0xdf")
+    refused("latin1.csv", "question,answer\nq,#### 1\ngroß,#### 2\n".encode("latin-1"), "byte 0xdf")
     refused("empty.jsonl", b"", "no rows")
     refused("blank.jsonl", b"\n \n", "no rows")
     refused("empty.csv", b"question,answer\n", "no rows")
-    refused("list.json", b'[{"question": "q"},', "not JSON", "line 1")
-    refused("empty.parquet", b"", "cannot be read")
+    refused("list.json", b'[{"question": "q"},', "cannot be read", "line 1 column 20")
     refused("cut.parquet", b"PAR1 and no more", "cannot be read")
     refused("cut.arrow", b"ARROW1 and no more", "cannot be read")
-    refused("short.csv", b"question,answer\nq\n", "line 2: fields do not match the columns question, answer")
-    refused("long.csv", b"question,answer\nq,#### 1,3\n", "line 2: fields do not match")
+    refused("short.csv", b"question,answer\nq\n", "row 1: column answer is")
+    refused("long.csv", b"question,answer\nq,#### 1\nq,#### 1,3\n", "cannot be read", "line 3")
     refused("quote.csv", b'question,answer\n"q,#### 1\n', "cannot be read")
-    refused("other.csv", b"frage;antwort\nq;#### 1\n", "no column answer, only frage, antwort", "line 2")
-    os.symlink("/proc/self/mem", tmp_path / "unreadable.jsonl")
-    refused_link = _run(
-        script, capsys, "gsm8k", "--source", tmp_path / "unreadable.jsonl", "--output", tmp_path / "out"
-    )
-    assert refused_link[0] == 1
-    assert "unreadable.jsonl cannot be read" in refused_link[2]
+    refused("other.csv", b"frage,antwort\nq,#### 1\n", "no column answer, only frage, antwort", "row 1")
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_csv_with_any_usual_delimiter(tmp_path, delimiter):
-    path = tmp_path / "x.csv"
-    path.write_text(f'question{delimiter}answer\n"a\nb"{delimiter}#### 1\n\nc{delimiter}#### 2\n')
-    rows = open_source(str(path), config=None, splits=("train",), file_split="train")["train"]
-    assert rows == [
-        (f"{path}, line 2", {"question": "a\nb", "answer": "#### 1"}),
-        (f"{path}, line 4", {"question": "c", "answer": "#### 2"}),
-    ]
-
-
-@pytest.mark.parametrize("name", ["x[1].jsonl", "x*.jsonl", "{a}.jsonl", "ä ö.jsonl", "x[1].parquet", "x[1].csv"])
+@pytest.mark.parametrize("name", ["x[1].jsonl", "x*.jsonl", "{a}.jsonl", "ä ö.jsonl"])
 def test_any_file_name(tmp_path, name):
-    import pandas
-
-    if name.endswith("jsonl"):
-        _jsonl(tmp_path / name, GSM8K)
-    else:
-        getattr(pandas.DataFrame(GSM8K), "to_" + name.rpartition(".")[2])(tmp_path / name, index=False)
-    (split,) = prepare("gsm8k", source=str(tmp_path / name))
+    (split,) = prepare("gsm8k", source=_jsonl(tmp_path / name, GSM8K))
     assert len(split.rows) == len(GSM8K)
 
 
@@ -219,9 +193,7 @@ def test_an_earlier_output_is_replaced_only_when_asked(script, tmp_path, capsys)
     assert status == 2
     assert f"{output} holds test.parquet, train.parquet: --overwrite replaces" in err
     assert (output / "train.parquet").read_bytes() == before
-    status, out, _ = _run(script, capsys, *arguments, "--limit", "2", "--overwrite")
-    assert status == 0
-    assert f"left as it was: {output / 'test.parquet'}" in out
+    assert _run(script, capsys, *arguments, "--limit", "2", "--overwrite")[0] == 0
     assert pq.read_table(output / "train.parquet").num_rows == 2
 
 
@@ -248,18 +220,6 @@ def test_a_full_disk_leaves_all_splits_as_they_were(script, tmp_path, capsys, mo
     assert "No space left on device" in err
     assert "wrote" not in out
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
-
-
-def test_a_reader_that_leaves_is_no_error(tmp_path):
-    source = _jsonl(tmp_path / "x.jsonl", GSM8K)
-    command = [sys.executable, "-m", "verl_sspo.data", "gsm8k", "--source", source, "--output", str(tmp_path / "out")]
-    reading, writing = os.pipe()
-    os.close(reading)
-    with os.fdopen(writing, "wb") as stdout:
-        run = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
-    assert run.returncode == 0, run.stderr
-    assert "BrokenPipe" not in run.stderr
-    assert (tmp_path / "out" / "train.parquet").exists()
 
 
 @pytest.mark.parametrize(
@@ -309,12 +269,7 @@ def test_places_that_cannot_be_written_are_refused_first(script, tmp_path, capsy
     ):
         with pytest.raises(SystemExit):
             script(["gsm8k", "--source", source, *bad])
-    with pytest.raises(SystemExit):
-        script(["gsm8k", "deepmath", "--source", source, source, "--shares", "nan", "1"])
-    (tmp_path / "out" / "train.parquet").mkdir(parents=True)
-    assert script(["gsm8k", "--source", source, "--output", str(tmp_path / "out"), "--overwrite"]) == 1
-    assert "cannot write" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["train.parquet"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_levels(tmp_path):
@@ -425,25 +380,17 @@ def test_folders(tmp_path):
         open_source(str(tmp_path / "empty"), config=None, splits=("train",), file_split="train")
 
 
-def test_data_sets_that_come_with_a_script(monkeypatch):
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no route"), RuntimeError("Dataset scripts are no longer supported")]
+)
+def test_hub_out_of_reach(monkeypatch, error):
     import datasets
 
     def refuse(*_, **__):
-        raise RuntimeError("Dataset scripts are no longer supported, but found set.py")
+        raise error
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(SourceError, match="script"):
-        open_source("some/set", config=None, splits=("test",), file_split="test")
-
-
-def test_hub_out_of_reach(monkeypatch):
-    import datasets
-
-    def refuse(*_, **__):
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(SourceError, match="--source"):
+    with pytest.raises(SourceError, match=f"{error}.*--source"):
         prepare("gsm8k")
 
 
@@ -461,28 +408,15 @@ def test_the_hub_gives_the_splits_that_are_wanted(monkeypatch):
         open_source("some/set", config=None, splits=("absent",), file_split="train")
 
 
-def test_rewards_and_other_packages_do_not_need_datasets():
-    code = "import sys; sys.modules['datasets'] = None; import verl_sspo.rewards.code, verl_sspo.data.__main__"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_mix_is_half_and_half_and_the_same_every_time(script, tmp_path):
     deepmath = [{"question": f"d{i}", "final_answer": str(i), "difficulty": 5} for i in range(6)]
     sources = [_jsonl(tmp_path / "g.jsonl", GSM8K), _jsonl(tmp_path / "d.jsonl", deepmath)]
-    for name, tasks in (
-        ("a", ["gsm8k_deepmath"]),
-        ("b", ["gsm8k", "deepmath"]),
-        ("c", ["gsm8k_deepmath", "--seed", "1"]),
-    ):
-        assert script([*tasks, "--source", *sources, "--output", str(tmp_path / name)]) == 0
+    for name, options in (("a", []), ("b", []), ("c", ["--seed", "1"])):
+        output = str(tmp_path / name)
+        assert script(["gsm8k_deepmath", *options, "--source", *sources, "--output", output]) == 0
     a, b, c = (pq.read_table(tmp_path / name / "train.parquet").to_pylist() for name in "abc")
     assert a == b != c
     assert sorted(row["data_source"] for row in a) == ["openai/gsm8k"] * 6 + ["zwhe99/DeepMath-103K"] * 6
-    shares = ["gsm8k", "deepmath", "--shares", "3", "1", "--output", str(tmp_path / "d"), "--source", *sources]
-    assert script(shares) == 0
-    counts = [row["data_source"] for row in pq.read_table(tmp_path / "d" / "train.parquet").to_pylist()]
-    # Ten rows for three quarters allow three for the last.
-    assert (counts.count("openai/gsm8k"), counts.count("zwhe99/DeepMath-103K")) == (10, 3)
 
 
 def test_templates(tmp_path, script):
@@ -499,17 +433,12 @@ def test_templates(tmp_path, script):
 
 
 def test_a_mix_needs_rows_of_each(script, tmp_path, capsys):
-    sources = [_jsonl(tmp_path / "g.jsonl", GSM8K), _jsonl(tmp_path / "d.jsonl", GSM8K)]
-    arguments = ["gsm8k_deepmath", "--source", *sources, "--output", tmp_path / "out"]
-    status, _, err = _run(
-        script, capsys, *arguments[:2], sources[0], _jsonl(tmp_path / "e.jsonl", ["{}"]), *arguments[4:]
-    )
+    good, bad = _jsonl(tmp_path / "g.jsonl", GSM8K), _jsonl(tmp_path / "e.jsonl", ["{}"])
+    status, _, err = _run(script, capsys, "gsm8k_deepmath", "--source", good, bad, "--output", tmp_path / "out")
     assert status == 1
     assert "e.jsonl, line 1: no column" in err
     proofs = _jsonl(tmp_path / "o.jsonl", [{"question": "Prove it.", "final_answer": None}])
-    status, _, err = _run(
-        script, capsys, "gsm8k", "olympiadbench", "--source", sources[0], proofs, "--output", tmp_path / "out"
-    )
+    status, _, err = _run(script, capsys, "olympiadbench", "--source", proofs, "--output", tmp_path / "out")
     assert status == 1
     assert "no row of olympiadbench is left (left out: 1 asks for a proof)" in err
 
@@ -674,7 +603,7 @@ def test_mbpp_rows_that_call_a_class_of_the_program_are_left_out(tmp_path, tests
     assert split.dropped == ({} if kept else {"tests need objects of the program's own classes": 1})
 
 
-@pytest.mark.parametrize("levels", [["one-step"], ["two-steps"], ["larger-numbers"], list(word_problems.LEVELS)])
+@pytest.mark.parametrize("levels", [["one-step"], list(word_problems.LEVELS)])
 def test_word_problems(levels):
     train, val = word_problems.make_splits(levels, seed=0)
     assert (train.name, len(train.rows), val.name, len(val.rows)) == ("train", 2048, "val", 256)

@@ -18,16 +18,11 @@ from verl_sspo.run import launch
 
 
 @pytest.mark.parametrize(("n", "c"), [(1, 0), (1, 1), (5, 0), (5, 2), (6, 5), (6, 6)])
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(n, c):
+def test_pass_at_k_is_the_fraction_of_subsets_with_a_right_answer(n, c):
     answers = [1] * c + [0] * (n - c)
     for k in range(1, n + 1):
         subsets = list(itertools.combinations(answers, k))
         assert pass_at_k(n, c, k) == pytest.approx(sum(map(max, subsets)) / len(subsets))
-
-
-def test_pass_at_k_needs_enough_answers():
-    with pytest.raises(ValueError, match="k <= n"):
-        pass_at_k(4, 2, 5)
 
 
 def write_model(folder):
@@ -264,9 +259,7 @@ def test_a_folder_that_is_no_model_is_refused_with_the_checkpoints_in_it(tmp_pat
     fake, folder = FakeVerl({}), tmp_path / "run"
     (folder / "checkpoints" / "global_step_8" / "actor").mkdir(parents=True)
     options = {"recipe": "toy", "recipes": recipes, "train": fake}
-    with pytest.raises(
-        FileNotFoundError, match=r"no config.json, no weights.*checkpoints: .*/checkpoints/global_step_8"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"neither a model.*checkpoints: .*/checkpoints/global_step_8"):
         evaluate(folder, Evaluation(benchmarks), tmp_path / "out", **options)
     assert fake.overrides == []
 

@@ -69,16 +69,7 @@ def toy(algorithm="a", seed=0, behaviour="finish", **overrides):
 
 def run_all(toys, root, recipes, **options):
     console = Console(file=(root.parent / "console.txt").open("a"), width=200)
-    return run(toys, root, recipes, console=console, train=fake_train, poll_seconds=0.05, **options)
-
-
-@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
-def test_suites_load_and_their_cells_are_different_runs(path):
-    suite = load_suite(path)
-    cells_of_suite = expand(suite, path.stem)
-    assert len(cells_of_suite) == len(suite.seeds) * len(suite.variants) * len(suite.algorithms)
-    assert len({cell.name for cell in cells_of_suite}) == len(cells_of_suite)
-    assert len({cell.overrides for cell in cells_of_suite}) == len(cells_of_suite)
+    return run(toys, root, recipes, console=console, train=fake_train, **options)
 
 
 @functools.cache
@@ -97,7 +88,10 @@ def _compose(recipe, overrides):
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
 def test_every_cell_of_a_suite_is_a_configuration_that_verl_accepts(path):
     suite = load_suite(path)
-    for cell in expand(suite, path.stem, seeds=suite.seeds[:1]):
+    every = expand(suite, path.stem)
+    assert len(every) == len(suite.seeds) * len(suite.variants) * len(suite.algorithms)
+    assert len({cell.name for cell in every}) == len({cell.overrides for cell in every}) == len(every)
+    for cell in every[: len(every) // len(suite.seeds)]:
         config = _compose(cell.recipe, cell.overrides)
         actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
         actor.validate(config.trainer.n_gpus_per_node, config.data.train_batch_size, config.actor_rollout_ref.model)
@@ -116,10 +110,10 @@ def test_the_commands_at_its_head_make_the_data_of_a_recipe_or_suite(path):
     benchmarks = []
     if path in SUITES:
         suite = load_suite(path)
-        config = compose_config(suite.recipe, expand(suite, path.stem)[0].overrides, RECIPES)
+        config = _compose(suite.recipe, expand(suite, path.stem)[0].overrides)
         benchmarks = [] if suite.evaluation is None else list(suite.evaluation.benchmarks)
     else:
-        config = compose_config(path.stem, [], RECIPES)
+        config = _composed(path.stem)
     commands = re.findall(r"^#   (.*)$", path.read_text(), re.M)
     # The other commands, such as main_ppo, only have to parse: nothing is on the PATH.
     shell = ["PATH=", 'verl-sspo() { [ "$1" != prepare-data ] || echo "${@:2}"; }', *commands]
@@ -139,7 +133,7 @@ def test_the_commands_at_its_head_make_the_data_of_a_recipe_or_suite(path):
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
 def test_validation_metrics_are_those_that_verl_will_log(path):
     suite = load_suite(path)
-    config = compose_config(suite.recipe, expand(suite, path.stem)[0].overrides, RECIPES)
+    config = _compose(suite.recipe, expand(suite, path.stem)[0].overrides)
     sources = {task.data_source for task in TASKS.values()} | {"arithmetic"}
     sources |= {f"{word_problems.DATA_SOURCE}/{operation}" for operation in word_problems.OPERATIONS}
     for measure in suite.measures.values():
@@ -158,7 +152,7 @@ def test_tiny_has_every_algorithm_of_the_recipes_at_16_updates_a_rollout():
     suite = load_suite(RECIPES / "suites" / "tiny.yaml")
     algorithms = {arm.overrides["algo"] for arm in suite.algorithms.values()}
     assert algorithms == {path.stem for path in (RECIPES / "algo").glob("*.yaml")}
-    config = compose_config("quickstart", expand(suite, "tiny")[0].overrides, RECIPES)
+    config = _compose("quickstart", expand(suite, "tiny")[0].overrides)
     responses = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
     assert responses == 128
     assert config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n == 32
@@ -246,9 +240,9 @@ def test_cells_run_are_skipped_when_finished_and_one_failure_stops_no_other(tmp_
         "attempt-1",
         "result.json",
     }
-    plan = json.loads((root / "default/a/seed0" / cells.PLAN).read_text())
+    plan = cells.plan_of(root / "default/a/seed0")
     assert plan["seed"] == 0
-    assert plan["ran_with"]["torch"]
+    assert plan["versions"][0]["torch"]
     assert re.search(r"\[4/4\] default/\w/seed0", (tmp_path / "console.txt").read_text())
 
     again = run_all(toys, root, recipes)
@@ -308,18 +302,20 @@ def test_reproduce_mixes_no_settings(tmp_path, recipes, monkeypatch, capsys):
     assert (root / "suite.yaml").read_text() == text
 
 
-def test_a_run_that_goes_on_with_other_versions_names_both(tmp_path, recipes, monkeypatch):
+def test_a_run_that_resumes_with_other_versions_names_both(tmp_path, recipes):
     root, broken = tmp_path / "runs", toy(behaviour="checkpoint-fail")
     assert run_all([broken], root, recipes).failed
-    plan = root / broken.name / cells.PLAN
-    first = json.loads(plan.read_text())
-    assert "went_on_with" not in first
-    older = first | {"ran_with": first["ran_with"] | {"commit": "older"}}
-    plan.write_text(json.dumps(older))
+    folder = root / broken.name
+    plan = cells.plan_of(folder)
+    older = [plan["versions"][0] | {"commit": "older"}]
+    (folder / cells.PLAN).write_text(json.dumps(plan | {"versions": older}))
     assert run_all([broken], root, recipes).finished == [broken.name]
-    last = json.loads(plan.read_text())
-    assert last["ran_with"] == older["ran_with"]
-    assert last["went_on_with"] == [first["ran_with"]]
+    assert cells.plan_of(folder)["versions"] == [*older, *plan["versions"]]
+
+
+def test_versions_of_earlier_releases_are_read(tmp_path):
+    (tmp_path / cells.PLAN).write_text('{"ran_with": {"torch": "1"}, "went_on_with": [{"torch": "2"}]}')
+    assert cells.plan_of(tmp_path)["versions"] == [{"torch": "1"}, {"torch": "2"}]
 
 
 def test_two_runs_never_start_in_one_folder(tmp_path, recipes):
@@ -366,23 +362,17 @@ from verl_sspo.experiments.suite import Cell
 from verl_sspo.experiments.runner import run
 if __name__ == "__main__":
     cell = Cell("toy", "default", "a", 0, "toy", ("behaviour=hang", "seed=0"))
-    run([cell], Path(sys.argv[1]), Path(sys.argv[2]), train=fake_train, poll_seconds=0.05)
+    run([cell], Path(sys.argv[1]), Path(sys.argv[2]), train=fake_train)
 """
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_without_the_runner_the_running_cells_end_their_processes(tmp_path, recipes, signum):
     root = tmp_path / "runs"
     (tmp_path / "interrupted.py").write_text(INTERRUPTED)
     environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"}
-    # Whatever runs the tests may ignore it.
-    heed = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
-    process = subprocess.Popen(
-        [sys.executable, tmp_path / "interrupted.py", root, recipes],
-        env=environment,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=heed,
-    )
+    command = [sys.executable, tmp_path / "interrupted.py", root, recipes]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     pid_file = root / toy().name / "attempt-1" / "pid"
     wait_for(lambda: pid_file.exists() and pid_file.read_text())
     process.send_signal(signum)

@@ -7,7 +7,7 @@ from matplotlib import image
 from rich.console import Console
 
 from verl_sspo.report.curves import draw
-from verl_sspo.report.summary import Metrics, summarize, table
+from verl_sspo.report.summary import accuracy, read_attempts, read_metrics, summarize, table
 
 ACCURACY = "val-core/arithmetic/acc/mean@1"
 
@@ -34,7 +34,7 @@ def run(tmp_path):
 
 
 def test_summary_by_hand(run):
-    assert summarize(Metrics.read(run), seconds=100.0) == {
+    assert summarize(read_metrics(run), seconds=100.0) == {
         "accuracy_before": 0.25,
         "accuracy_after": 0.625,
         "entropy_before": 0.2,
@@ -62,22 +62,22 @@ def test_starts_that_resume_are_one_run(tmp_path):
         start("d", [(2, {ACCURACY: 0.5}), (3, {"critic/score/mean": 0.9})]),
         start("e", [(4, {"critic/score/mean": 0.7})]),
     ]
-    metrics = Metrics.read_attempts(folders)
-    assert metrics.series("critic/score/mean") == ([1, 2, 3, 4], [0.1, 0.2, 0.9, 0.7])
-    assert metrics.series(ACCURACY) == ([0, 2], [0.25, 0.5])
-    assert 4 not in Metrics.read_attempts(folders[:4]).steps
+    metrics = read_attempts(folders)
+    assert metrics["critic/score/mean"].dropna().to_dict() == {1: 0.1, 2: 0.2, 3: 0.9, 4: 0.7}
+    assert metrics[ACCURACY].dropna().to_dict() == {0: 0.25, 2: 0.5}
+    assert 4 not in read_attempts(folders[:4]).index
 
 
 def test_other_losses_have_no_effective_update_ratio(tmp_path):
     entries = [(0, {ACCURACY: 0.25}), (1, step(0.3, 0.2, None, 1.0, **{ACCURACY: 0.25}))]
-    metrics = Metrics.read(write(tmp_path / "m.jsonl", entries))
+    metrics = read_metrics(write(tmp_path / "m.jsonl", entries))
     summary = summarize(metrics, 1.0)
     assert summary["effective_update_ratio"] is None
     draw(metrics, tmp_path / "curves.png", "GRPO", "caption")
 
 
 def test_a_run_without_validation_has_no_accuracy(tmp_path):
-    metrics = Metrics.read(write(tmp_path / "m.jsonl", [(1, step(0.3, 0.2, 1.0, 1.0))]))
+    metrics = read_metrics(write(tmp_path / "m.jsonl", [(1, step(0.3, 0.2, 1.0, 1.0))]))
     summary = summarize(metrics, 1.0)
     assert (summary["accuracy_before"], summary["accuracy_after"]) == (None, None)
     assert summary["steps"] == 1
@@ -87,55 +87,48 @@ def test_a_run_without_validation_has_no_accuracy(tmp_path):
 def test_mean_accuracy_is_taken_where_validation_samples_several_times(tmp_path):
     names = ["best@4/mean", "maj@4/mean", "mean@4"]
     entries = [(0, {f"val-core/arithmetic/acc/{name}": i / 4 for i, name in enumerate(names)})]
-    metrics = Metrics.read(write(tmp_path / "m.jsonl", entries))
-    assert metrics.accuracy == ([0], [0.5])
+    metrics = read_metrics(write(tmp_path / "m.jsonl", entries))
+    assert accuracy(metrics).to_dict() == {0: 0.5}
 
 
 def test_accuracy_of_several_data_sources_is_their_mean(tmp_path):
     entries = [(0, {f"val-core/{source}/acc/mean@1": value for source, value in (("a", 0.2), ("b", 0.6), ("c", None))})]
-    metrics = Metrics.read(write(tmp_path / "m.jsonl", entries))
-    assert metrics.accuracy == ([0], [pytest.approx(0.4)])
+    metrics = read_metrics(write(tmp_path / "m.jsonl", entries))
+    assert accuracy(metrics).to_dict() == {0: pytest.approx(0.4)}
 
 
 def test_values_that_are_not_numbers_are_left_out(tmp_path):
-    path = write(tmp_path / "m.jsonl", [(1, {"x": 1.0}), (2, {"x": None}), (3, {"x": math.nan}), (4, {"y": 2.0})])
-    assert Metrics.read(path).series("x") == ([1], [1.0])
+    path = write(
+        tmp_path / "m.jsonl", [(1, {"x": 1.0}), (2, {"x": None}), (3, {"x": math.nan}), (4, {"y": 2.0, "z": "text"})]
+    )
+    assert read_metrics(path)["x"].dropna().to_dict() == {1: 1.0}
 
 
 def test_line_that_is_being_written_is_left_out(run):
-    whole = Metrics.read(run)
+    whole = read_metrics(run)
     with run.open("a") as file:
         file.write('{"step": 4, "da')
-    assert Metrics.read(run) == whole
-
-
-@pytest.mark.parametrize("line", ["not json\n", "[]\n", '{"step": 1}\n'])
-def test_file_of_another_kind_is_named(tmp_path, line):
-    path = tmp_path / "m.jsonl"
-    path.write_text(line)
-    with pytest.raises(ValueError, match=r"m\.jsonl, line 1"):
-        Metrics.read(path)
+    assert read_metrics(run).equals(whole)
 
 
 def test_runs_that_cannot_be_summarized(tmp_path):
-    empty = tmp_path / "empty.jsonl"
-    empty.write_text("")
-    with pytest.raises(ValueError, match="no metrics"):
-        Metrics.read(empty)
-    with pytest.raises(ValueError, match="no training step"):
-        summarize(Metrics.read(write(tmp_path / "m.jsonl", [(0, {ACCURACY: 0.1})])), 1.0)
+    (tmp_path / "empty.jsonl").touch()
+    validated = write(tmp_path / "m.jsonl", [(0, {ACCURACY: 0.1})])
+    for path in (tmp_path / "absent.jsonl", tmp_path / "empty.jsonl", validated):
+        with pytest.raises(ValueError, match="no training step"):
+            summarize(read_metrics(path), 1.0)
 
 
 def test_table_shows_the_figures(run):
     console = Console(record=True, width=80, file=io.StringIO())
-    console.print(table(summarize(Metrics.read(run), seconds=100.0), "Quickstart"))
+    console.print(table(summarize(read_metrics(run), seconds=100.0), "Quickstart"))
     text = console.export_text()
     for figure in ("0.250 → 0.625", "0.200 → 0.150", "0.900", "1.50", "100"):
         assert figure in text
 
 
 def test_picture_is_drawn(run, tmp_path):
-    picture = draw(Metrics.read(run), tmp_path / "new" / "curves.png", "title", "caption")
+    picture = draw(read_metrics(run), tmp_path / "new" / "curves.png", "title", "caption")
     pixels = image.imread(picture)
     assert pixels.shape[0] > 400
     assert pixels.shape[1] > 1200

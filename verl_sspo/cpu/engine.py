@@ -63,9 +63,9 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
             for name, values in (("input_ids", ids), ("position_ids", positions)):
                 columns[name].append(torch.cat([values[rows[0]][:length], *(values[row][length:] for row in rows)]))
 
-        parts = pad_sequence(columns["parts"], batch_first=True, padding_value=PADDING)
-        width, first = parts.shape[1], min(lengths) - 1
-        visible = (parts[:, None, :] == PROMPT) | (parts[:, None, :] == parts[:, :, None])
+        part_of = pad_sequence(columns["parts"], batch_first=True, padding_value=PADDING)
+        width, first = part_of.shape[1], min(lengths) - 1
+        visible = (part_of[:, None, :] == PROMPT) | (part_of[:, None, :] == part_of[:, :, None])
         visible &= torch.ones(width, width, dtype=torch.bool).tril()
         inputs = {name: pad_sequence(columns[name], batch_first=True) for name in ("input_ids", "position_ids")}
         output_args["logits_at"] = torch.cat(logits_at, dim=1) - torch.tensor([[0], [first]])

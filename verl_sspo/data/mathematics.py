@@ -58,7 +58,7 @@ def read_mathematics(row: dict[str, Any]) -> Example:
     )
 
 
-def read_math(row: dict[str, Any], levels: frozenset[int] | None) -> Example:
+def read_math(row: dict[str, Any], levels: frozenset[str] | None) -> Example:
     """`problem`, and an answer as in `read_mathematics`, of the given levels of difficulty ("Level 3", or 3) only."""
     text_of(row, "problem")  # a row with another name for it is of another data set
     if levels is not None:
@@ -67,7 +67,7 @@ def read_math(row: dict[str, Any], levels: frozenset[int] | None) -> Example:
         digits = [letter for letter in str(row["level"]) if letter.isdigit()]
         if len(digits) != 1:
             raise Dropped("level unknown (--levels all keeps these)")
-        if int(digits[0]) not in levels:
+        if digits[0] not in levels:
             raise Dropped(f"level {digits[0]}")
     return read_mathematics(row)
 

@@ -56,15 +56,9 @@ class Split:
 
     def summary(self) -> str:
         """What was kept and left out, in a few lines."""
-        lines = [f"{self.name}: {len(self.rows)} rows"]
-        if self.rows:
-            longest = max(self.rows, key=_prompt_length)
-            lines.append(
-                f"  longest prompt: {_prompt_length(longest)} characters (row {longest['extra_info']['index']} of "
-                f"{longest['data_source']}, {longest['extra_info']['split']})"
-            )
-        lines += [f"  left out: {count} ({reason})" for reason, count in sorted(self.dropped.items())]
-        return "\n".join(lines)
+        lengths = [sum(len(message["content"]) for message in row["prompt"]) for row in self.rows]
+        lines = [f"{self.name}: {len(self.rows)} rows, the longest prompt has {max(lengths, default=0)} characters"]
+        return "\n".join(lines + [f"  left out: {count} ({why})" for why, count in sorted(self.dropped.items())])
 
 
 def listed(found: list[tuple[str, str]]) -> str:
@@ -77,10 +71,6 @@ def listed(found: list[tuple[str, str]]) -> str:
         lines += [f"  {len(places)} x {kind}", *places[:SHOWN]]
         lines += [f"    and {len(places) - SHOWN} more"] if len(places) > SHOWN else []
     return "\n".join(lines)
-
-
-def _prompt_length(row: dict[str, Any]) -> int:
-    return sum(len(message["content"]) for message in row["prompt"])
 
 
 def column_of(row: dict[str, Any], *names: str) -> str:
@@ -165,22 +155,14 @@ def make_split(
     return split
 
 
-def mix(splits: list[Split], shares: list[float], seed: int) -> Split:
-    """One split with the given fractions of several, as large as the scarcest allows, in an order drawn by the seed.
-
-    Raises:
-        ValueError: Too few rows for these fractions.
-    """
-    size = min(len(split.rows) / share for split, share in zip(splits, shares, strict=True)) * sum(shares)
-    counts = [int(size * share / sum(shares) + 1e-9) for share in shares]
-    if 0 in counts:
-        raise ValueError(f"too few rows for shares of {shares}: there are {[len(split.rows) for split in splits]}")
-    generator = random.Random(seed)
+def mix(splits: list[Split], seed: int) -> Split:
+    """One split with as many rows of each as the smallest has, in an order drawn by the seed."""
+    count, generator = min(len(split.rows) for split in splits), random.Random(seed)
     mixed = Split(splits[0].name)
-    for split, count in zip(splits, counts, strict=True):
+    for split in splits:
         mixed.rows += generator.sample(split.rows, count)
         mixed.dropped += split.dropped
         if count < len(split.rows):
-            mixed.dropped[f"more than its share of {split.rows[0]['data_source']}"] += len(split.rows) - count
+            mixed.dropped[f"more rows of {split.rows[0]['data_source']} than of the other"] += len(split.rows) - count
     generator.shuffle(mixed.rows)
     return mixed

@@ -56,8 +56,6 @@ def write_splits(splits: Mapping[Path, Iterable[dict[str, Any]]]) -> None:
         for path, rows in splits.items():
             if not (rows := list(rows)):
                 raise ValueError(f"no rows to write to {path}")
-            if path.is_dir():
-                raise IsADirectoryError(f"{path} is a folder")
             path.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), parts[path])
         for path, part in parts.items():

@@ -36,13 +36,13 @@ TASKS = {
     "mbpp": _code(
         "google-research-datasets/mbpp", "mbpp", code.read_mbpp, config="full", splits=("train", "validation", "test")
     ),
-    # The hub's own loader is a script, which `datasets` does not run: download a file of it, test6.jsonl say, and give
-    # it with --source.
+    # The hub's own loader is a script, which `datasets` does not run: download a file of it, such as test6.jsonl, and
+    # give it with --source.
     "livecodebench": _code("livecodebench/code_generation_lite", "livecodebench", code.read_livecodebench),
 }
-# name: the sets it is made of, and the fraction of each
-MIXES = {"gsm8k_deepmath": (("gsm8k", "deepmath"), (0.5, 0.5))}
-LEVELS = frozenset({3, 4, 5})
+# name: the sets it is made of, in equal parts
+MIXES = {"gsm8k_deepmath": ("gsm8k", "deepmath")}
+LEVELS = frozenset("345")
 
 
 def prepare(
@@ -52,7 +52,7 @@ def prepare(
     config: str | None = None,
     split: str | None = None,
     template: str | None = None,
-    levels: frozenset[int] | None = LEVELS,
+    levels: frozenset[str] | None = LEVELS,
     keep_repeated: bool = True,
 ) -> list[Split]:
     """Reads one data set.

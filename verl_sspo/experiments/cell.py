@@ -1,8 +1,8 @@
 """One run of a suite and its folder.
 
 With the folder `runs/tiny/lr1e-4/sspo/seed0`:
-cell.json        what the suite asked for, and the versions of everything that ran
-config.yaml      the resolved configuration, but for the keys that name this folder
+cell.json        what the suite asks for, and the versions of everything that ran
+config.yaml      the resolved configuration, without the keys that name this folder
 attempt-1/       a start of main_ppo: train.log, metrics.jsonl, hydra/ (see `run.launch`); attempt-2/ and so on
                  resume from the checkpoints that the ones before left
 checkpoints/     if the suite saves any
@@ -73,10 +73,10 @@ def check_settings(cell: Cell, folder: Path, recipes: Path) -> DictConfig:
         ValueError: the folder holds a run, finished or not, with other settings.
     """
     config = compose_config(cell.recipe, cell.overrides, recipes)
-    there, plan = folder / CONFIG, folder / PLAN
+    there = folder / CONFIG
     different = differences(there.read_text(), resolved(config)) if there.exists() else []
-    if plan.exists():
-        before, now = json.loads(plan.read_text())["evaluation"], asdict(cell)["evaluation"]
+    if (folder / PLAN).exists():
+        before, now = plan_of(folder)["evaluation"], asdict(cell)["evaluation"]
         different += [f"evaluation: {before} there, {now} now"] if before != now else []
     if different:
         raise ValueError(
@@ -118,18 +118,22 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
     started, saved = time.time(), folder / CHECKPOINTS
     config = check_settings(cell, folder, recipes)
     prepare_task(config, console, () if cell.evaluation is None else cell.evaluation.benchmarks)
-    resumes = checkpoints.last(saved) is not None
+    resumes, trained = checkpoints.last(saved) is not None, (folder / TRAINED).exists()
     write_atomically(folder / CONFIG, resolved(config))
-    ran_with = _ran_with(folder, continues=resumes or (folder / TRAINED).exists())
-    write_atomically(folder / PLAN, json.dumps(asdict(cell) | ran_with, indent=2) + "\n")
+    earlier = plan_of(folder)["versions"] if (resumes or trained) and (folder / PLAN).exists() else []
+    used = earlier if (now := versions()) in earlier else [*earlier, now]
+    write_atomically(folder / PLAN, json.dumps(asdict(cell) | {"versions": used}, indent=2) + "\n")
     (folder / FAILURE).unlink(missing_ok=True)
 
     # An evaluation that failed does not repeat the training.
-    if not (folder / TRAINED).exists():
+    if not trained:
         checkpoints.settle(saved)
+        # Attempts that left no checkpoint are no part of this run.
+        for attempt in () if resumes else attempts(folder):
+            move_aside(attempt)
         train(
             [*cell.overrides, f"trainer.default_local_dir={hydra_value(saved)}", "trainer.resume_mode=auto"],
-            _next_attempt(folder, resumes),
+            folder / f"attempt-{len(attempts(folder)) + 1}",
             config_dir=recipes,
             config_name=cell.recipe,
             console=console,
@@ -145,26 +149,11 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
     write_atomically(folder / RESULT, json.dumps(result, indent=2) + "\n")
 
 
-def _ran_with(folder: Path, continues: bool) -> dict[str, Any]:
-    """Versions of what started the training, and of what continued it where those are others."""
-    now, plan = versions(), folder / PLAN
-    if not (continues and plan.exists()):
-        return {"ran_with": now}
-    before = json.loads(plan.read_text())
-    first, later = before["ran_with"], before.get("went_on_with", [])
-    later += [] if now in (first, *later) else [now]
-    return {"ran_with": first} | ({"went_on_with": later} if later else {})
-
-
-def _next_attempt(folder: Path, resumes: bool) -> Path:
-    """The folder of the next start. Earlier ones that left no checkpoint are renamed: they are no part of this run."""
-    earlier = attempts(folder)
-    if not resumes:
-        for attempt in earlier:
-            move_aside(attempt)
-        earlier = []
-    number = int(earlier[-1].name.removeprefix("attempt-")) + 1 if earlier else 1
-    return folder / f"attempt-{number}"
+def plan_of(folder: Path) -> dict[str, Any]:
+    """cell.json of a cell; `versions` are those of what started the training and, if others, of what continued it."""
+    plan = json.loads((folder / PLAN).read_text())
+    # Version 0.1 had two keys.
+    return {"versions": [plan[key] for key in ("ran_with",) if key in plan] + plan.get("went_on_with", [])} | plan
 
 
 def record_failure(folder: Path, error: BaseException) -> None:
@@ -178,11 +167,10 @@ def record_failure(folder: Path, error: BaseException) -> None:
 
 def versions() -> dict[str, str | None]:
     """Of the packages, the interpreter and the machine, and the commit of the checkout (`+` if it has changes)."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    commit = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
     return {name: version(name) for name in ("verl", "verl-sspo", "torch", "transformers")} | {
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
-        "commit": commit.stdout.strip() + ("+" if changes.stdout.strip() else "") if commit.returncode == 0 else None,
+        "commit": commit.strip() or None,
     }

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from verl_sspo.experiments.arguments import at_least, output_folder
+from verl_sspo.cli import at_least, output_folder
 
 
 def main(argv: list[str] | None = None) -> int:

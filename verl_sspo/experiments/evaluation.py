@@ -1,6 +1,6 @@
 """Evaluation of a model or a checkpoint on benchmark sets, by verl's own validation: main_ppo with trainer.val_only.
 
-One main_ppo run for the greedy answers and one for the samples; verl dumps every answer with its score, and this module
+One main_ppo run for the greedy answers and one for the samples. verl dumps every answer with its score; this module
 joins them with the benchmark's rows.
 
 With the folder `evaluation`:
@@ -22,7 +22,7 @@ import pandas as pd
 from omegaconf import MISSING
 from rich.console import Console
 
-from verl_sspo.compose import compose_config, hydra_value
+from verl_sspo.compose import compose_config, hydra_overrides, hydra_value
 from verl_sspo.run import launch
 from verl_sspo.run.folder import move_aside
 from verl_sspo.run.task import prepare_task
@@ -36,7 +36,7 @@ Trainer = Callable[..., Path]
 
 @dataclass
 class Evaluation:
-    """What is evaluated; raises ValueError on a value out of range, or where nothing is."""
+    """What is evaluated; raises ValueError for a value out of range."""
 
     benchmarks: list[str] = MISSING  # parquet files in verl's schema, `<benchmark>/test.parquet`
     greedy: bool = True  # one greedy answer per problem
@@ -49,7 +49,7 @@ class Evaluation:
             raise ValueError(f"samples must be at least 0, got {self.samples}")
         if not (self.greedy or self.samples):
             raise ValueError("nothing to evaluate: ask for greedy answers, samples, or both")
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+        if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be above 0, got {self.temperature}: greedy answers are separate")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
@@ -78,10 +78,10 @@ def evaluate(
         model: a Hugging Face folder or name, or a checkpoint of verl (`global_step_<n>`), which is loaded on as many
             ranks as it was saved from.
         evaluation: benchmarks and sampling.
-        output: its folder, see the module; what an evaluation that did not finish left there is renamed.
+        output: its folder, see the module. An unfinished evaluation there is renamed.
         recipe, recipes: name of the recipe, and the folder it lies in.
-        overrides: Hydra overrides, those of the training for a checkpoint of verl. `data.val_max_samples=N` asks the
-            first N problems alone.
+        overrides: Hydra overrides, those of the training for a checkpoint of verl. `data.val_max_samples=N` evaluates
+            the first N problems only.
         train, console: what runs main_ppo, and where the progress goes.
 
     Returns:
@@ -89,39 +89,31 @@ def evaluate(
 
     Raises:
         ValueError: two benchmarks share a name, a file is not in verl's schema, or an answer belongs to no problem.
-        FileExistsError: `output` holds something else than an unfinished evaluation.
+        FileExistsError: `output` holds something other than an unfinished evaluation.
         FileNotFoundError: the model, the recipe or benchmarks are missing.
         launch.TrainingFailedError: main_ppo failed.
     """
     modes = evaluation.modes()
-    unfinished = output.exists() and {path.name for path in output.iterdir()} <= {*modes, PROBLEMS}
-    if output.exists() and not unfinished:
+    if output.exists() and not {path.name for path in output.iterdir()} <= {*modes, PROBLEMS}:
         raise FileExistsError(f"{output} exists: move it away or choose another folder")
-    if model.exists():
-        model_overrides(model)  # refused before a task is made
     common = [
-        # All problems, whatever the recipe validates on in training; unless the overrides say otherwise.
-        "data.val_max_samples=-1",
+        "data.val_max_samples=-1",  # all problems, unless the overrides limit them
         *overrides,
-        # In place of the recipe's own validation data, which need not be there.
         f"data.val_files={hydra_value(list(evaluation.benchmarks))}",
-        # verl takes the first ones where there is a limit, and does not draw them.
-        "data.shuffle=false",
+        "data.shuffle=false",  # verl shuffles before it takes the first val_max_samples
     ]
     config = compose_config(recipe, common, recipes)
+    common += ["trainer.val_only=true", "trainer.val_before_train=true", *model_overrides(model)]
     prepare_task(config, console)
     problems, limit = read_benchmarks(evaluation.benchmarks), config.data.val_max_samples
     problems = problems.head(limit) if limit > 0 else problems
-    common += ["trainer.val_only=true", "trainer.val_before_train=true", *model_overrides(model)]
-    if unfinished:
-        move_aside(output)
+    move_aside(output)
     answers = []
     for mode, sampling in modes.items():
-        dump = output / mode / "generations"
-        settings = [
-            f"actor_rollout_ref.rollout.val_kwargs.{key}={hydra_value(value)}" for key, value in sampling.items()
-        ]
-        settings.append(f"trainer.validation_data_dir={hydra_value(dump.resolve())}")
+        dump = (output / mode / "generations").resolve()
+        settings = hydra_overrides(
+            {"actor_rollout_ref.rollout.val_kwargs": sampling, "trainer.validation_data_dir": dump}
+        )
         train([*common, *settings], output / mode, config_dir=recipes, config_name=recipe, console=console)
         answers.append(join(problems, read_generations(dump)).assign(mode=mode))
     table = pd.concat(answers, ignore_index=True)
@@ -135,27 +127,22 @@ def model_overrides(model: Path) -> list[str]:
     """How verl loads a model or a checkpoint.
 
     Raises:
-        FileNotFoundError: it is neither; the message names checkpoints that lie below.
+        FileNotFoundError: it is neither; the message names checkpoints below it.
     """
     if (model / "actor").is_dir():
-        return [
-            "trainer.resume_mode=resume_path",
-            f"trainer.resume_from_path={hydra_value(model.resolve())}",
-            # The weights alone.
-            "actor_rollout_ref.actor.checkpoint.load_contents=[model]",
-        ]
+        settings = {"resume_mode": "resume_path", "resume_from_path": model.resolve()}
+        # The weights without the optimizer.
+        return hydra_overrides({"trainer": settings, "actor_rollout_ref.actor.checkpoint.load_contents": ["model"]})
     # A name on Hugging Face is a word, or two with a slash between them.
     if not model.exists() and (model.is_absolute() or len(model.parts) > 2):
         raise FileNotFoundError(f"there is no model {model}")
-    parts = {"config.json": "config.json", "weights": "*.safetensors *.bin", "tokenizer": "tokenizer* vocab* *.model"}
-    lacking = [part for part, names in parts.items() if not any(any(model.glob(name)) for name in names.split())]
-    if model.exists() and lacking:
-        below = sorted(str(path) for depth in ("", "*/", "*/*/") for path in model.glob(f"{depth}global_step_*/"))
+    if model.exists() and not ((model / "config.json").exists() and any(model.glob("tokenizer*"))):
+        below = ", ".join(sorted(str(path.parent) for path in model.rglob("global_step_*/actor")))
         raise FileNotFoundError(
-            f"{model} is no model (it has no {', no '.join(lacking)}) and no checkpoint of verl (no folder `actor`)"
-            + (f"; there are checkpoints: {', '.join(below)}" if below else "")
+            f"{model} is neither a model (config.json, tokenizer) nor a checkpoint of verl (folder `actor`)"
+            + (f"; there are checkpoints: {below}" if below else "")
         )
-    return [f"actor_rollout_ref.model.path={hydra_value(model)}", "trainer.resume_mode=disable"]
+    return hydra_overrides({"actor_rollout_ref.model.path": model, "trainer.resume_mode": "disable"})
 
 
 def read_benchmarks(files: Sequence[str]) -> pd.DataFrame:
@@ -166,7 +153,7 @@ def read_benchmarks(files: Sequence[str]) -> pd.DataFrame:
     """
     names = [Path(file).resolve().parent.name for file in files]
     if len(set(names)) != len(names):
-        raise ValueError(f"benchmarks are named by their folders, and these are not different: {', '.join(files)}")
+        raise ValueError(f"benchmarks are named by their folders, and these names repeat: {', '.join(files)}")
     tables = []
     for name, file in zip(names, files, strict=True):
         rows = pd.read_parquet(file)
@@ -182,7 +169,7 @@ def read_benchmarks(files: Sequence[str]) -> pd.DataFrame:
 def read_generations(folder: Path) -> pd.DataFrame:
     """verl's dump of a validation: group (the prompt's uid), sample, prompt, ground_truth, response, score, correct.
 
-    A sample is a session; of several outputs of one session, which agent loops may have, the last one stands for it.
+    A sample is a session. Of several outputs of one session, which agent loops may have, the last one is kept.
     """
     (file,) = folder.glob("*.jsonl")
     with file.open(encoding="utf-8") as lines:  # str.splitlines would also cut at U+2028 and the like
@@ -191,7 +178,7 @@ def read_generations(folder: Path) -> pd.DataFrame:
     entries[["group", "sample", "part"]] = entries["uid"].str.rsplit("_", n=2, expand=True)
     entries = entries.astype({"sample": int, "part": int, "score": float})
     entries = entries.sort_values("part").drop_duplicates(["group", "sample"], keep="last").sort_index()
-    # Rewards that know no accuracy give a score alone.
+    # Rewards without an accuracy give a score only.
     accuracy = entries.get("acc", entries["score"]).astype(float).fillna(entries["score"])
     names = {"input": "prompt", "gts": "ground_truth", "output": "response"}
     entries = entries.rename(columns=names).assign(correct=accuracy >= 1.0, ground_truth=entries["gts"].map(_text))
@@ -211,28 +198,24 @@ def _normal(text: str) -> str:
 def join(problems: pd.DataFrame, generations: pd.DataFrame) -> pd.DataFrame:
     """Finds the problem of every answer: verl's dump has the prompt's text, but neither data set nor row.
 
-    A prompt belongs to the problem with the same ground truth whose question it contains; of several, the longest.
-    Problems with equal texts take turns, prompt by prompt. Prompts have been through the tokenizer, which may normalise
-    them (NFC), and through the chat template, which may strip them.
+    A prompt belongs to the longest question in it that has the same ground truth. Problems with equal texts take turns.
+    Texts are compared as a tokenizer (NFC) and a chat template (stripped) leave them.
 
     Raises:
         ValueError: a prompt contains no question of the benchmarks.
     """
-    by_truth: dict[str, list[Any]] = {}
-    for row in problems.assign(question=problems["question"].map(_normal)).itertuples():
-        by_truth.setdefault(row.ground_truth, []).append(row)
-    places: dict[str, int] = {}
-    taken: set[int] = set()
-    for group, prompt, truth in (
-        generations.groupby("group", sort=False)[["prompt", "ground_truth"]].first().itertuples()
-    ):
+    unused = problems.assign(question=problems["question"].map(_normal))
+    groups = generations.groupby("group", sort=False)[["prompt", "ground_truth"]].first()
+    rows = {}
+    for group, prompt, truth in groups.itertuples():
         text = _normal(prompt)
-        candidates = [row for row in by_truth.get(truth, []) if row.question in text]
-        if not candidates:
+        candidates = unused[unused["ground_truth"] == truth]["question"]
+        candidates = candidates[[question in text for question in candidates]]
+        if candidates.empty:
             raise ValueError(f"an answer belongs to no problem of the benchmarks; its prompt begins {text[:200]!r}")
-        places[group] = max(candidates, key=lambda row: (len(row.question), row.Index not in taken)).Index
-        taken.add(places[group])
-    joined = generations.assign(row=generations["group"].map(places)).drop(columns="group")
+        rows[group] = candidates.str.len().idxmax()
+        unused = unused.drop(rows[group])
+    joined = generations.assign(row=generations["group"].map(rows)).drop(columns="group")
     joined = joined.merge(problems[["benchmark", "problem"]], left_on="row", right_index=True).drop(columns="row")
     return joined.sort_values(["benchmark", "problem", "sample"], ignore_index=True)
 
@@ -240,10 +223,8 @@ def join(problems: pd.DataFrame, generations: pd.DataFrame) -> pd.DataFrame:
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The probability that k of n answers, drawn without replacement, include a right one, if c of the n are right.
 
-    The unbiased estimator of pass@k of arXiv:2107.03374 (Codex), equation 1.
+    The unbiased estimator of pass@k of arXiv:2107.03374 (Codex), equation 1; 0 <= c <= n, 1 <= k <= n.
     """
-    if not 0 <= c <= n or not 1 <= k <= n:
-        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
@@ -257,7 +238,7 @@ def summarize(answers: pd.DataFrame, problems: pd.DataFrame, asked: dict[str, in
 
     Returns:
         {"evaluation/<benchmark>/<measure>": value}: greedy; avg@<n>; pass@<k> for k = 1, 2, 4, ... n; and
-        missing@<mode>, the answers that did not come back, where there are any.
+        missing@<mode>, the number of answers that did not come back, if any.
     """
     metrics: dict[str, float] = {}
     for benchmark, rows in problems.groupby("benchmark", sort=False):

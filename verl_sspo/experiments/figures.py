@@ -30,8 +30,9 @@ def draw_differences(results: Results, variant: str, path: Path) -> Path:
     shown = [key for key in suite.algorithms if key in table.index.get_level_values(1)]
     figure, panels = style.new_figure(1, len(suite.measures), 3.6, 1.2 + 0.27 * len(shown))
     for panel, (title, measure) in zip(panels, suite.measures.items(), strict=True):
-        panel.set_title(title, loc="left", fontsize=10)
-        panel.set_xlabel(f"difference to {suite.algorithms[suite.baseline].title}" + ", points" * measure.percent)
+        style.label(
+            panel, title, f"difference to {suite.algorithms[suite.baseline].title}" + ", points" * measure.percent
+        )
         panel.axvline(0, color=style.GREY, linewidth=1)
         panel.set_ylim(len(shown) - 0.5, -0.5)
         panel.set_yticks(range(len(shown)), [suite.algorithms[k].title for k in shown] if panel is panels[0] else [])
@@ -60,8 +61,7 @@ def draw_curves(results: Results, variant: str, algorithms: Sequence[str], path:
     figure, axes = style.new_figure(4, 2, 4.6, 2.5)
     accuracies = [measure.metrics[0] for measure in suite.measures.values() if measure.metrics[0].startswith("val-")]
     for panel, (title, metric) in zip(axes, PANELS.items(), strict=True):
-        panel.set_title(title, loc="left", fontsize=10)
-        panel.set_xlabel("step")
+        style.label(panel, title, "step")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         panel.ticklabel_format(axis="y", useOffset=False)
         name = metric or (accuracies[0] if accuracies else None)

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from verl_sspo.experiments.arguments import output_folder
+from verl_sspo.cli import output_folder
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,19 +15,16 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from verl_sspo.experiments.arguments import at_least, output_folder
+from verl_sspo.cli import at_least, output_folder
 
 
 def chosen(only: list[str]) -> dict[str, list[str]]:
     """`algo=a,b variant=c` as arguments of `expand`."""
     names = {"algo": "algorithms", "variant": "variants"}
-    result = {}
-    for each in only:
-        key, separator, values = each.partition("=")
-        if not separator or key not in names:
-            raise ValueError(f"--only {each}: use algo=NAME,... or variant=NAME,...")
-        result[names[key]] = values.split(",")
-    return result
+    given = dict(each.split("=", 1) for each in only if "=" in each)
+    if len(given) != len(only) or not given.keys() <= names.keys():
+        raise ValueError(f"--only {' '.join(only)}: use algo=NAME,... and/or variant=NAME,...")
+    return {names[key]: values.split(",") for key, values in given.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,11 +62,9 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{cell.name:{width}}  {state}")
             print(", ".join(f"{count} {state}" for state, count in Counter(states).items()))
             return 0
-        started = [cell for cell in cells if (root / cell.name / cells_.CONFIG).exists()]
-        if started:
-            console.print(f"comparing the settings of {len(started)} cells that have run here")
-        for cell in started:
-            cells_.check_settings(cell, root / cell.name, RECIPES)
+        for cell in cells:
+            if (root / cell.name / cells_.CONFIG).exists():
+                cells_.check_settings(cell, root / cell.name, RECIPES)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     text = path.read_text()

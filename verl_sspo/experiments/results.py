@@ -1,17 +1,17 @@
-"""The runs of a suite as tables, finished or not: a row per run, a row per step, and what is compared."""
+"""The runs of a suite as tables, finished or not: a row per run, a row per step, and the differences between them."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from verl_sspo.experiments import cell
 from verl_sspo.experiments.evaluation import METRICS
 from verl_sspo.experiments.suite import Measure, Suite, load_suite
 from verl_sspo.report.statistics import paired_differences
-from verl_sspo.report.summary import REWARD, Metrics
+from verl_sspo.report.summary import REWARD, read_attempts
 
 PLACE = ["variant", "algorithm", "seed"]
 
@@ -31,21 +31,24 @@ class Results:
     # A row per run and step: variant, algorithm, seed, step, and a column per metric of verl.
     steps: pd.DataFrame
 
+    @property
+    def finished(self) -> pd.DataFrame:
+        """The rows of `runs` that have finished."""
+        return self.runs[self.runs["state"] == "finished"]
+
     def values(self, measure: Measure, variant: str, first: bool = False) -> pd.DataFrame:
-        """What stands for each finished run in a table, or with `first` its value before training.
+        """The value of each finished run, or with `first` its value before training.
 
         Returns:
             A row per seed, a column per algorithm in the order of the suite, NaN where a metric was not logged.
         """
-        finished = self.runs[(self.runs["state"] == "finished") & (self.runs["variant"] == variant)]
-        steps = self.steps.merge(finished[PLACE], on=PLACE).reindex(columns=[*PLACE, "step", *measure.metrics])
+        runs = self.finished[self.finished["variant"] == variant]
+        steps = self.steps.merge(runs[PLACE], on=PLACE).reindex(columns=[*PLACE, "step", *measure.metrics])
         if first:
             # The mean over the steps of a run has no value before training.
             steps = steps[(steps["step"] == 0) & (measure.summary == "last")]
-        summary = steps.groupby(["seed", "algorithm"])[measure.metrics].agg(
-            "mean" if measure.summary == "mean" else "last"
-        )
-        table = summary.mean(axis=1, skipna=False).unstack("algorithm")
+        values = steps.groupby(["seed", "algorithm"])[measure.metrics].agg(measure.summary)
+        table = values.mean(axis=1, skipna=False).unstack("algorithm")
         return table.reindex(columns=[key for key in self.suite.algorithms if key in table]).dropna(how="all")
 
     def differences(self, variant: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -66,15 +69,10 @@ class Results:
 
     def collapsed(self, variant: str, algorithm: str) -> str:
         """How many of the finished runs have collapsed, of those that logged at least two rollouts."""
-        reward = Measure([REWARD])
-        if REWARD not in self.steps or algorithm not in self.values(reward, variant):
-            return ""
-        seeds = self.values(reward, variant)[algorithm].dropna().index
-        own = self.steps[(self.steps["variant"] == variant) & (self.steps["algorithm"] == algorithm)]
-        rewards = [own.loc[own["seed"] == seed, REWARD].dropna() for seed in seeds]
-        ended = [
-            each.iloc[1:].tail(LAST_ROLLOUTS).mean() < COLLAPSED * each.iloc[0] for each in rewards if len(each) > 1
-        ]
+        runs = self.finished.query("variant == @variant and algorithm == @algorithm")
+        steps = self.steps.reindex(columns=[*PLACE, REWARD]).dropna().merge(runs[PLACE], on=PLACE)
+        rewards = [each for _, each in steps.groupby("seed")[REWARD] if len(each) > 1]
+        ended = [each.iloc[1:].tail(LAST_ROLLOUTS).mean() < COLLAPSED * each.iloc[0] for each in rewards]
         return f"{sum(ended)}/{len(ended)}" if ended else ""
 
 
@@ -87,23 +85,23 @@ def read_results(root: Path) -> Results:
     path = root / "suite.yaml"
     if not path.exists():
         raise FileNotFoundError(f"{root} holds no runs of a suite: give the folder that verl-sspo reproduce wrote to")
-    runs, steps = [], [pd.DataFrame(columns=[*PLACE, "step"])]
+    runs: list[dict[str, Any]] = []
+    steps: dict[tuple[Any, ...], pd.DataFrame] = {}
     for plan in sorted(root.glob(f"*/*/*/{cell.PLAN}")):
-        content, folder = json.loads(plan.read_text()), plan.parent
-        place = {key: content[key] for key in PLACE}
-        versions = [content["ran_with"], *content.get("went_on_with", [])]
-        state = cell.state(folder)
-        runs.append(place | {"suite": content["suite"], "state": state, "folder": folder, "versions": versions})
-        steps.append(pd.DataFrame([place | {"step": step} | data for step, data in read_metrics(folder).items()]))
+        content, folder = cell.plan_of(plan.parent), plan.parent
+        known = {key: content[key] for key in (*PLACE, "suite", "versions")}
+        runs.append(known | {"state": cell.state(folder), "folder": folder})
+        steps[tuple(content[key] for key in PLACE)] = read_metrics(folder)
+    logged = pd.concat(steps, names=[*PLACE, "step"]).reset_index() if steps else pd.DataFrame(columns=[*PLACE, "step"])
     columns = [*PLACE, "suite", "state", "folder", "versions"]
-    table = pd.concat(steps, ignore_index=True).replace([np.inf, -np.inf], np.nan)
-    return Results(load_suite(path), pd.DataFrame(runs, columns=columns), table)
+    return Results(load_suite(path), pd.DataFrame(runs, columns=columns), logged)
 
 
-def read_metrics(folder: Path) -> dict[int, dict[str, float]]:
-    """What the attempts of a cell have logged, as one run. An evaluation's metrics stand at the last step."""
-    steps = Metrics.read_attempts(cell.attempts(folder)).steps
+def read_metrics(folder: Path) -> pd.DataFrame:
+    """What the attempts of a cell have logged, as one run. An evaluation's metrics belong to the last step."""
+    steps = read_attempts(cell.attempts(folder))
     evaluated = folder / cell.EVALUATION / METRICS
     if evaluated.exists():
-        steps.setdefault(max(steps, default=0), {}).update(json.loads(evaluated.read_text()))
+        last = pd.DataFrame(json.loads(evaluated.read_text()), index=[max(steps.index, default=0)])
+        steps = pd.concat([steps, last]).groupby(level=0).last()
     return steps

@@ -24,6 +24,7 @@ METRICS = {
     "weight": "actor/sspo/sequence_weight",
     "abs_log_weight": "actor/sspo/abs_log_weight",
 }
+ORDER = ["algorithm", "updates_per_transfer", "seed", "step"]
 CAPTION = (
     "Small dots: single steps. Markers: means over all steps at one number of updates per transfer of the weights. The "
     "lag counts updates between the weights that generated a response and those that learn from it. Second panel: SSPO "
@@ -44,35 +45,25 @@ def sections(results: Results, output: Path) -> list[str]:
     return ["## Over the lag of the rollout", means_table(results.suite, data), shown]
 
 
-def lag(newest: pd.Series, oldest: pd.Series, updates_per_transfer: pd.Series) -> pd.Series:
-    """Updates between the weights that generated a response and those that learn from it, mean over a step.
-
-    Args:
-        newest, oldest: transfers of weights before the present step, for the newest and the oldest token of a response,
-            as verl counts them; of the step's own updates, half lie before an average one.
-        updates_per_transfer: updates between two transfers.
-    """
-    return updates_per_transfer * (newest + oldest) / 2 + (updates_per_transfer - 1) / 2
-
-
 def over_lag(results: Results) -> pd.DataFrame:
-    """A row for each step of the finished runs; NaN where a metric is not logged.
+    """A row for each step of the finished runs, with its lag; NaN where a metric is not logged.
+
+    verl counts the transfers of weights before the present step, for the newest and the oldest token of a response. Of
+    the step's own updates, half lie before an average one.
 
     Raises:
         KeyError: a run was not asynchronous.
     """
-    runs = results.runs[results.runs["state"] == "finished"]
-    every = [
-        OmegaConf.load(folder / cell.CONFIG).trainer.v1.separate_async.parameter_sync_step for folder in runs["folder"]
-    ]
-    steps = results.steps.merge(runs[PLACE].assign(updates_per_transfer=every), on=PLACE)
+    runs = results.finished
+    configs = [OmegaConf.load(folder / cell.CONFIG) for folder in runs["folder"]]
+    updates = [config.trainer.v1.separate_async.parameter_sync_step for config in configs]
+    steps = results.steps.merge(runs[PLACE].assign(updates_per_transfer=updates), on=PLACE)
+    every = steps["updates_per_transfer"]
     newest, oldest = (steps[f"training/off_policy/trajectory_{each}/mean"] for each in ("staleness", "staleness_worst"))
     (accuracy,) = {m for each in results.suite.measures.values() for m in each.metrics if m.startswith("val-")}
-    steps = steps.assign(lag=lag(newest, oldest, steps["updates_per_transfer"]))
-    named = {"accuracy": accuracy, **METRICS}
-    place = ["algorithm", "updates_per_transfer", "seed", "step"]
-    data = steps.reindex(columns=[*place, "lag", *named.values()]).set_axis([*place, "lag", *named], axis=1)
-    return data.sort_values(place, ignore_index=True)
+    columns = {**{key: key for key in (*ORDER, "lag")}, "accuracy": accuracy, **METRICS}
+    data = steps.assign(lag=every * (newest + oldest) / 2 + (every - 1) / 2).reindex(columns=columns.values())
+    return data.set_axis([*columns], axis=1).sort_values(ORDER, ignore_index=True)
 
 
 def means_table(suite: Suite, data: pd.DataFrame) -> str:
@@ -96,8 +87,7 @@ def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
     clips = data.groupby("algorithm")["clipped"].transform("max") > 0
     data = data.assign(open=data["slope"].fillna((1 - data["clipped"]).where(clips)))
     for panel, (column, title) in zip(panels, titles.items(), strict=True):
-        panel.set_title(title, loc="left", fontsize=9)
-        panel.set_xlabel("lag of the rollout, updates")
+        style.label(panel, title, "lag of the rollout, updates")
         for index, (key, arm) in enumerate(suite.algorithms.items()):
             steps = data[data["algorithm"] == key]
             if steps[column].isna().all():

@@ -124,30 +124,30 @@ def _check(suite: Suite) -> None:
         if not condition:
             raise ValueError(message)
 
+    def are(kind: type, values: list) -> bool:
+        """OmegaConf lets lists of lists pass."""
+        return bool(values) and all(isinstance(value, kind) for value in values)
+
     for name in (*suite.algorithms, *suite.variants):
         allowed = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name)
         require(bool(allowed), f"{name!r} names a folder: letters, digits, . _ + - only")
-    # OmegaConf lets lists of lists pass.
-    numbers = all(isinstance(seed, int) and seed >= 0 for seed in suite.seeds)
-    require(numbers and 0 < len(suite.seeds) == len(set(suite.seeds)), "seeds must be different numbers of at least 0")
-    words = all(isinstance(each, str) for each in suite.seed_keys)
-    require(words and bool(suite.seed_keys), "seed_keys must name the keys that take the seed")
-    for arm in (*suite.variants.values(), *suite.algorithms.values()):
-        settings = hydra_overrides(suite.overrides, arm.overrides, dict.fromkeys(suite.seed_keys, 0))
-        OverridesParser.create().parse_overrides(settings)
+    numbers = are(int, suite.seeds) and min(suite.seeds) >= 0 and len(suite.seeds) == len(set(suite.seeds))
+    require(numbers, "seeds must be different numbers of at least 0")
+    require(are(str, suite.seed_keys), "seed_keys must name the keys that take the seed")
+    for cell in expand(suite, "suite", seeds=suite.seeds[:1]):
+        OverridesParser.create().parse_overrides(list(cell.overrides))
     require(suite.baseline in suite.algorithms, f"baseline={suite.baseline!r} is no algorithm of the suite")
     for title, measure in suite.measures.items():
         require(measure.summary in ("last", "mean"), f"measures.{title}.summary must be last or mean")
-        names = all(isinstance(name, str) for name in measure.metrics)
-        require(names and bool(measure.metrics), f"measures.{title}.metrics must be names of metrics")
+        require(are(str, measure.metrics), f"measures.{title}.metrics must be names of metrics")
     for published in suite.published:
         require(published.status in ("published", "restated"), f"status {published.status!r}: published or restated")
         for algorithm, values in published.values.items():
             known = {*suite.algorithms, *published.rows, UNTRAINED}
             require(algorithm in known, f"published: {algorithm!r} is neither an algorithm nor one of its rows")
-            for column, value in values.items():
-                require(column in suite.measures, f"published.{algorithm}: {column!r} is no measure")
-                require(value is None or isinstance(value, int | float), f"published.{algorithm}: {value!r}")
+            for title, value in values.items():
+                require(title in suite.measures, f"published.{algorithm}: {title!r} is no measure")
+                require(isinstance(value, int | float | None), f"published.{algorithm}: {value!r} is no number")
 
 
 def expand(
@@ -172,12 +172,10 @@ def expand(
         if unknown := sorted(set(chosen) - set(known)):
             raise ValueError(f"{name} has no {kind} {', '.join(unknown)}: there are {', '.join(known)}")
     cells = []
-    for seed, (variant, of_variant), (algorithm, of_algorithm) in itertools.product(
-        seeds or suite.seeds, suite.variants.items(), suite.algorithms.items()
-    ):
+    for seed, variant, algorithm in itertools.product(seeds or suite.seeds, suite.variants, suite.algorithms):
         if variant in (variants or suite.variants) and algorithm in (algorithms or suite.algorithms):
+            arms = (suite.variants[variant].overrides, suite.algorithms[algorithm].overrides)
             # The last one wins in Hydra, except for groups (algo=...), which come before all values.
-            seeded = dict.fromkeys(suite.seed_keys, seed)
-            overrides = hydra_overrides(suite.overrides, of_variant.overrides, of_algorithm.overrides, seeded)
+            overrides = hydra_overrides(suite.overrides, *arms, dict.fromkeys(suite.seed_keys, seed))
             cells.append(Cell(name, variant, algorithm, seed, suite.recipe, tuple(overrides), suite.evaluation))
     return cells

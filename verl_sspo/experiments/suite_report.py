@@ -1,24 +1,25 @@
-"""The report of a suite's runs: what it says, and in which order."""
+"""The report of a suite's runs: its sections, in their order."""
 
 import itertools
 import math
+import os
 import shlex
-from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from verl_sspo.compose import RECIPES
 from verl_sspo.experiments import figures, staleness
 from verl_sspo.experiments.results import COLLAPSED, LAST_ROLLOUTS, PLACE, Results, read_results
-from verl_sspo.experiments.suite import Measure, expand
+from verl_sspo.experiments.suite import expand
 from verl_sspo.experiments.tables import differences_table, measured_table
 from verl_sspo.report.statistics import LEVEL, simulated_coverage, simultaneous_level
 from verl_sspo.report.style import picture
 
 
 def write_suite_report(root: Path, output: Path) -> Path:
-    """Writes the report of the runs below `root`, as far as they are, and returns its report.md.
+    """Writes the report of the runs below `root`, finished or not, and returns its report.md.
 
     Raises:
         FileNotFoundError: `root` holds no runs of a suite.
@@ -66,43 +67,36 @@ def write_suite_report(root: Path, output: Path) -> Path:
 
 
 def progress(results: Results) -> str:
-    """How far the suite is, and what failed."""
+    """How many runs are in which state, and which have failed."""
     runs, total = results.runs, len(expand(results.suite, "suite"))
-    states = ", ".join(f"{count} {state}" for state, count in Counter(runs["state"]).most_common())
+    states = ", ".join(f"{count} {state}" for state, count in runs["state"].value_counts().items())
     failed = [f"`{r.variant}/{r.algorithm}/seed{r.seed}`" for r in runs[runs["state"] == "failed"].itertuples()]
-    return (
-        f"**State.** {len(runs)} of {total} runs started"
-        + (f": {states}." if states else ".")
-        + (f" Failed: {', '.join(failed)}." if failed else "")
-    )
+    text = f"**State.** {len(runs)} of {total} runs started" + (f": {states}." if states else ".")
+    return text + (f" Failed: {', '.join(failed)}." if failed else "")
 
 
 def commands(root: Path, results: Results) -> str:
     """What makes these runs and this report, to be pasted into a shell."""
-    place = root.resolve()
-    shown = str(place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place)
-    name = next(iter(results.runs["suite"]), place.name)
+    shown = os.path.relpath(root)
+    name = next(iter(results.runs["suite"]), root.name)
     # A suite of the user's own is known by its copy beside the runs.
     suite = name if (RECIPES / "suites" / f"{name}.yaml").exists() else f"{shown}/suite.yaml"
     output = [] if shown == f"runs/{suite}" else ["--output", shown]
-    return "\n".join(
-        shlex.join(["verl-sspo", *words])
-        for words in (["reproduce", suite, *output], ["report", shown, "--output", f"{shown}/report"])
-    )
+    lines = (["reproduce", suite, *output], ["report", shown, "--output", f"{shown}/report"])
+    return "\n".join(shlex.join(["verl-sspo", *words]) for words in lines)
 
 
 def measured_note(results: Results) -> str:
     """What the table of measured figures shows."""
-    measures = ", ".join(f"{title} ({_meaning(measure)})" for title, measure in results.suite.measures.items())
+    kinds = {"mean": "mean over steps", "last": "last value"}
+    measures = (
+        f"{title} ({kinds[measure.summary]} of {' and '.join(f'`{name}`' for name in measure.metrics)})"
+        for title, measure in results.suite.measures.items()
+    )
     return (
-        f"Mean over seeds (lowest to highest), finished runs only: {measures}. Collapsed: runs whose last "
+        f"Mean over seeds (lowest to highest), finished runs only: {', '.join(measures)}. Collapsed: runs whose last "
         f"{LAST_ROLLOUTS} rollouts have a mean reward below {COLLAPSED:g} of the first rollout's."
     )
-
-
-def _meaning(measure: Measure) -> str:
-    names = " and ".join(f"`{name}`" for name in measure.metrics)
-    return f"{'mean over steps' if measure.summary == 'mean' else 'last value'} of {names}"
 
 
 def differences_note(results: Results, variant: str) -> str:
@@ -130,20 +124,16 @@ def differences_note(results: Results, variant: str) -> str:
 
 
 def grouped(algorithms: list[str], baseline: str) -> list[list[str]]:
-    """Algorithms in as few pictures as there need be of about as many curves, nine at most, the baseline in each."""
-    first = [key for key in algorithms if key == baseline]
+    """Algorithms in as few pictures as possible, nine curves at most in each, the baseline in all of them."""
     others = [key for key in algorithms if key != baseline]
-    size = math.ceil(len(others) / max(math.ceil(len(others) / 8), 1)) or 1
-    return [first + others[start : start + size] for start in range(0, max(len(others), 1), size)]
+    parts = np.array_split(others, max(1, math.ceil(len(others) / 8)))
+    return [[key for key in algorithms if key == baseline or key in part] for part in parts]
 
 
 def versions(results: Results) -> str:
     """Everything that the runs ran with; several values where they differ."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for each in itertools.chain.from_iterable(results.runs["versions"]):
-        for name, value in each.items():
-            found[name] |= {value} if value else set()
-    rows = {name: ", ".join(sorted(values)) for name, values in found.items()}
+    used = pd.DataFrame(itertools.chain.from_iterable(results.runs["versions"]))
+    rows = {name: ", ".join(sorted(map(str, values.dropna().unique()))) for name, values in used.items()}
     return pd.Series(rows, name="version").to_markdown() if rows else "Nothing has run yet."
 
 
@@ -151,17 +141,14 @@ def write_data(results: Results, output: Path) -> None:
     """runs.csv, a row per run; differences.csv, what the tables of differences show; curves.csv.gz, what is drawn."""
     suite = results.suite
     measured = results.runs[[*PLACE, "state"]]
-    compared = []
     for title, measure in suite.measures.items():
-        tables = {v: results.values(measure, v).stack().rename(title) for v in suite.variants}
-        values = pd.concat(tables, names=["variant"]) if tables else pd.Series(dtype=float)
-        measured = measured.merge(values.reset_index(), how="left", on=PLACE)
-    for variant in suite.variants:
-        table = results.differences(variant)[1].rename_axis(["measure", "algorithm"]).reset_index()
-        compared.append(table.assign(variant=variant))
+        values = {variant: results.values(measure, variant).stack() for variant in suite.variants}
+        column = pd.concat(values, names=["variant"]).rename(title)
+        measured = measured.merge(column.reset_index(), how="left", on=PLACE)
     measured.to_csv(output / "runs.csv", index=False)
-    pd.concat(compared).set_index("variant").to_csv(output / "differences.csv", float_format="%.5g")
-    drawn = {name for name in figures.PANELS.values() if name}
-    drawn |= {name for measure in suite.measures.values() for name in measure.metrics}
-    curves = results.steps[[*PLACE, "step", *sorted(drawn & set(results.steps))]]
+    compared = {variant: results.differences(variant)[1] for variant in suite.variants}
+    names = ["variant", "measure", "algorithm"]
+    pd.concat(compared, names=names).to_csv(output / "differences.csv", float_format="%.5g")
+    drawn = {*figures.PANELS.values(), *itertools.chain.from_iterable(m.metrics for m in suite.measures.values())}
+    curves = results.steps[[*PLACE, "step", *sorted(name for name in results.steps if name in drawn)]]
     curves.to_csv(output / "curves.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -35,6 +36,23 @@ def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Fi
         panel.xaxis.label.set_size(9)
         panel.yaxis.label.set_size(9)
     return figure, axes
+
+
+def draw_curves(panel: Axes, table: pd.DataFrame, markers: bool = False) -> None:
+    """A line per column over the index, with about a dozen markers each if wanted."""
+    every = max(1, len(table) // 12)
+    for index, (name, values) in enumerate(table.items()):
+        look = line(index) | {"linewidth": 1.6, "label": name}
+        if markers:
+            look |= {"marker": MARKERS[index], "markevery": (index % every, every), "markersize": 4}
+            look |= {"markerfacecolor": "none"}
+        panel.plot(values, **look)
+
+
+def label(panel: Axes, title: str, x: str) -> None:
+    """The title of a panel and of its horizontal axis."""
+    panel.set_title(title, loc="left", fontsize=10)
+    panel.set_xlabel(x)
 
 
 def legend_below(figure: Figure, columns: int) -> None:

@@ -1,13 +1,15 @@
-"""The figures of one run, from the metrics that verl writes as JSON lines."""
+"""The figures of one run, from the metrics that verl writes as JSON lines.
+
+The metrics of a run are a DataFrame: a row per step, a column per metric, NaN where it was not logged. Step 0 is the
+validation before training, training steps count from 1.
+"""
 
 import json
-import math
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import pandas as pd
 from rich import box
 from rich.table import Table
 
@@ -20,75 +22,40 @@ REWARD = "critic/score/mean"
 SECONDS_PER_STEP = "timing_s/step"
 
 
-def validation_accuracy(data: dict[str, float]) -> float | None:
-    """Mean over the data sources of `val-core/<data source>/acc/mean@<n>` in verl's metrics of a step."""
-    named = [data[name] for name in data if name.startswith("val-core/") and "/mean@" in name]
-    values = [value for value in named if value is not None and math.isfinite(value)]  # verl writes NaN as null
-    return statistics.fmean(values) if values else None
+def read_metrics(path: Path) -> pd.DataFrame:
+    """Reads a file of verl's logger `file`; without it, or before its first line is complete, there are no rows."""
+    text = path.read_text() if path.exists() else ""
+    # A run that was killed may leave half a line.
+    entries = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    table = pd.DataFrame([each["data"] for each in entries], index=[each["step"] for each in entries])
+    return table.groupby(level=0).last().select_dtypes("number").replace([np.inf, -np.inf], np.nan)
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """verl's metrics of one run: step 0 is the validation before training, training steps count from 1."""
+def read_attempts(folders: Sequence[Path]) -> pd.DataFrame:
+    """What several starts of a run have logged, oldest first, as one run.
 
-    steps: dict[int, dict[str, float]]
-
-    @classmethod
-    def read(cls, path: Path) -> "Metrics":
-        """Reads a file of verl's logger `file`; a last line that is cut off is left out.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: a line in the middle is not JSON, or the file holds no metrics.
-        """
-        lines = path.read_text().splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
-        steps: dict[int, dict[str, float]] = {}
-        for number, line in enumerate(lines, 1):
-            try:
-                entry = json.loads(line)
-                steps.setdefault(entry["step"], {}).update(entry["data"])
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: not a line of verl's file logger") from error
-        if not steps:
-            raise ValueError(f"{path} holds no metrics: the run ended before its first step")
-        return cls(dict(sorted(steps.items())))
-
-    @classmethod
-    def read_attempts(cls, folders: Sequence[Path]) -> "Metrics":
-        """What several starts of a run have logged, oldest first, as one run.
-
-        From where a start resumes, its steps replace those of the ones before; the validation with which it begins
-        joins the step that it resumed from. Starts that have not come to their first step count for nothing.
-        """
-        steps: dict[int, dict[str, float]] = {}
-        for folder in folders:
-            try:
-                resumed = cls.read(folder / METRICS).steps
-            except (FileNotFoundError, ValueError):
-                # Killed before, or while, it wrote its first line.
-                continue
-            first = min(resumed)
-            begin = steps.get(first, {}) | resumed[first]
-            steps = {step: data for step, data in steps.items() if step < first} | resumed | {first: begin}
-        return cls(steps)
-
-    def series(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps at which `name` was logged with a finite value, and these values; verl writes NaN as null."""
-        points = [(step, data[name]) for step, data in self.steps.items() if data.get(name) is not None]
-        points = [(step, value) for step, value in points if math.isfinite(value)]
-        return [step for step, _ in points], [value for _, value in points]
-
-    @property
-    def accuracy(self) -> tuple[list[int], list[float]]:
-        """Steps that validated, and the accuracy there, see `validation_accuracy`."""
-        values = {step: validation_accuracy(data) for step, data in self.steps.items()}
-        points = {step: value for step, value in values.items() if value is not None}
-        return list(points), list(points.values())
+    From where a start resumes, its steps replace those of the ones before; the validation with which it begins joins
+    the step that it resumed from.
+    """
+    run = pd.DataFrame()
+    for resumed in (read_metrics(folder / METRICS) for folder in folders):
+        if len(resumed):
+            # Of two rows of a step, the later one's values where it has any.
+            run = pd.concat([run[run.index <= resumed.index[0]], resumed]).groupby(level=0).last()
+    return run
 
 
-def summarize(metrics: Metrics, seconds: float) -> dict[str, float | int | None]:
+def series(metrics: pd.DataFrame, name: str) -> pd.Series:
+    """A metric over the steps at which it was logged; empty if it never was."""
+    return metrics.get(name, pd.Series(dtype=float)).dropna()
+
+
+def accuracy(metrics: pd.DataFrame) -> pd.Series:
+    """The validation accuracy over the steps that validated: the mean of `val-core/<data source>/acc/mean@<n>`."""
+    return metrics.filter(regex=r"^val-core/.*/mean@").mean(axis=1).dropna()
+
+
+def summarize(metrics: pd.DataFrame, seconds: float) -> dict[str, float | int | None]:
     """The figures of a run.
 
     Args:
@@ -107,25 +74,23 @@ def summarize(metrics: Metrics, seconds: float) -> dict[str, float | int | None]
     Raises:
         ValueError: nothing was trained.
     """
-    accuracy: list[Any] = metrics.accuracy[1] or [None]
-    entropy: list[Any] = metrics.series(ENTROPY)[1] or [None]
-    durations, ratios = metrics.series(SECONDS_PER_STEP)[1], metrics.series(EFFECTIVE_UPDATE_RATIO)[1]
-    if not durations:
+    durations, ratios = series(metrics, SECONDS_PER_STEP), series(metrics, EFFECTIVE_UPDATE_RATIO)
+    if durations.empty:
         raise ValueError("the run has no training step")
-    return {
-        "accuracy_before": accuracy[0],
-        "accuracy_after": accuracy[-1],
-        "entropy_before": entropy[0],
-        "entropy_after": entropy[-1],
-        "effective_update_ratio": statistics.fmean(ratios) if ratios else None,
+    figures: dict[str, float | int | None] = {}
+    for name, values in {"accuracy": accuracy(metrics), "entropy": series(metrics, ENTROPY)}.items():
+        first, *_, last = [*values, *values] or [None, None]
+        figures |= {f"{name}_before": first, f"{name}_after": last}
+    return figures | {
+        "effective_update_ratio": None if ratios.empty else float(ratios.mean()),
         "steps": len(durations),
-        "seconds_per_step": statistics.median(durations),
+        "seconds_per_step": float(durations.median()),
         "seconds": seconds,
     }
 
 
 def table(summary: dict[str, float | int | None], title: str) -> Table:
-    """The figures of `summarize` for a terminal."""
+    """The figures of `summarize`, for a terminal."""
     shown = {
         "validation accuracy": ("accuracy_before", "accuracy_after", 3),
         "entropy, nats per token": ("entropy_before", "entropy_after", 3),

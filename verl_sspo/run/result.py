@@ -5,10 +5,11 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 from omegaconf import DictConfig
 from rich.console import Console
 
-from verl_sspo.report.summary import SECONDS_PER_STEP, Metrics, summarize, table
+from verl_sspo.report.summary import SECONDS_PER_STEP, read_attempts, series, summarize, table
 from verl_sspo.run import checkpoints
 from verl_sspo.run.folder import ANSWERS, LOG, METRICS, SUMMARY, attempts, write_atomically
 from verl_sspo.run.screen import say
@@ -33,9 +34,9 @@ def headline(config: DictConfig, task: str) -> list[str]:
     ]
 
 
-def read_metrics(run_dir: Path) -> Metrics:
+def read_metrics(run_dir: Path) -> pd.DataFrame:
     """What all starts of a run have logged."""
-    return Metrics.read_attempts([*attempts(run_dir), run_dir])
+    return read_attempts([*attempts(run_dir), run_dir])
 
 
 def report(
@@ -56,9 +57,9 @@ def report(
     answers = Path(config.trainer.validation_data_dir or run_dir / ANSWERS)
     step = checkpoints.last(saved)
     # The logger `file` is the user's to leave out, and a run may validate alone.
-    if durations := metrics.series(SECONDS_PER_STEP)[1]:
+    if len(durations := series(metrics, SECONDS_PER_STEP)):
         if seconds is not None or not summary.exists():
-            figures = summarize(metrics, seconds=sum(durations) if seconds is None else seconds)
+            figures = summarize(metrics, seconds=float(durations.sum()) if seconds is None else seconds)
             write_atomically(summary, json.dumps(figures, indent=2) + "\n")
         loss = config.actor_rollout_ref.actor.policy_loss.loss_mode
         out.print(table(json.loads(summary.read_text()), f"{task}: {loss.upper()}"))

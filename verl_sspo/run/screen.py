@@ -4,11 +4,12 @@ import math
 import time
 from types import TracebackType
 
+import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from verl_sspo.report.summary import validation_accuracy
+from verl_sspo.report.summary import accuracy
 
 COLUMNS = (("step", 11), ("reward", 9), ("validation", 11), ("entropy", 9), ("seconds", 9), ("time left", 11))
 
@@ -75,7 +76,7 @@ class Screen:
         cells = (
             f"{step}/{self.total}" if self.total else f"{step}",
             _number(data.get("critic/score/mean")),
-            _number(validation_accuracy(data)),
+            _number(next(iter(accuracy(pd.DataFrame([data]))), None)),
             _number(data.get("actor/entropy")),
             _number(data.get("timing_s/step"), 1),
             "" if left is None else clock(left),

@@ -1,6 +1,4 @@
-"""What must hold whatever the input: checked briefly by tests/unit/test_fuzz.py, for as long as one likes by
-tests/fuzz.py.
-"""
+"""What must hold whatever the input: checked by tests/unit/test_fuzz.py."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

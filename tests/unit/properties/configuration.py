@@ -265,8 +265,8 @@ PROPERTIES = {
             )
         },
     ),
-    "doctor.values": Property(doctor_on_values, {"recipe": changed_recipes()}, examples=8),
-    "doctor.command_line": Property(doctor_on_command_lines, {"overrides": OVERRIDES}, examples=5),
+    "doctor.values": Property(doctor_on_values, {"recipe": changed_recipes()}, examples=4),
+    "doctor.command_line": Property(doctor_on_command_lines, {"overrides": OVERRIDES}, examples=3),
     "suite.file": Property(suite_file, {"text": suites()}, examples=20),
     "suite.overrides": Property(overrides_keep_values, {"value": _VALUES | st.lists(_VALUES | st.lists(_VALUES))}),
 }
