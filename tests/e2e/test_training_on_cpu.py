@@ -191,6 +191,4 @@ def test_every_preset_of_rollout_correction_trains(task, tmp_path):
         left_out, rejected, slope = (sum(step.get(name, 0.0) for step in steps) / len(steps) for name in names)
         measured = [len(steps), left_out + rejected, slope]
         # A response whose mean ratio is at the bound of geo_rs falls on either side of it.
-        expected = [each if cell == "–" else float(cell) for each, cell in zip(measured, row[5:8], strict=True)]
-        assert measured == pytest.approx(expected, abs=0.1), row[0]
-        assert len(steps) == 3
+        assert measured == pytest.approx([float(cell) for cell in row[5:8]], abs=0.1), row[0]
