@@ -63,9 +63,10 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
             for name, values in (("input_ids", ids), ("position_ids", positions)):
                 columns[name].append(torch.cat([values[rows[0]][:length], *(values[row][length:] for row in rows)]))
 
-        parts = pad_sequence(columns["parts"], batch_first=True, padding_value=PADDING)
-        width, first = parts.shape[1], min(lengths) - 1
-        visible = (parts[:, None, :] == PROMPT) | (parts[:, None, :] == parts[:, :, None])
+        # (prompts, tokens): 0 in the prompt, k in its k-th response.
+        part_of = pad_sequence(columns["parts"], batch_first=True, padding_value=PADDING)
+        width, first = part_of.shape[1], min(lengths) - 1
+        visible = (part_of[:, None, :] == PROMPT) | (part_of[:, None, :] == part_of[:, :, None])
         visible &= torch.ones(width, width, dtype=torch.bool).tril()
         inputs = {name: pad_sequence(columns[name], batch_first=True) for name in ("input_ids", "position_ids")}
         output_args["logits_at"] = torch.cat(logits_at, dim=1) - torch.tensor([[0], [first]])
