@@ -63,6 +63,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
             for name, values in (("input_ids", ids), ("position_ids", positions)):
                 columns[name].append(torch.cat([values[rows[0]][:length], *(values[row][length:] for row in rows)]))
 
+        # (prompts, tokens): 0 in the prompt, k in its k-th response.
         part_of = pad_sequence(columns["parts"], batch_first=True, padding_value=PADDING)
         width, first = part_of.shape[1], min(lengths) - 1
         visible = (part_of[:, None, :] == PROMPT) | (part_of[:, None, :] == part_of[:, :, None])
