@@ -3,6 +3,7 @@
 #   scripts/test.sh                      static checks, unit tests, end-to-end tests: all but those marked `slow`
 #   scripts/test.sh --fast               static checks and the quick unit tests, for every commit
 #   scripts/test.sh PYTEST_ARGUMENTS     one run of pytest, for example: scripts/test.sh -k loss
+#   scripts/setup_cpu_vllm.sh && scripts/test.sh tests/e2e -m vllm     verl's own rollout, on vLLM's CPU build
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh dev
@@ -13,8 +14,7 @@ ruff format --check .
 mypy
 if [ "${1:-}" = --fast ]; then exec python -m pytest tests/unit -n 2 -m "not long and not slow" "${@:2}"; fi
 
-# vLLM on a CPU and bubblewrap (the sandbox): without them their tests skip and say why.
-if [ "$(uname -sm)" = "Linux x86_64" ]; then VENV=${VERL_SSPO_VLLM_VENV:-.venv-vllm} scripts/setup_cpu_vllm.sh; fi
+# bubblewrap, for the sandbox: without it its tests skip and say why.
 missing=()
 command -v bwrap >/dev/null || missing+=(bubblewrap)
 if [ ${#missing[@]} -gt 0 ] && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then

@@ -20,7 +20,7 @@ from verl.trainer.ppo.padding_utils import construct_minimal_padding_template
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
-from verl_sspo.run.compose import compose_config
+from verl_sspo.compose import compose_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -72,6 +72,7 @@ def test_separate_async_with_gates_that_see_the_lag(tmp_path, task):
     assert not any(name.startswith("rollout_corr/") for name in last)
 
 
+@pytest.mark.slow
 def test_colocate_async_with_weights_that_see_the_lag(tmp_path, task):
     last = run(
         tmp_path,

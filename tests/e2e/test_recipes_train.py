@@ -1,4 +1,4 @@
-"""verl's real main_ppo on the recipes: tasks for two steps on real rows, every algorithm for two on arithmetic."""
+"""verl's real main_ppo on the recipes, for two steps: tasks on real rows, and algorithms on arithmetic (slow)."""
 
 import json
 import math
@@ -52,12 +52,10 @@ def _run(tmp_path, recipe, *overrides):
     return steps
 
 
-# The quickstart's own test is the one for algo=sspo. The slow ones differ from another in a loss that the tests of the
-# objectives call, or in settings of a gate.
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("sspo_v1", "grpo", "gspo", "sapo")]
-
-
-@pytest.mark.parametrize("algorithm", ["sspo_forward", "dr_grpo", "gmpo", *SLOW])
+# Slow: the quickstart's own test runs algo=sspo, the tasks below three more, and the tests of the objectives call every
+# loss.
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["sspo_forward", "sspo_v1", "grpo", "dr_grpo", "gspo", "gmpo", "sapo"])
 def test_algorithm_trains(tmp_path, task, algorithm):
     steps = _run(
         tmp_path,
@@ -75,21 +73,25 @@ def test_algorithm_trains(tmp_path, task, algorithm):
         "trainer.val_before_train=false",
     )
     assert max(steps[step]["actor/grad_norm"] for step in (1, 2)) > 0
-    # The loss that ran is the one that was asked for.
+    _ran(algorithm, steps)
+
+
+def _ran(algorithm, steps):
+    """The loss that ran is the one that was asked for."""
     assert any(name.startswith("actor/sspo/") for name in steps[1]) == algorithm.startswith("sspo")
 
 
 ROWS = {
-    # recipe: (name for prepare-data, file, options)
-    "gsm8k": ("gsm8k", "gsm8k.jsonl", []),
-    "math": ("math", "math.jsonl", ["--levels", "all"]),
-    "code": ("humaneval", "humaneval.jsonl", ["--split", "test"]),
+    # recipe: (algorithm, name for prepare-data, file, options)
+    "gsm8k": ("sspo_forward", "gsm8k", "gsm8k.jsonl", []),
+    "math": ("gmpo", "math", "math.jsonl", ["--levels", "all"]),
+    "code": ("dr_grpo", "humaneval", "humaneval.jsonl", ["--split", "test"]),
 }
 
 
 @pytest.mark.parametrize("recipe", ROWS)
 def test_task_runs_on_real_rows(tmp_path, task, recipe):
-    name, file, options = ROWS[recipe]
+    algorithm, name, file, options = ROWS[recipe]
     rows = tmp_path / "rows"
     arguments = [name, "--source", str(FIXTURES / file), "--output", str(rows), "--limit", "8", *options]
     assert prepare_data.main(arguments) == 0
@@ -97,6 +99,7 @@ def test_task_runs_on_real_rows(tmp_path, task, recipe):
     steps = _run(
         tmp_path,
         recipe,
+        f"algo={algorithm}",
         "model=tiny",
         f"actor_rollout_ref.model.path={task}/model",
         f"data.train_files={parquet}",
@@ -105,6 +108,7 @@ def test_task_runs_on_real_rows(tmp_path, task, recipe):
         "data.max_response_length=32",
         "actor_rollout_ref.rollout.val_kwargs.n=1",
     )
+    _ran(algorithm, steps)
     # The graders ran on what was sampled, in training and in validation.
     assert 0 <= steps[1]["critic/score/mean"] <= 1
     assert any(metric.startswith("val-core/") for metric in steps[0])

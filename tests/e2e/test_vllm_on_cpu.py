@@ -16,6 +16,8 @@ PYTHON = Path(os.environ.get("VERL_SSPO_VLLM_VENV", ROOT / ".venv-vllm")) / "bin
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.vllm,
+    # An environment of its own takes minutes to install: CI does without, the scheduled job makes it.
+    pytest.mark.slow,
     pytest.mark.timeout(3000),
     pytest.mark.skipif(
         not PYTHON.exists(),

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from verl_sspo.compose import RECIPES, compose_config
 from verl_sspo.quickstart import task as arithmetic
-from verl_sspo.quickstart.reward import score
 from verl_sspo.rewards import compute_score
-from verl_sspo.run.compose import RECIPES, compose_config
+from verl_sspo.rewards.last_number import score
 
 
 class NeverSwap(random.Random):

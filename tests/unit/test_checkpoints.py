@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from verl_sspo.compose import compose_config
 from verl_sspo.run import checkpoints, settings
 from verl_sspo.run.checkpoints import RECORD, last, settle
-from verl_sspo.run.compose import compose_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -20,13 +20,13 @@ from verl.utils.config import omega_conf_to_dataclass
 
 from verl_sspo.algorithm.description import describe, half_width
 from verl_sspo.algorithm.gates import Gate
+from verl_sspo.compose import compose_config
 from verl_sspo.data.schema import make_row, write_rows
 from verl_sspo.doctor import environment
 from verl_sspo.doctor.__main__ import main
 from verl_sspo.doctor.configuration import configuration_findings
 from verl_sspo.doctor.rules import Facts
 from verl_sspo.run import settings
-from verl_sspo.run.compose import compose_config
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = REPOSITORY / "recipes"
@@ -318,18 +318,21 @@ def test_a_lines_own_loss_wins_over_the_recipe_and_the_doctor_says_so(capsys):
     assert ("error", "gate_unused") in _doctor(capsys, *line)
 
 
-def test_official_command_lines(capsys):
+# A second and more each: CI runs them as a user of this package would, `-m slow` as they stand.
+@pytest.mark.parametrize(
+    "more", [pytest.param(MIGRATION, id="with sspo"), pytest.param([], id="as it stands", marks=pytest.mark.slow)]
+)
+def test_official_command_lines(more, capsys):
     if not LINES.is_file():
         pytest.skip("needs the command lines in ../shared/cases, which are not part of this repository")
     wrong = []
     for line in LINES.read_text().splitlines():
         case = json.loads(line)
-        for more in ([], MIGRATION):
-            found = _doctor(capsys, *case["args"], *more)
-            errors = {check for severity, check in found if severity == "error"}
-            uv = any(check == "py_executable" for _, check in found)
-            if errors != set(case["errors"]) or uv != case["uv"]:
-                wrong.append((case["id"], more, found))
+        found = _doctor(capsys, *case["args"], *more)
+        errors = {check for severity, check in found if severity == "error"}
+        uv = any(check == "py_executable" for _, check in found)
+        if errors != set(case["errors"]) or uv != case["uv"]:
+            wrong.append((case["id"], found))
     assert wrong == []
 
 

@@ -12,8 +12,8 @@ import yaml
 from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 
+from verl_sspo.compose import compose_config, verl_config_dir
 from verl_sspo.doctor.configuration import configuration_findings
-from verl_sspo.run.compose import compose_config, verl_config_dir
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TASKS = ("gsm8k", "math", "gsm8k_deepmath", "code")

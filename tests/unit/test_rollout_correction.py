@@ -10,7 +10,7 @@ from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_rejection_mask
 from verl.utils.config import omega_conf_to_dataclass
 
-from verl_sspo.run.compose import compose_config
+from verl_sspo.compose import compose_config
 
 PAGE = Path(__file__).parents[2] / "docs" / "rollout_correction.md"
 # A policy that has drifted from its rollout: log-ratios of standard deviation 0.05 per token.

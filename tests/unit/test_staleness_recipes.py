@@ -7,8 +7,8 @@ import pytest
 import verl  # noqa: F401  loads the plugin
 from omegaconf import OmegaConf
 
+from verl_sspo.compose import compose_config
 from verl_sspo.doctor.configuration import configuration_findings
-from verl_sspo.run.compose import compose_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 MODES = ("colocate_async", "separate_async")

@@ -20,15 +20,15 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from verl.utils.config import omega_conf_to_dataclass
 
+from verl_sspo import compose
+from verl_sspo.compose import compose_config, hydra_overrides
 from verl_sspo.data.tasks import TASKS
 from verl_sspo.experiments import cell as cells
 from verl_sspo.experiments import reproduce, runner
 from verl_sspo.experiments.evaluation import Evaluation
 from verl_sspo.experiments.runner import run
 from verl_sspo.experiments.suite import Cell, expand, load_suite
-from verl_sspo.run import compose, launch
-from verl_sspo.run.compose import compose_config
-from verl_sspo.run.overrides import hydra_overrides
+from verl_sspo.run import launch
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SUITES = sorted((RECIPES / "suites").glob("*.yaml"))

@@ -60,7 +60,7 @@ def run(wheel, tmp_path_factory):
         assert "is not available" not in done.stderr  # Hydra's warning about a search path
         return done.stdout
 
-    code = "import verl_sspo, verl_sspo.run.compose as c; print(verl_sspo.__file__, c.RECIPES)"
+    code = "import verl_sspo, verl_sspo.compose as c; print(verl_sspo.__file__, c.RECIPES)"
     for path in run("python", "-c", code).split():
         assert Path(path).is_relative_to(folder)
     return run

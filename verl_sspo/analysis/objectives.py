@@ -11,7 +11,7 @@ from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import ActorConfig
 
-from verl_sspo.run.compose import RECIPES, compose_config
+from verl_sspo.compose import RECIPES, compose_config
 
 #: What is compared: title -> Hydra overrides of the quickstart.
 COMPARED = {

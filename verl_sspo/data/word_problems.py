@@ -8,7 +8,7 @@ The prompt is plain text with one worked example, and the answer ends at the fir
     Question: Tom has 12 apples and gives away 4. How many apples are left?
     Answer:
 
-The reward is 1 if the last number of the response is right (`verl_sspo.quickstart.reward`). `data_source` is
+The reward is 1 if the last number of the response is right (`verl_sspo.rewards.last_number`). `data_source` is
 `word_problems/OPERATION`, so that verl's validation reports the accuracy of each operation.
 
 verl applies the tokenizer's chat template to every prompt. For plain text a recipe sets a template that adds nothing,

@@ -11,8 +11,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from verl_sspo.compose import compose_config, reference_config, verl_config_dir
 from verl_sspo.doctor.finding import Finding, error, warning
-from verl_sspo.run.compose import compose_config, reference_config, verl_config_dir
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

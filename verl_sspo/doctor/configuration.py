@@ -21,7 +21,7 @@ def configuration_findings(config: DictConfig) -> list[Finding]:
     """Everything that a composed configuration of main_ppo reveals about itself.
 
     Args:
-        config: as `verl_sspo.run.compose.compose_config` returns it, or as main_ppo receives it.
+        config: as `verl_sspo.compose.compose_config` returns it, or as main_ppo receives it.
     """
     found = schema_findings(config)
     if any(finding.check in ("value", "interpolation") for finding in found):

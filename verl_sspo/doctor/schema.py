@@ -11,9 +11,9 @@ from hydra.errors import HydraException
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from verl_sspo.compose import reference_config
 from verl_sspo.config import SSPOPolicyLossConfig
 from verl_sspo.doctor.finding import Finding, error
-from verl_sspo.run.compose import reference_config
 
 SSPO_TARGET = f"{SSPOPolicyLossConfig.__module__}.{SSPOPolicyLossConfig.__name__}"
 #: Sections that verl passes on without a schema, or that this package reads.
@@ -38,7 +38,7 @@ def schema_findings(config: DictConfig) -> list[Finding]:
     """What verl would ignore or reject. After a finding of the check "value" the other checks cannot compute.
 
     Args:
-        config: as `verl_sspo.run.compose.compose_config` returns it.
+        config: as `verl_sspo.compose.compose_config` returns it.
     """
     try:
         values: Any = OmegaConf.to_container(config, resolve=True)

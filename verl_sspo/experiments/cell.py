@@ -27,12 +27,11 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 from rich.console import Console
 
+from verl_sspo.compose import compose_config, hydra_value
 from verl_sspo.experiments.evaluation import METRICS, Trainer, evaluate
 from verl_sspo.experiments.suite import Cell
 from verl_sspo.run import checkpoints, launch
-from verl_sspo.run.compose import compose_config
 from verl_sspo.run.folder import attempts, move_aside, write_atomically
-from verl_sspo.run.overrides import hydra_value
 from verl_sspo.run.processes import running_in
 from verl_sspo.run.settings import differences, resolved
 from verl_sspo.run.task import prepare_task

@@ -39,9 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     from omegaconf.errors import OmegaConfBaseException
     from rich.console import Console
 
+    from verl_sspo.compose import RECIPES, compose_config
     from verl_sspo.experiments.evaluation import PROBLEMS, Evaluation, evaluate
     from verl_sspo.run import launch
-    from verl_sspo.run.compose import RECIPES, compose_config
 
     console, output = Console(stderr=True), arguments.output
     model = Path(arguments.model).resolve() if Path(arguments.model).exists() else Path(arguments.model)

@@ -22,10 +22,9 @@ import pandas as pd
 from omegaconf import MISSING
 from rich.console import Console
 
+from verl_sspo.compose import compose_config, hydra_value
 from verl_sspo.run import launch
-from verl_sspo.run.compose import compose_config
 from verl_sspo.run.folder import move_aside
-from verl_sspo.run.overrides import hydra_value
 from verl_sspo.run.task import prepare_task
 
 PROBLEMS = "problems.parquet"

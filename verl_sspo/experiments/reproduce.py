@@ -44,10 +44,10 @@ def main(argv: list[str] | None = None) -> int:
 
     from rich.console import Console
 
+    from verl_sspo.compose import RECIPES
     from verl_sspo.experiments import cell as cells_
     from verl_sspo.experiments.runner import run
     from verl_sspo.experiments.suite import expand, load_suite
-    from verl_sspo.run.compose import RECIPES
 
     path = Path(arguments.suite).resolve() if arguments.suite.endswith(".yaml") else None
     path = path or RECIPES / "suites" / f"{arguments.suite}.yaml"

@@ -13,8 +13,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from verl_sspo.compose import hydra_overrides
 from verl_sspo.experiments.evaluation import Evaluation
-from verl_sspo.run.overrides import hydra_overrides
 
 # The row of the model before training, in `Published.values`.
 UNTRAINED = "untrained"

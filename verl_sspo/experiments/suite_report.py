@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from verl_sspo.compose import RECIPES
 from verl_sspo.experiments import figures, staleness
 from verl_sspo.experiments.results import COLLAPSED, LAST_ROLLOUTS, PLACE, Results, read_results
 from verl_sspo.experiments.suite import Measure, expand
 from verl_sspo.experiments.tables import differences_table, measured_table
 from verl_sspo.report.statistics import LEVEL, simulated_coverage, simultaneous_level
 from verl_sspo.report.style import picture
-from verl_sspo.run.compose import RECIPES
 
 
 def write_suite_report(root: Path, output: Path) -> Path:

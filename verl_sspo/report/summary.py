@@ -11,8 +11,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from verl_sspo.run.launch import METRICS
-
+# verl's metrics in the folder of a run, one JSON object per step.
+METRICS = "metrics.jsonl"
 # The mean slope of the gate, see `verl_sspo.algorithm.metrics`. Other losses do not have it.
 EFFECTIVE_UPDATE_RATIO = "actor/sspo/slope"
 ENTROPY = "actor/entropy"

@@ -114,14 +114,13 @@ def compute_score(
 
 
 def _score(data_source: str, solution_str: str, ground_truth: Any, options: dict[str, Any]) -> dict[str, Any]:
-    from verl_sspo.quickstart import reward as arithmetic
-    from verl_sspo.rewards import code, mathematics
+    from verl_sspo.rewards import code, last_number, mathematics
 
     def chosen(score: Callable[..., Any]) -> dict[str, Any]:
         return {name: value for name, value in options.items() if name in _options(score)}
 
     if data_source == "arithmetic" or data_source.startswith("word_problems/"):
-        return dict(arithmetic.score(solution_str, ground_truth))
+        return dict(last_number.score(solution_str, ground_truth))
     if data_source in MATHEMATICS or data_source.startswith("aime"):
         answer_line = data_source in ANSWER_LINE or data_source.startswith("aime")
         return mathematics.score(solution_str, ground_truth, answer_line, **chosen(mathematics.score))

@@ -16,8 +16,9 @@ import re
 import time
 from pathlib import Path
 
+from verl_sspo.report.summary import METRICS
+
 LOG = "train.log"
-METRICS = "metrics.jsonl"
 DOCTOR = "doctor.json"
 ANSWERS = "answers"
 SUMMARY = "summary.json"

@@ -23,9 +23,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from verl_sspo.run.compose import compose_config
+from verl_sspo.compose import compose_config, hydra_value, quoted
 from verl_sspo.run.folder import LOG, METRICS
-from verl_sspo.run.overrides import hydra_value, quoted
 from verl_sspo.run.processes import RUN_ID, WRITES_TO, Family, guarded
 from verl_sspo.run.screen import Screen, say
 

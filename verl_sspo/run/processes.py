@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import psutil
 
-from verl_sspo.run.overrides import quoted
+from verl_sspo.compose import quoted
 
 # Every process of a run inherits this variable. It tells them from those of other runs and other Ray clusters.
 RUN_ID = "VERL_SSPO_RUN_ID"

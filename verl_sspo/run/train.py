@@ -28,10 +28,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from verl_sspo.compose import RECIPES, compose_config, hydra_value
 from verl_sspo.run import checkpoints, launch, settings
-from verl_sspo.run.compose import RECIPES, compose_config
 from verl_sspo.run.folder import ANSWERS, DOCTOR, LOG, keep_attempt, move_aside, write_atomically
-from verl_sspo.run.overrides import hydra_value
 from verl_sspo.run.processes import running_in
 from verl_sspo.run.result import headline, report, short
 from verl_sspo.run.screen import say
