@@ -12,15 +12,15 @@ from packaging.requirements import Requirement
 
 # command: (its module, what it does).
 COMMANDS = {
-    "quickstart": ("verl_sspo.quickstart.__main__", "train a tiny model with SSPO on a laptop"),
+    "quickstart": ("verl_sspo.quickstart.command", "train a tiny model with SSPO on a laptop"),
     "train": ("verl_sspo.run.train", "check, train and resume a recipe in a run folder"),
-    "doctor": ("verl_sspo.doctor.__main__", "check a machine, a recipe and its overrides before a run"),
-    "prepare-data": ("verl_sspo.data.__main__", "turn a data set into verl's rows"),
+    "doctor": ("verl_sspo.doctor.command", "check a machine, a recipe and its overrides before a run"),
+    "prepare-data": ("verl_sspo.data.command", "turn a data set into verl's rows"),
     "prepare-model": ("verl_sspo.data.language_model", "make a small pretrained language model"),
     "evaluate": ("verl_sspo.experiments.evaluate", "measure a model or a checkpoint on benchmarks"),
     "reproduce": ("verl_sspo.experiments.reproduce", "run a suite of experiments"),
     "report": ("verl_sspo.experiments.report", "write the tables and pictures of a suite"),
-    "benchmark": ("verl_sspo.benchmark.__main__", "measure speed and memory beside verl's own code"),
+    "benchmark": ("verl_sspo.benchmark.command", "measure speed and memory beside verl's own code"),
 }
 
 
@@ -33,7 +33,7 @@ def extra_with(package: str | None) -> str | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns its exit status; 1 with a hint if an extra is not installed."""
+    """Runs a command and returns its exit status: 1 with a hint if an extra is not installed, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="verl-sspo",
         description="Soft Sequence Policy Optimization (SSPO) for verl.",
@@ -54,3 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"verl-sspo {command} needs {error.name}: pip install 'verl-sspo[{extra}]'", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        # Commands that have more to say about it do so; this also holds for the seconds in which they are imported.
+        print(f"\nverl-sspo {command}: interrupted", file=sys.stderr)
+        return 130

@@ -107,7 +107,7 @@ def start(run, task, steps, *more):
         "actor_rollout_ref.rollout.n=4",
         *more,
     ]
-    command = [sys.executable, "-m", "verl_sspo.run.train", "quickstart", f"--run-dir={run}", *overrides]
+    command = [sys.executable, "-m", "verl_sspo", "train", "quickstart", f"--run-dir={run}", *overrides]
     shown = run.with_suffix(".shown").open("w")
     # A shell's background job ignores SIGINT, and passes that on.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)

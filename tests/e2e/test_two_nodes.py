@@ -40,7 +40,7 @@ def cluster():
 def start(task: Path, run: Path, *overrides: str, address: str | None = None) -> subprocess.Popen:
     """A start in a run folder. With one mini-batch per rollout an update does not depend on the order of responses."""
     command = [
-        *(sys.executable, "-m", "verl_sspo.run.train", "quickstart", f"--run-dir={run}"),
+        *(sys.executable, "-m", "verl_sspo", "train", "quickstart", f"--run-dir={run}"),
         *(f"task.folder={task}", "task.digits=2"),
         *("data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8", "actor_rollout_ref.rollout.n=4"),
         "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]",

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-import verl_sspo.data.__main__ as prepare_data
+import verl_sspo.data.command as prepare_data
 from verl_sspo.data import schema, word_problems
 from verl_sspo.data.schema import SCHEMA, make_row, write_rows
 from verl_sspo.data.sources import SourceError, open_source
@@ -252,7 +252,17 @@ def test_a_full_disk_leaves_all_splits_as_they_were(script, tmp_path, capsys, mo
 
 def test_a_reader_that_leaves_is_no_error(tmp_path):
     source = _jsonl(tmp_path / "x.jsonl", GSM8K)
-    command = [sys.executable, "-m", "verl_sspo.data", "gsm8k", "--source", source, "--output", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "verl_sspo",
+        "prepare-data",
+        "gsm8k",
+        "--source",
+        source,
+        "--output",
+        str(tmp_path / "out"),
+    ]
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as stdout:
@@ -462,7 +472,7 @@ def test_the_hub_gives_the_splits_that_are_wanted(monkeypatch):
 
 
 def test_rewards_and_other_packages_do_not_need_datasets():
-    code = "import sys; sys.modules['datasets'] = None; import verl_sspo.rewards.code, verl_sspo.data.__main__"
+    code = "import sys; sys.modules['datasets'] = None; import verl_sspo.rewards.code, verl_sspo.data.command"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -161,7 +161,3 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `| head`: the reader has seen enough, and the interpreter must not try again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
