@@ -269,6 +269,18 @@ def test_death_of_a_worker_ends_the_run(tmp_path, verl, monkeypatch, then, said)
     assert f"HFServer.generate (process {pid}) was killed or crashed" in (tmp_path / "shown").read_text()
 
 
+def test_death_of_a_node_is_told(tmp_path, verl, monkeypatch):
+    monkeypatch.setattr(launch, "PATIENCE", 1)
+    verl("""
+import time
+print("ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.")
+print("The actor died because its node has died. Node Id: 1f, Ip address: 10.0.0.2", flush=True)
+time.sleep(600)
+""")
+    with pytest.raises(launch.TrainingFailedError, match="a node of the Ray cluster died and verl did not end in 1 s"):
+        train(tmp_path, [])
+
+
 # The dead worker's class is there again, as Ray restarts an actor; then the run ends well.
 RESTARTED = """
 subprocess.Popen(["ray::HFServer", "-c", "import time; time.sleep(600)"], executable=sys.executable)
