@@ -95,7 +95,7 @@ def test_an_interrupt_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("importlib.import_module", interrupted)
     monkeypatch.setattr(sys, "argv", ["verl-sspo"])
     assert main(["doctor"]) == 130
-    assert capsys.readouterr().err == "\nverl-sspo doctor: interrupted\n"
+    assert capsys.readouterr().err == "\nverl-sspo: interrupted\n"
 
 
 @pytest.mark.parametrize("package", ["benchmark", "data", "doctor", "quickstart"])
