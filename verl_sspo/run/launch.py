@@ -35,6 +35,12 @@ PATIENCE = 10
 # What Ray prints of a process that it did not end itself, and of an actor that died with its node.
 DEATH = re.compile(r"Worker PID: (\d+) Worker exit type: SYSTEM_ERROR|The actor died because its node has died")
 
+# What Ray prints of a node that died. Not a reason to end a run: it may have had no part in it.
+NODE_DEATH = re.compile(r"Raylet is terminated|has been marked dead because the detector")
+
+# What raylets print for their developers.
+RAYLET = re.compile(r"\[state-dump\]|\(raylet\) \w+\.(cc|h):\d+:")
+
 # What Python says where there is no space, and what torch.save does.
 UNWRITTEN = re.compile(r"No space left on device|Disk quota exceeded|inline_container\.cc.* unexpected pos")
 
@@ -161,7 +167,9 @@ def train(
         if returncode != 0 or died:
             excerpt = _excerpt(log)
             full = "a file could not be written (is the disk full?)" if UNWRITTEN.search(excerpt) else None
-            raise TrainingFailedError(returncode, log, excerpt, died or full)
+            text = log.read_text(encoding="utf-8", errors="replace")
+            node = "a node of the Ray cluster died" if NODE_DEATH.search(text) else None
+            raise TrainingFailedError(returncode, log, excerpt, died or full or node)
         finished = True
         return metrics
     finally:
@@ -288,7 +296,7 @@ def _new_lines(path: Path) -> Iterator[list[str]]:
 def _excerpt(log: Path, lines: int = 40) -> str:
     """The last traceback in a log, or its end, without colours and Ray's prefixes."""
     text = ANSI.sub("", log.read_text(encoding="utf-8", errors="replace"))
-    cleaned = [ACTOR_PREFIX.sub("", line) for line in text.splitlines()]
+    cleaned = [ACTOR_PREFIX.sub("", line) for line in text.splitlines() if not RAYLET.search(line)]
     start = max(
         (i for i, line in enumerate(cleaned) if line.startswith("Traceback (most recent call last)")), default=0
     )
