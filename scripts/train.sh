@@ -14,4 +14,4 @@ if [ "${SETUP:-1}" != 0 ]; then
   source "$(cd "$clone" && cd "${VENV:-.venv}" && pwd)/bin/activate"
 fi
 # exec: Ctrl-C and kill reach Python itself, which ends what it started.
-exec python -m verl_sspo.run.train "$@"
+exec python -m verl_sspo train "$@"

@@ -3,6 +3,11 @@
 verl loads `verl_sspo.plugin` (entry-point group `verl.plugins`). Importing this package loads neither torch nor verl.
 """
 
-from importlib.metadata import version
 
-__version__ = version("verl-sspo")
+def __getattr__(name: str) -> str:
+    """`verl_sspo.__version__`, looked up only when it is asked for: that takes a tenth of a second."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import version
+
+    return version("verl-sspo")

@@ -17,7 +17,7 @@ except BaseException:
     traceback.print_exc()
     print(
         "verl_sspo could not be loaded (the error is above), so verl does not know `sspo`. "
-        "`python -m verl_sspo.doctor` checks the installation.",
+        "`python -m verl_sspo doctor` checks the installation.",
         file=sys.stderr,
         flush=True,
     )

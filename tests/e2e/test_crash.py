@@ -27,7 +27,10 @@ from verl_sspo.run.processes import RUN_ID
 pytestmark = pytest.mark.e2e
 
 # Who is killed, and what the user then reads. The driver is main_ppo and, in it, the actor TaskRunner.
-DIED = r"{victim}[\w.]* \(process \d+\) was killed or crashed: verl's main_ppo failed with exit code 1"
+DIED = (
+    r"{victim}[\w.]* \(process \d+\) was killed or crashed(: verl's main_ppo failed with exit code 1"
+    r"| and verl did not end in 10 s: verl's main_ppo was ended by SIGTERM)"
+)
 VICTIMS = {
     "launcher": "",
     # Ctrl-C, not a kill.
@@ -108,7 +111,7 @@ def start(run, task, steps, *more):
         "actor_rollout_ref.rollout.n=4",
         *more,
     ]
-    command = [sys.executable, "-m", "verl_sspo.run.train", "quickstart", f"--run-dir={run}", *overrides]
+    command = [sys.executable, "-m", "verl_sspo", "train", "quickstart", f"--run-dir={run}", *overrides]
     shown = run.with_suffix(".shown").open("w")
     # A shell's background job ignores SIGINT, and passes that on.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)

@@ -35,7 +35,16 @@ def task(tmp_path_factory):
 
 
 def command(run, task, *overrides):
-    return [sys.executable, "-m", "verl_sspo.quickstart", f"--run-dir={run}", f"task.folder={task}", *SMALL, *overrides]
+    return [
+        sys.executable,
+        "-m",
+        "verl_sspo",
+        "quickstart",
+        f"--run-dir={run}",
+        f"task.folder={task}",
+        *SMALL,
+        *overrides,
+    ]
 
 
 def quickstart(run, task, *overrides):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import verl_sspo.data.__main__ as prepare_data
+import verl_sspo.data.command as prepare_data
 from verl_sspo.data import language_model
 from verl_sspo.quickstart import task as arithmetic
 from verl_sspo.quickstart.model import prepare_arithmetic

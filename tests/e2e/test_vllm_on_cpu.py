@@ -36,7 +36,7 @@ def probabilities(model_path: Path, texts: list[str]) -> torch.Tensor:
 def test_verls_vllm_rollout_follows_the_trainer(tmp_path):
     run, task = tmp_path / "run", tmp_path / "arithmetic" / "digits2-seed0"
     command = [
-        *(str(PYTHON), "-m", "verl_sspo.quickstart", f"--run-dir={run}", f"task.folder={task}", "hardware=cpu_vllm"),
+        *(str(PYTHON), "-m", "verl_sspo", "quickstart", f"--run-dir={run}", f"task.folder={task}", "hardware=cpu_vllm"),
         "task.digits=2",
         "task.heads=2",
         "trainer.total_training_steps=2",

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-import verl_sspo.benchmark.__main__ as command
+import verl_sspo.benchmark.command as command
 from verl_sspo.benchmark import advantages, losses, measure, rollout, sandbox, startup, step
 from verl_sspo.rewards.sandbox import SandboxError
 

@@ -49,7 +49,7 @@ modules = ["verl_sspo." + name for name in {BASE}]
 for name in modules:
     module = importlib.import_module(name)
     for each in pkgutil.iter_modules(getattr(module, "__path__", []), name + "."):
-        if not each.name.endswith(("__main__", "cpu.vllm_cpu", "algorithm.kernel")):
+        if not each.name.endswith(("cpu.vllm_cpu", "algorithm.kernel")):
             importlib.import_module(each.name)
 try:
     import verl_sspo.report.style
@@ -84,6 +84,27 @@ def test_an_unknown_command_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["trian"])
     assert "trian" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    """Also while a command is imported: a module that is interrupted in its first line stands for it."""
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", interrupted)
+    monkeypatch.setattr(sys, "argv", ["verl-sspo"])
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "\nverl-sspo: interrupted\n"
+
+
+@pytest.mark.parametrize("package", ["benchmark", "data", "doctor", "quickstart"])
+def test_a_package_is_no_second_way_to_a_command(package):
+    command = [sys.executable, "-m", f"verl_sspo.{package}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "cannot be directly executed" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_python_m_is_the_same_command():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-import verl_sspo.data.__main__ as prepare_data
+import verl_sspo.data.command as prepare_data
 from verl_sspo.data import schema, word_problems
 from verl_sspo.data.schema import SCHEMA, make_row, write_rows
 from verl_sspo.data.sources import SourceError, open_source

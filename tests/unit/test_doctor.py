@@ -23,7 +23,7 @@ from verl_sspo.algorithm.gates import Gate
 from verl_sspo.compose import compose_config
 from verl_sspo.data.schema import make_row, write_rows
 from verl_sspo.doctor import environment
-from verl_sspo.doctor.__main__ import main
+from verl_sspo.doctor.command import main
 from verl_sspo.doctor.configuration import configuration_findings
 from verl_sspo.doctor.rules import Facts
 from verl_sspo.run import settings

@@ -269,6 +269,31 @@ def test_death_of_a_worker_ends_the_run(tmp_path, verl, monkeypatch, then, said)
     assert f"HFServer.generate (process {pid}) was killed or crashed" in (tmp_path / "shown").read_text()
 
 
+def test_death_of_a_node_is_told(tmp_path, verl, monkeypatch):
+    monkeypatch.setattr(launch, "PATIENCE", 1)
+    verl("""
+import time
+print("ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.")
+print("The actor died because its node has died. Node Id: 1f, Ip address: 10.0.0.2", flush=True)
+time.sleep(600)
+""")
+    with pytest.raises(launch.TrainingFailedError, match="a node of the Ray cluster died and verl did not end in 1 s"):
+        train(tmp_path, [])
+
+
+def test_a_failure_after_the_death_of_a_node_names_it(tmp_path, verl):
+    verl("""
+print("RuntimeError: Connection closed by peer")
+print("(raylet) Raylet is terminated. Termination is unexpected.")
+print("    [state-dump]     NodeManagerService.grpc_server.FreeLocalObjects - 1 total")
+raise SystemExit(1)
+""")
+    with pytest.raises(launch.TrainingFailedError, match=r"^a node of the Ray cluster died: verl") as failure:
+        train(tmp_path, [])
+    assert "Connection closed by peer" in failure.value.excerpt
+    assert "state-dump" not in failure.value.excerpt
+
+
 # The dead worker's class is there again, as Ray restarts an actor; then the run ends well.
 RESTARTED = """
 subprocess.Popen(["ray::HFServer", "-c", "import time; time.sleep(600)"], executable=sys.executable)

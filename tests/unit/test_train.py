@@ -153,6 +153,7 @@ def test_the_second_start_in_a_run_folder_is_refused(capsys):
         (["quickstart", "data.seed"], "missing EQUAL"),
         (["quickstart", "task.digits=1"], "only 81 have 1 digit"),
         (["gsm8k", "hardware=cpu", "model=tiny"], "no data at data/gsm8k/test.parquet, data/gsm8k/train.parquet"),
+        (["gsm8k", "data.train_files=5", "data.val_files=null"], "no data at 5: "),
         (["quickstart", "--run-dir", "/proc/none/run"], "/proc/none: "),
     ],
 )
@@ -198,23 +199,6 @@ def test_a_full_disk_is_told_before_the_start(monkeypatch, capsys):
     monkeypatch.setattr(train.settings, "keep", full)
     assert train.main(["quickstart", STEPS]) == 2
     assert "settings.yaml: No space left on device" in capsys.readouterr().err
-
-
-def test_findings_are_shown_although_ray_fails(monkeypatch, capsys):
-    from rich.console import Console
-
-    from verl_sspo.doctor import environment
-
-    monkeypatch.undo()
-    monkeypatch.setattr(train, "prepare_task", lambda *_: None)
-    monkeypatch.setattr(environment, "model_findings", lambda _: [Finding("warning", "model", "is odd", "look")])
-    monkeypatch.setattr(environment, "registration_findings", lambda *_: 1 / 0)
-    config = train.compose_config("quickstart", [], train.RECIPES)
-    findings = train._check(config, "10.0.0.1:6379", Console(stderr=True))
-    assert findings[-1].severity == "error"
-    shown = capsys.readouterr().err
-    assert "is odd" in shown
-    assert "10.0.0.1:6379: division by zero" in shown
 
 
 def test_on_a_running_cluster(monkeypatch):

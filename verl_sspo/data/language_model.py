@@ -129,7 +129,3 @@ def main(argv: list[str] | None = None) -> int:
     output.chmod(0o755)
     print(f"wrote {output}: {sum(each.numel() for each in model.parameters()):,} parameters, from {where}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,12 +12,13 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from packaging.requirements import Requirement
 
 from verl_sspo.doctor.finding import Finding, error, ok, warning
 from verl_sspo.doctor.rules import rollout_gpus, trainer_gpus
 from verl_sspo.run import settings
+from verl_sspo.run.task import data_files
 
 NAMES = ("verl", "torch", "transformers", "ray", "transferqueue", "omegaconf", "hydra-core")
 #: One of these is in every folder that `AutoTokenizer` can read.
@@ -177,13 +178,8 @@ def gpu_finding(gpus: list[float], config: DictConfig) -> Finding:
 def local_paths(config: DictConfig) -> list[str]:
     """Data and model, as far as they are files and not names on a hub or in a store."""
     model = str(config.actor_rollout_ref.model.path)
-    paths = [name for key in ("train_files", "val_files") for name in _files(config, key) if "://" not in name]
+    paths = [name for key in ("train_files", "val_files") for name in data_files(config, key) if "://" not in name]
     return [*paths, *([model] if model.startswith(("/", "~", ".")) or Path(model).exists() else [])]
-
-
-def _files(config: DictConfig, key: str) -> list[str]:
-    files = config.data[key]
-    return list(files) if isinstance(files, ListConfig) else [files] if files else []
 
 
 def _did_you_mean(path: Path) -> str:
@@ -205,9 +201,9 @@ def data_findings(config: DictConfig) -> Iterator[Finding]:
     own = config.data.get("custom_cls", {}).get("path")
     needed = [] if own else [config.data.prompt_key, config.data.reward_fn_key, "reward_model"]
     for key in ("train_files", "val_files"):
-        if not _files(config, key):
+        if not data_files(config, key):
             yield error("data", f"data.{key} is not set", f"set data.{key} to a parquet file")
-        for name in _files(config, key):
+        for name in data_files(config, key):
             path = Path(name).expanduser()
             if "://" in name or name.endswith((".json", ".jsonl")):
                 yield warning("data", f"{name} is not looked into", "parquet files of this machine are")

@@ -11,7 +11,6 @@ the measures (metrics.json).
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from verl_sspo.cli import at_least, output_folder
@@ -73,7 +72,3 @@ def main(argv: list[str] | None = None) -> int:
     print(table.unstack(sort=False).to_markdown(tablefmt="simple", floatfmt=".4g", missingval="-"))
     print(f"every answer: {output / PROBLEMS}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

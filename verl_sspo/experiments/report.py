@@ -11,7 +11,6 @@ measures staleness, staleness.csv (a row per step).
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from verl_sspo.cli import output_folder
@@ -39,7 +38,3 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

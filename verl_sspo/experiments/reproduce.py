@@ -11,7 +11,6 @@ runs/tiny/report` makes tables and pictures of it, also while it runs.
 
 import argparse
 import shlex
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -84,7 +83,3 @@ def main(argv: list[str] | None = None) -> int:
     report = shlex.join(["verl-sspo", "report", str(root), "--output", str(root / "report")])
     console.print(f"report: {report}", soft_wrap=True)
     return 1 if outcome.failed or outcome.busy else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

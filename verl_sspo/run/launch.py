@@ -28,11 +28,18 @@ from verl_sspo.run.folder import LOG, METRICS
 from verl_sspo.run.processes import RUN_ID, WRITES_TO, Family, guarded
 from verl_sspo.run.screen import Screen, say
 
-# Seconds that verl gets to fail by itself once one of its processes has died.
-PATIENCE = 60
+# Seconds that verl gets to fail by itself once one of its processes has died. verl lets Ray restart none of its actors;
+# one of the user's own has this long to come back.
+PATIENCE = 10
 
-# What Ray prints of a process that it did not end itself.
-DEATH = re.compile(r"Worker PID: (\d+) Worker exit type: SYSTEM_ERROR")
+# What Ray prints of a process that it did not end itself, and of an actor that died with its node.
+DEATH = re.compile(r"Worker PID: (\d+) Worker exit type: SYSTEM_ERROR|The actor died because its node has died")
+
+# What Ray prints of a node that died. Not a reason to end a run: it may have had no part in it.
+NODE_DEATH = re.compile(r"Raylet is terminated|has been marked dead because the detector")
+
+# What raylets print for their developers.
+RAYLET = re.compile(r"\[state-dump\]|\(raylet\) \w+\.(cc|h):\d+:")
 
 # What Python says where there is no space, and what torch.save does.
 UNWRITTEN = re.compile(r"No space left on device|Disk quota exceeded|inline_container\.cc.* unexpected pos")
@@ -160,7 +167,9 @@ def train(
         if returncode != 0 or died:
             excerpt = _excerpt(log)
             full = "a file could not be written (is the disk full?)" if UNWRITTEN.search(excerpt) else None
-            raise TrainingFailedError(returncode, log, excerpt, died or full)
+            text = log.read_text(encoding="utf-8", errors="replace")
+            node = "a node of the Ray cluster died" if NODE_DEATH.search(text) else None
+            raise TrainingFailedError(returncode, log, excerpt, died or full or node)
         finished = True
         return metrics
     finally:
@@ -236,10 +245,11 @@ def _follow(
     """
     phases = list(PHASES)
     log_lines, metric_lines = _new_lines(log), _new_lines(metrics)
-    dead: tuple[int, float] | None = None
+    # What died, its process unless it is a node, and when.
+    dead: tuple[str, int | None, float] | None = None
     ended = False
     while not ended:
-        ended = child.poll() is not None or (dead is not None and time.time() > dead[1] + PATIENCE)
+        ended = child.poll() is not None or (dead is not None and time.time() > dead[2] + PATIENCE)
         family.look()
         for line in next(log_lines):
             if verbose:
@@ -252,17 +262,16 @@ def _follow(
                     del phases[: i + 1]
                     break
             if dead is None and (match := DEATH.search(line)):
-                dead = int(match[1]), time.time()
-                say(
-                    screen.console,
-                    f"{family.name(dead[0])} was killed or crashed: verl is given {PATIENCE} s to end the run",
-                )
+                pid = int(match[1]) if match[1] else None
+                what = "a node of the Ray cluster died" if pid is None else f"{family.name(pid)} was killed or crashed"
+                dead = what, pid, time.time()
+                say(screen.console, f"{what}: verl is given {PATIENCE} s to end the run")
         for line in next(metric_lines):
             entry = json.loads(line)
             # NaN has no JSON: verl writes null.
             screen.step(entry["step"], {k: math.nan if v is None else v for k, v in entry["data"].items()})
-        if dead and family.is_restarted(dead[0]):
-            say(screen.console, f"Ray has restarted {family.name(dead[0])}: the run continues")
+        if dead and dead[1] is not None and family.is_restarted(dead[1]):
+            say(screen.console, f"Ray has restarted {family.name(dead[1])}: the run continues")
             dead = None
             ended = child.poll() is not None
         if not ended:
@@ -270,7 +279,7 @@ def _follow(
     if dead is None:
         return None
     unnoticed = f" and verl did not end in {PATIENCE} s" if child.poll() is None else ""
-    return f"{family.name(dead[0])} was killed or crashed{unnoticed}"
+    return f"{dead[0]}{unnoticed}"
 
 
 def _new_lines(path: Path) -> Iterator[list[str]]:
@@ -287,7 +296,7 @@ def _new_lines(path: Path) -> Iterator[list[str]]:
 def _excerpt(log: Path, lines: int = 40) -> str:
     """The last traceback in a log, or its end, without colours and Ray's prefixes."""
     text = ANSI.sub("", log.read_text(encoding="utf-8", errors="replace"))
-    cleaned = [ACTOR_PREFIX.sub("", line) for line in text.splitlines()]
+    cleaned = [ACTOR_PREFIX.sub("", line) for line in text.splitlines() if not RAYLET.search(line)]
     start = max(
         (i for i, line in enumerate(cleaned) if line.startswith("Traceback (most recent call last)")), default=0
     )

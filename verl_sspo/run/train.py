@@ -192,7 +192,10 @@ def _locked(run_dir: Path) -> Iterator[None]:
 
 def _check(config: DictConfig, address: str, console: Console) -> list[Any]:
     """The doctor's findings; errors and warnings are printed as they are found. Makes the data of a toy task."""
-    # These import torch and verl. What is wrong with the command line was told before.
+    made_here = OmegaConf.select(config, "task.prepare") is not None
+    if not made_here:
+        _prepare(config, console)
+    # These import torch and verl, which takes ten seconds: what is wrong with the command line was told before.
     from verl_sspo.doctor import Finding, environment
     from verl_sspo.doctor.configuration import configuration_findings
 
@@ -208,23 +211,24 @@ def _check(config: DictConfig, address: str, console: Console) -> list[Any]:
     # The other checks read values that may be wrong.
     if any(each.severity == "error" for each in found):
         return found
+    if made_here:
+        _prepare(config, console)
+    tell(environment.package_findings(config))
+    tell(environment.data_findings(config))
+    tell(environment.model_findings(config))
+    tell(
+        environment.accelerator_findings(config)
+        if address == "local"
+        else environment.registration_findings(address, config)
+    )
+    return found
+
+
+def _prepare(config: DictConfig, console: Console) -> None:
     try:
         prepare_task(config, console)
     except (ValueError, FileNotFoundError) as error:
         raise NotStartedError(str(error)) from error
-    tell(environment.package_findings(config))
-    tell(environment.data_findings(config))
-    tell(environment.model_findings(config))
-    if address == "local":
-        tell(environment.accelerator_findings(config))
-        return found
-    try:
-        tell(environment.registration_findings(address, config))
-    except Exception as error:
-        # Whatever Ray raises when it cannot be reached.
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        tell([Finding("error", "cluster", f"{address}: {lines[0]}", "see that the cluster runs: ray status")])
-    return found
 
 
 def _step_to_resume(config: DictConfig, run_dir: Path, saved: Path) -> int | None:
@@ -273,7 +277,3 @@ def _command(arguments: argparse.Namespace) -> str:
     words += [each for each in arguments.overrides if each != "trainer.resume_mode=disable"]
     address = os.environ.get("RAY_ADDRESS")
     return (f"RAY_ADDRESS={shlex.quote(address)} " if address else "") + shlex.join(words)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

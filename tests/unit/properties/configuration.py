@@ -19,7 +19,7 @@ from properties import Property
 from verl_sspo.algorithm.gates import DOMAINS, SHAPES, SIDES, Gate
 from verl_sspo.compose import compose_config, hydra_overrides
 from verl_sspo.config import SSPOAdvantageConfig, SSPOPolicyLossConfig
-from verl_sspo.doctor.__main__ import main as doctor
+from verl_sspo.doctor.command import main as doctor
 from verl_sspo.doctor.configuration import configuration_findings
 from verl_sspo.experiments.suite import expand, load_suite
 

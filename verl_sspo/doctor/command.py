@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
@@ -74,7 +73,7 @@ def _findings(arguments: argparse.Namespace, config: DictConfig | None) -> Itera
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the findings and returns the exit status: 1 if one of them is an error, 130 after an interrupt."""
+    """Prints the findings and returns the exit status: 1 if one of them is an error."""
     arguments = _arguments(argv)
     config, seen = _composed(arguments), []
     try:
@@ -82,9 +81,6 @@ def main(argv: list[str] | None = None) -> int:
             seen.append(finding)
             if not arguments.json:
                 print(finding, flush=True)
-    except KeyboardInterrupt:
-        print("interrupted: the checks are not complete", file=sys.stderr)
-        return 130
     finally:
         if arguments.json:
             print(json.dumps([asdict(finding) for finding in seen], indent=2))
@@ -100,7 +96,3 @@ def main(argv: list[str] | None = None) -> int:
 
             print(f"\n{describe(config.actor_rollout_ref.actor)}")
     return int(errors > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

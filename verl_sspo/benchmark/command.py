@@ -99,7 +99,3 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.output:
         (arguments.output / "results.md").write_text(f"# Measured figures\n\n{text}\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

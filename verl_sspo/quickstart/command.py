@@ -6,8 +6,6 @@ The same as `verl-sspo train quickstart`, with a picture of the learning curves,
 runs/quickstart/ALGORITHM. The problems and the model are made once, in data/arithmetic.
 """
 
-import sys
-
 from verl_sspo.run import train
 from verl_sspo.run.result import headline, read_metrics, short
 
@@ -29,7 +27,3 @@ def main(argv: list[str] | None = None) -> int:
     picture = draw(read_metrics(arguments.run_dir), arguments.run_dir / "curves.png", title, caption)
     print(f"{'picture':13} {short(picture)}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

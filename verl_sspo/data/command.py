@@ -134,7 +134,3 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print("\n".join([*(split.summary() for split in splits), *(f"wrote {path}" for path in kept)]))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
