@@ -12,8 +12,7 @@ import triton
 import triton.language as tl
 
 from verl_sspo.algorithm.gates import Gate
-from verl_sspo.algorithm.loss import TOTALS
-from verl_sspo.algorithm.metrics import FAR, MOVED, SUMS
+from verl_sspo.algorithm.metrics import FAR, MOVED, SUMS, TOTALS
 
 COUNT = len(TOTALS) + len(SUMS)
 _MOVED, _FAR = tl.constexpr(MOVED), tl.constexpr(FAR)
@@ -123,7 +122,7 @@ def sweep_kernel(
         slope = tl.where(toward > 0, slope, tl.where(z != z, z, 1.0))
     tl.store(gradient + at, tl.where(taken, a * slope, 0.0), mask=column < length)
 
-    # In the order of `loss.TOTALS` and `metrics.SUMS`.
+    # In the order of `metrics.TOTALS` and `metrics.SUMS`.
     lost = tl.where(taken, 1.0 - slope / slope_1, 0.0)
     distance = tl.abs(z)
     out = sums + (row * blocks + block) * COUNT

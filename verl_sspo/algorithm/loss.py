@@ -24,13 +24,9 @@ import torch.nn.functional as F
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from verl_sspo.algorithm.gates import Gate
-from verl_sspo.algorithm.metrics import Diagnostics, token_sums
+from verl_sspo.algorithm.metrics import TOTALS, Diagnostics, token_sums
 
 KERNELS = ("auto", "torch", "triton")
-
-# What `sweep` sums over the tokens of a response, before `metrics.SUMS`: tokens in `response_mask`, tokens that take
-# part, and over these A, log f(z), log f(0) and the logarithm of the rollout weight.
-TOTALS = ("valid", "tokens", "advantages", "log_gates", "log_gates_on_policy", "log_rollout_weights")
 
 # On a CPU, rows are computed in blocks of about this many tokens, so that intermediates stay in the cache.
 _CPU_BLOCK_TOKENS = 1 << 17
@@ -155,7 +151,7 @@ def sweep(
 
     Returns:
         A kappa(z) of each token, (bs, response_length), 0 at tokens that take no part; and the sums over the tokens of
-        each response, (bs, len(TOTALS) + len(metrics.SUMS)).
+        each response, (bs, len(TOTALS) + len(SUMS)) of `metrics`.
     """
     batch_size, response_length = log_prob.shape
     rows = max(1, _CPU_BLOCK_TOKENS // max(1, response_length)) if log_prob.is_cpu else max(1, batch_size)

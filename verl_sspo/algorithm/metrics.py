@@ -24,6 +24,10 @@ from verl_sspo.algorithm.nonfinite import unusable
 MOVED = 0.1  # |z| beyond which a token counts as moved
 FAR = 1.0  # |z| beyond which a log-ratio counts as far off: a factor of e in probability
 
+# What `sweep` sums over the tokens of a response, before `SUMS`: tokens in `response_mask`, tokens that take
+# part, and over these A, log f(z), log f(0) and the logarithm of the rollout weight.
+TOTALS = ("valid", "tokens", "advantages", "log_gates", "log_gates_on_policy", "log_rollout_weights")
+
 # What `token_sums` sums over the tokens of a response, in its order.
 SUMS = (
     "lost",
