@@ -197,6 +197,8 @@ def test_closed_terminal_leaves_no_process(tmp_path, verl):
     verl(CLUSTER.replace("MARKER", repr(marker)) + "\ntime.sleep(600)\n")
     launcher, terminal = pty.fork()
     if launcher == 0:
+        # Under nohup it is ignored, and the child inherits that.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.execv(sys.executable, [sys.executable, "-c", launcher_code(tmp_path)])
     wait_for(lambda: len(processes_with(marker)) == 2)
     # As a connection that breaks: SIGHUP arrives, and nothing can be written any more.

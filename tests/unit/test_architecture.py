@@ -1,0 +1,59 @@
+"""Who imports whom in the package, read from the source: imports inside functions count too."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import verl_sspo
+
+PACKAGE = Path(verl_sspo.__file__).parent
+FILES = {
+    ".".join(("verl_sspo", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+    if "recipes" not in path.relative_to(PACKAGE).parts
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the package that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # `from package import module` imports the module, `from module import name` the module alone.
+            found |= {
+                inner if (inner := f"{node.module}.{alias.name}") in FILES else node.module for alias in node.names
+            }
+    return found & FILES.keys()
+
+
+GRAPH = {name: imports(path) for name, path in FILES.items()}
+
+
+def reached_from(*rooms: str) -> set[str]:
+    waiting = [name for name in FILES if name.split(".")[1:2] and name.split(".")[1] in rooms]
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += GRAPH[name]
+    return seen
+
+
+def test_the_graph_is_read():
+    assert "verl_sspo.algorithm.gates" in GRAPH["verl_sspo.algorithm.loss"]
+    assert "verl_sspo.algorithm.kernel" in GRAPH["verl_sspo.algorithm.loss"]  # inside a function
+    assert "verl_sspo.doctor.rules" in reached_from("run")
+
+
+def test_training_imports_neither_diagnosis_nor_studies():
+    rooms = {
+        name.split(".")[1] for name in reached_from("plugin", "config", "algorithm", "rewards", "cpu") if "." in name
+    }
+    assert rooms & {"doctor", "analysis", "experiments", "benchmark", "report", "run", "quickstart"} == set()
+
+
+def test_no_file_is_part_of_an_import_cycle():
+    tuple(TopologicalSorter(GRAPH).static_order())  # graphlib.CycleError names the cycle
