@@ -52,3 +52,19 @@ def test_a_kernel_that_cannot_run_names_the_way_around():
     zeros = torch.zeros(1, 2)
     with pytest.raises(RuntimeError, match=r"policy_loss\.kernel=torch"):
         sspo_loss(zeros, zeros, zeros, torch.ones(1, 2), Gate(), kernel="triton")
+
+
+@needs_triton
+def test_the_setting_reaches_the_loss_and_the_log(monkeypatch, capsys):
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+
+    from verl_sspo.algorithm import registration
+    from verl_sspo.analysis.objectives import actor_config, with_policy_loss
+
+    monkeypatch.setattr(registration, "_announced", False)
+    zeros, config = torch.zeros(1, 2), actor_config(["algo=sspo"])
+    batch = {"old_log_prob": zeros, "log_prob": zeros, "advantages": zeros, "response_mask": torch.ones(1, 2)}
+    get_policy_loss_fn("sspo")(**batch, config=config)
+    assert "loss in      PyTorch" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match=r"policy_loss\.kernel=torch"):
+        get_policy_loss_fn("sspo")(**batch, config=with_policy_loss(config, kernel="triton"))

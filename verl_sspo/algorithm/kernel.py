@@ -158,14 +158,13 @@ def constants(gate: Gate, weighted: bool, block: int) -> dict[str, Any]:
 
 def sweep(
     gate: Gate,
+    response_mask: torch.Tensor,
     log_prob: torch.Tensor,
     old_log_prob: torch.Tensor,
     advantages: torch.Tensor,
-    response_mask: torch.Tensor,
-    rollout_is_weights: torch.Tensor | None,
-    dtype: torch.dtype = torch.float32,
+    rollout_is_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`loss.sweep` as a kernel; the same arguments and results, always in float32.
+    """`loss.sweep` in float32 as a kernel, with the same results.
 
     Raises:
         RuntimeError: if Triton cannot compile or launch the kernel; the message names the way around.

@@ -83,11 +83,13 @@ def sspo_loss(
         raise ValueError(f"the loss needs tensors of one shape (bs, response_length), got {sorted(shapes)}")
     floating = [tensor.dtype for tensor in inputs.values() if tensor.is_floating_point()]
     dtype = functools.reduce(torch.promote_types, floating, torch.float32)
-    run = sweep
-    if runs_in_triton(kernel, log_prob.device, dtype):
-        from verl_sspo.algorithm.kernel import sweep as run
     with torch.no_grad():
-        gradient, sums = run(gate, log_prob, old_log_prob, advantages, response_mask, rollout_is_weights, dtype)
+        if runs_in_triton(kernel, log_prob.device, dtype):
+            from verl_sspo.algorithm.kernel import sweep as triton_sweep
+
+            gradient, sums = triton_sweep(gate, response_mask, **inputs)
+        else:
+            gradient, sums = sweep(gate, response_mask, dtype, **inputs)
         valid_lengths, lengths, sum_of_advantages, log_gates, log_gates_on_policy, log_rollout_weights = sums[
             :, : len(TOTALS)
         ].unbind(dim=-1)
@@ -140,12 +142,12 @@ def _triton_is_installed() -> bool:
 
 def sweep(
     gate: Gate,
+    response_mask: torch.Tensor,
+    dtype: torch.dtype,
     log_prob: torch.Tensor,
     old_log_prob: torch.Tensor,
     advantages: torch.Tensor,
-    response_mask: torch.Tensor,
-    rollout_is_weights: torch.Tensor | None,
-    dtype: torch.dtype,
+    rollout_is_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The pass over the tokens, in `dtype`; arguments as in `sspo_loss`.
 

@@ -233,7 +233,9 @@ def main(argv: list[str] | None = None) -> int:
         device = torch.cuda.get_device_name()
         arguments.output.mkdir(parents=True, exist_ok=True)
         _write(arguments.output, device, rows, [])  # an early end keeps this
-        if not quick:
+        if importlib.util.find_spec("verl") is None:
+            _write(arguments.output, device, rows, ["Speed is not measured: verl is not installed."])
+        elif not quick:
             _write(arguments.output, device, rows, speed(seconds=10))
     return int(any(row["ok"] != "ok" for row in rows))
 
