@@ -89,7 +89,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def hydra_value(value: Any) -> str:
-    """A value in Hydra's grammar. What is no number, list or mapping is a text, e.g. a path."""
+    """A value in Hydra's grammar. Anything but a number, list or mapping is text, e.g. a path."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):

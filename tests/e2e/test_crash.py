@@ -235,7 +235,7 @@ def test_an_unreadable_data_file_is_told_and_nothing_is_touched(tmp_path, task):
     started = start(run, task, 4, f"data.train_files={rows}")
     assert started.process.wait(timeout=600) == 2
     shown = run.with_suffix(".shown").read_text()
-    assert f"{rows} is no readable parquet" in shown
+    assert f"{rows} is not readable as parquet" in shown
     assert "Traceback" not in shown
     assert (run / "checkpoints" / checkpoints.RECORD).read_text() == "3"
 

@@ -55,6 +55,33 @@ def test_a_kernel_that_cannot_run_names_the_way_around():
 
 
 @needs_triton
+def test_a_kernel_that_differs_from_pytorch_ends_the_run_at_its_first_micro_batch(monkeypatch):
+    log_prob, old, advantages = torch.randn(3, 2, 5).mul(0.1).unbind()
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    from verl_sspo.algorithm import kernel, loss
+
+    monkeypatch.setattr(loss, "_compared", set())
+    expected, _ = sspo_loss(log_prob, old, advantages, mask, Gate(), kernel="torch")
+
+    def broken(error):
+        def sweep(gate, response_mask, **inputs):
+            gradient, sums = loss.sweep(gate, response_mask, torch.float32, **inputs)
+            return gradient + error * (torch.arange(5) == 3), sums
+
+        return sweep
+
+    monkeypatch.setattr(kernel, "sweep", broken(0.05))
+    with pytest.raises(RuntimeError, match=r"gpu-check.*policy_loss\.kernel=torch"):
+        sspo_loss(log_prob, old, advantages, mask, Gate(), kernel="triton")
+    monkeypatch.setattr(kernel, "sweep", broken(1e-6))
+    assert sspo_loss(log_prob, old, advantages, mask, Gate(), kernel="triton")[0] == pytest.approx(float(expected))
+    # Compared once: later micro-batches are not computed twice.
+    monkeypatch.setattr(loss, "sweep", None)
+    monkeypatch.setattr(kernel, "sweep", lambda gate, mask, **inputs: (torch.zeros(2, 5), torch.zeros(2, kernel.COUNT)))
+    assert sspo_loss(log_prob, old, advantages, mask, Gate(), kernel="triton")[0] == 0
+
+
+@needs_triton
 def test_the_setting_reaches_the_loss_and_the_log(monkeypatch, capsys):
     from verl.trainer.ppo.core_algos import get_policy_loss_fn
 

@@ -254,10 +254,10 @@ print(worker.pid, file=open(sys.argv[-1], "w"), flush=True)
 @pytest.mark.parametrize(
     ("then", "said"),
     [
-        # verl notices, verl waits for ever, verl goes on as if nothing had happened.
+        # verl notices, verl waits forever, verl exits with code 0.
         ("sys.exit(1)", ": verl's main_ppo failed with exit code 1"),
         ("time.sleep(600)", " and verl did not end in 1 s: verl's main_ppo was ended by SIGTERM"),
-        ("", ": verl's main_ppo ended as if nothing had happened"),
+        ("", ": verl's main_ppo exited with code 0 after a worker died"),
     ],
 )
 def test_death_of_a_worker_ends_the_run(tmp_path, verl, monkeypatch, then, said):

@@ -32,10 +32,10 @@ MEGATRON = {
 def _combinations():
     """Every task on every hardware, so that each algorithm meets both engines and every model is used."""
     for family in (FSDP, MEGATRON):
-        algorithms = itertools.cycle(ALGORITHMS)
-        for hardware, models in family.items():
-            for task, model, algorithm in zip(TASKS, models, algorithms, strict=False):
-                yield task, algorithm, hardware, model
+        places = list(itertools.product(family.items(), TASKS))
+        for i in range(max(len(places), len(ALGORITHMS))):
+            (hardware, models), task = places[i % len(places)]
+            yield task, ALGORITHMS[i % len(ALGORITHMS)], hardware, models[i % len(models)]
 
 
 COMBINATIONS = list(_combinations())

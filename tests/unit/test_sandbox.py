@@ -78,7 +78,7 @@ HOSTILE = {
     "closes all descriptors": "import os; os.closerange(0, 64)",
     "garbage in every descriptor": "import os\nfor i in range(64):\n"
     "  try: os.write(i, b'ffffffff' * 100)\n  except OSError: pass",
-    "compiles for ever": "x = " + "(" * 5000 + ")" * 5000,
+    "compiles forever": "x = " + "(" * 5000 + ")" * 5000,
     "no syntax": "def (",
 }
 

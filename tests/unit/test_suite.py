@@ -172,7 +172,7 @@ def test_all_algorithms_of_a_seed_come_before_the_next_seed(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("baseline: a", "baseline: c", "baseline='c' is no algorithm"),
+        ("baseline: a", "baseline: c", "baseline='c' is not an algorithm"),
         ("seeds: [0, 1]", "seeds: [0, 0]", "different numbers"),
         ("title: t\n", "", "title must be set"),
         ("title: t\n", "title: t\ntypo: 1\n", "typo"),
@@ -205,7 +205,7 @@ def test_published_numbers_need_a_status_and_rows_and_columns_that_exist(tmp_pat
     assert load("{untrained: {reward: 1}, a: {reward: null}}").published[0].values["untrained"]["reward"] == 1.0
     with pytest.raises(ValueError, match="'c' is neither"):
         load("{c: {reward: 1}}")
-    with pytest.raises(ValueError, match="'rewrd' is no measure"):
+    with pytest.raises(ValueError, match="'rewrd' is not a measure"):
         load("{a: {rewrd: 1}}")
     with pytest.raises(ValueError, match="published or restated"):
         load("{a: {reward: 1}}", "guessed")

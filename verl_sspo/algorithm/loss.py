@@ -73,7 +73,8 @@ def sspo_loss(
     Raises:
         ValueError: if shapes differ, the mode is unknown, dp_size > 1 without the global size the mode needs, or
             kernel="triton" with an input in float64.
-        RuntimeError: if the Triton kernel cannot be compiled or launched.
+        RuntimeError: if the Triton kernel cannot be compiled or launched, or if the first result of a gate differs
+            from PyTorch's.
     """
     inputs = {"log_prob": log_prob.detach(), "old_log_prob": old_log_prob, "advantages": advantages}
     if rollout_is_weights is not None:
@@ -85,9 +86,7 @@ def sspo_loss(
     dtype = functools.reduce(torch.promote_types, floating, torch.float32)
     with torch.no_grad():
         if runs_in_triton(kernel, log_prob.device, dtype):
-            from verl_sspo.algorithm.kernel import sweep as triton_sweep
-
-            gradient, sums = triton_sweep(gate, response_mask, **inputs)
+            gradient, sums = _sweep_in_triton(gate, response_mask, dtype, inputs)
         else:
             gradient, sums = sweep(gate, response_mask, dtype, **inputs)
         valid_lengths, lengths, sum_of_advantages, log_gates, log_gates_on_policy, log_rollout_weights = sums[
@@ -138,6 +137,31 @@ def runs_in_triton(kernel: str, device: torch.device, dtype: torch.dtype) -> boo
 @functools.cache
 def _triton_is_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+_compared: set[Gate] = set()  # gates whose kernel agrees with PyTorch on this machine
+
+
+def _sweep_in_triton(
+    gate: Gate, response_mask: torch.Tensor, dtype: torch.dtype, inputs: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`sweep` by the kernel. The first micro-batch is computed both ways: a kernel that a compiler breaks trains on."""
+    from verl_sspo.algorithm.kernel import sweep as triton_sweep
+
+    results = triton_sweep(gate, response_mask, **inputs)
+    if gate not in _compared:
+        expected = sweep(gate, response_mask, dtype, **inputs)
+        # Far above rounding, far below a wrong formula; `verl-sspo gpu-check` measures exactly.
+        agree = [
+            torch.allclose(*pair, rtol=1e-3, atol=1e-2, equal_nan=True) for pair in zip(results, expected, strict=True)
+        ]
+        if not all(agree):
+            raise RuntimeError(
+                "SSPO's Triton kernel and PyTorch differ on this machine. Please report what `verl-sspo gpu-check` "
+                "prints, and train without the kernel: actor_rollout_ref.actor.policy_loss.kernel=torch"
+            )
+        _compared.add(gate)
+    return results
 
 
 def sweep(

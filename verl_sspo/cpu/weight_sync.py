@@ -1,6 +1,6 @@
 """A time limit for updates of the rollout's weights: one that hangs ends the run, with a sentence.
 
-verl's driver waits for an update without a limit, and one can hang for ever: when vLLM fails to take the weights, the
+verl's driver waits for an update without a limit, and one can hang forever: when vLLM fails to take the weights, the
 trainer still waits for its acknowledgement. verl imports this module where `rollout.checkpoint_engine.
 custom_backend_module` names it; recipes/hardware/cpu.yaml does.
 """

@@ -64,7 +64,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if len(options.source) != len(options.tasks):
         parser.error(f"{options.task} needs {len(options.tasks)} sources")
     if options.split is not None and (not options.split or Path(options.split).name != options.split):
-        parser.error(f"{options.split!r} is no name of a split")  # it becomes the name of a file
+        parser.error(f"{options.split!r} is not a name for a split")  # it becomes the name of a file
     known = {"math": {*"12345", "all"}, word_problems.TASK: set(word_problems.LEVELS)}.get(options.task, set())
     if unknown := sorted(set(options.levels or ()) - known):
         parser.error(f"no level {unknown[0]!r} of {options.task}: {', '.join(sorted(known)) or 'it has no levels'}")
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         splits = build(options)
-        # A split of which nothing is left is no error: Eurus has no code in its validation split.
+        # An empty split is not an error: Eurus has no code in its validation split.
         kept = {options.output / f"{split.name}.parquet": split.rows for split in splits if split.rows}
         write_splits(kept)
     except (SourceError, ValueError) as error:

@@ -69,7 +69,7 @@ def load(source: str | None):
         name, options = (HUB_ID if source in (None, "hub") else source), {}
         where = f"hub, {name}" if name == HUB_ID else f"folder {Path(name).name}"
         if name != HUB_ID and not (Path(name) / "config.json").is_file():
-            raise ModelError(f"{name} is no Hugging Face folder (no config.json): give one, `package` or `hub`")
+            raise ModelError(f"{name} is not a Hugging Face folder (no config.json): give one, `package` or `hub`")
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype="float32" if options else "auto", **options)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)

@@ -32,7 +32,7 @@ def _answer(row: dict[str, Any], *names: str) -> str:
     if isinstance(value, list) and len(value) == 1:  # several answers cannot be told from one set of them
         (value,) = value
     if type(value) not in (str, int, float) or value != value:
-        raise ValueError(f"column {column} is no answer: {value!r:.80}")
+        raise ValueError(f"column {column} is not an answer: {value!r:.80}")
     text = str(value).strip()
     answer = extract_answer(text)
     if answer is None and column == "solution":

@@ -96,7 +96,7 @@ def text_of(row: dict[str, Any], *names: str) -> str:
     """
     column = column_of(row, *names)
     if not isinstance(row[column], str):
-        raise ValueError(f"column {column} is no text: {row[column]!r:.80}")
+        raise ValueError(f"column {column} is not text: {row[column]!r:.80}")
     if not row[column].strip():
         raise ValueError(f"column {column} is empty")
     return row[column].strip()

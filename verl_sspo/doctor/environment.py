@@ -217,7 +217,7 @@ def data_findings(config: DictConfig) -> Iterator[Finding]:
                     has_ability = [column for column in ("ability",) if column in columns]
                     table = pq.read_table(path, columns=has_ability)
                 except (OSError, pa.ArrowException) as failure:
-                    yield error("data", f"{path} is no readable parquet: {_last_line(failure)}", "make it again")
+                    yield error("data", f"{path} is not readable as parquet: {_last_line(failure)}", "make it again")
                     continue
                 if missing := [column for column in needed if column not in columns]:
                     message = f"{path} has no column {', '.join(missing)}; it has {', '.join(columns)}"

@@ -43,7 +43,7 @@ def _uv(command: str) -> tuple[bool | None, str]:
     here = Path.cwd()
     lock = next((path / "uv.lock" for path in (here, *here.parents) if (path / "uv.lock").is_file()), None)
     if lock is None:
-        return None, "there is no uv.lock here to look into"
+        return None, "this folder has no uv.lock to look into"
     return '"verl-sspo"' in lock.read_text(), f"in {lock}"
 
 

@@ -218,7 +218,7 @@ def _correction(f: Facts) -> Iterator[Finding]:
         if get("rollout_is") == "token":
             unit = "token"
             effects.append(
-                "takes the geometric mean of token weights (if their log has sd 1, 0.60 of the update is left)"
+                "takes the geometric mean of token weights (if their log has sd 1, 0.61 of the update is left)"
             )
         if weights is not None and (weights.batch["rollout_is_weights"] == 0).any():
             effects.append(f"leaves out {unit}s whose weight is outside {bounds} (weight 0)")
@@ -233,7 +233,7 @@ def _batches(f: Facts) -> Iterator[Finding]:
     batch, mini_batch = f.data.train_batch_size, f.actor.ppo_mini_batch_size
     if batch % min(mini_batch, batch):
         message = (
-            f"data.train_batch_size={batch} is no multiple of ppo_mini_batch_size={mini_batch}: empty rows are added"
+            f"data.train_batch_size={batch} is not a multiple of ppo_mini_batch_size={mini_batch}: empty rows are added"
         )
         yield error("batch_size", message, f"set data.train_batch_size={-(-batch // mini_batch) * mini_batch}")
     if f.mini_batch % f.ranks:
@@ -303,7 +303,7 @@ def _parallelism(f: Facts) -> Iterator[Finding]:
     wanted, given = f.world + rollout_gpus(f.config), (f.config.ray_kwargs.get("ray_init") or {}).get("num_gpus")
     if wanted > f.world and given is not None and given < wanted:
         message = (
-            f"ray_kwargs.ray_init.num_gpus={given}, but trainer and rollout need {wanted}: verl would wait for ever"
+            f"ray_kwargs.ray_init.num_gpus={given}, but trainer and rollout need {wanted}: verl would wait forever"
         )
         yield error("gpus", message, f"set ray_kwargs.ray_init.num_gpus={wanted}, or null on GPUs")
     key = f"{ROLLOUT}.checkpoint_engine"

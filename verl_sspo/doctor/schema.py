@@ -48,7 +48,7 @@ def schema_findings(config: DictConfig) -> list[Finding]:
         reference = reference_config(str(values.get("model_engine")))
     except HydraException:
         remedy = "set model_engine=dp or model_engine=megatron"
-        return [error("value", f"model_engine={values.get('model_engine')!r} is no engine of verl", remedy)]
+        return [error("value", f"model_engine={values.get('model_engine')!r} is not an engine of verl", remedy)]
     known: Any = OmegaConf.to_container(reference, resolve=True)
     found = list(_compare(values, known, ""))
     if useless := [finding for _, finding in found if finding.check == "value"]:

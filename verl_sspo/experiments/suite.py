@@ -111,7 +111,7 @@ def load_suite(path: Path) -> Suite:
         assert isinstance(suite, Suite)
         _check(suite)
     except (YAMLError, OSError) as error:
-        raise ValueError(f"{path} is no YAML file of a suite: {error}") from error
+        raise ValueError(f"{path} is not a YAML file of a suite: {error}") from error
     except HydraException as error:
         raise ValueError(f"{path}: no overrides for Hydra: {error}") from error
     except (OmegaConfBaseException, ValueError) as error:
@@ -136,7 +136,7 @@ def _check(suite: Suite) -> None:
     require(are(str, suite.seed_keys), "seed_keys must name the keys that take the seed")
     for cell in expand(suite, "suite", seeds=suite.seeds[:1]):
         OverridesParser.create().parse_overrides(list(cell.overrides))
-    require(suite.baseline in suite.algorithms, f"baseline={suite.baseline!r} is no algorithm of the suite")
+    require(suite.baseline in suite.algorithms, f"baseline={suite.baseline!r} is not an algorithm of the suite")
     for title, measure in suite.measures.items():
         require(measure.summary in ("last", "mean"), f"measures.{title}.summary must be last or mean")
         require(are(str, measure.metrics), f"measures.{title}.metrics must be names of metrics")
@@ -146,8 +146,8 @@ def _check(suite: Suite) -> None:
             known = {*suite.algorithms, *published.rows, UNTRAINED}
             require(algorithm in known, f"published: {algorithm!r} is neither an algorithm nor one of its rows")
             for title, value in values.items():
-                require(title in suite.measures, f"published.{algorithm}: {title!r} is no measure")
-                require(isinstance(value, int | float | None), f"published.{algorithm}: {value!r} is no number")
+                require(title in suite.measures, f"published.{algorithm}: {title!r} is not a measure")
+                require(isinstance(value, int | float | None), f"published.{algorithm}: {value!r} is not a number")
 
 
 def expand(

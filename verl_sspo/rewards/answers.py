@@ -171,7 +171,7 @@ def _read_group(text: str) -> Value | None:
     if len(union := _split(text, r"\\cup(?![a-zA-Z])")) > 1:
         return Group("union", tuple(map(read, union[::2])))
     opening, inner, closing = _inside(text)
-    if opening == r"\{":  # { x : x > 0 } is no list of elements
+    if opening == r"\{":  # { x : x > 0 } is not a list of elements
         return None if re.search(r"[|:]", inner) else Group("set", _elements(_split(inner, "[,;]")))
     if len(_PLUS_MINUS.findall(text)) == 1:
         return Group("list", _without_name(_either(text)))
@@ -414,7 +414,7 @@ class Region:
 
 
 def _regions(value: Value) -> list[Region]:
-    """The intervals of an inequality, a union or an interval that is no point; empty for everything else."""
+    """The intervals of an inequality, a union or an interval that is not a point; empty for everything else."""
     if value == EVERYTHING:
         return [Region()]
     if isinstance(value, Relation):

@@ -37,7 +37,7 @@ def extract_program(solution_str: str) -> str | None:
     """The last fenced block that says it is Python, else the last that says nothing; None where there is none.
 
     An unmarked block behind a Python block is what the program prints more often than it is a program. Thinking holds
-    no answer, and a block of comments is no program. A response without any fence is a program as a whole.
+    no answer, and a block of comments is not a program. A response without any fence is a program as a whole.
     """
     solution_str = solution_str.lstrip("\ufeff").rpartition("</think>")[2]
     if solution_str.lstrip().startswith("<think>"):
@@ -109,7 +109,7 @@ def score(
     program = extract_program(solution_str)
     if program is None:
         return {"error": "no code block"}
-    # No source file can hold lone surrogates; a mark at its beginning is no part of it.
+    # No source file can hold lone surrogates; a mark at its beginning is not part of it.
     program = program.encode(errors="replace").decode().removeprefix("\ufeff")
     limits = Limits(test_timeout, program_timeout, memory_mb << 20, unsafe=unsafe_without_sandbox)
     if len(program) > 1 << 20 or "\0" in program:

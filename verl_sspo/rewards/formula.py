@@ -1,7 +1,7 @@
 r"""Formulas of LaTeX: read whole or not at all, and compared by their values.
 
 `parse` reads every sign of a formula or raises `Unreadable`. `equal` evaluates two formulas at fixed points: rational
-values exactly, all others with so many digits that the smallest value on the way counts. Everything is bounded: a
+values exactly, all others with enough digits for the smallest intermediate value. Everything is bounded: a
 tower of powers is undefined here, and no comparison takes longer than `limit` allows.
 """
 
@@ -32,7 +32,7 @@ _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
 
 
 class Unreadable(ValueError):
-    """The text is no formula, or it has several meanings."""
+    """The text is not a formula, or it has several meanings."""
 
 
 class Undefined(ArithmeticError):

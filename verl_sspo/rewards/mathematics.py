@@ -26,10 +26,10 @@ def score(
             then says whether it has this form; without it, whether an answer was found at all.
 
     Raises:
-        ValueError: The ground truth is no answer.
+        ValueError: The ground truth is not an answer.
     """
     if not isinstance(ground_truth, str | int | float) or not str(ground_truth).strip():
-        raise ValueError(f"ground_truth is no answer: {ground_truth!r}"[:200])
+        raise ValueError(f"ground_truth is not an answer: {ground_truth!r}"[:200])
     answer = extract_answer(solution_str, answer_line)
     gold = extract_answer(str(ground_truth))
     correct, error = False, ""
@@ -100,7 +100,7 @@ def extract_answer(text: str, answer_line: bool = False) -> str | None:
     r"""The final answer of a response, or None: the last `\boxed{}` or `<answer>`, else what follows the last `####`.
 
     A line after `####` wins over an earlier box if it is a number; otherwise, as `2. Proof`, it is taken for a heading.
-    An empty box is no answer, and neither is what stands in the thinking.
+    An empty box is not an answer, nor is anything inside the thinking.
 
     Args:
         text: The response.

@@ -92,7 +92,7 @@ _BOUND = re.compile(r"(?<![\\a-zA-Z])([a-z]) ?\\in(?![a-zA-Z])|\\\{ ?([a-z]) ?[|
 
 
 def words_of(text: str) -> str:
-    """The key of a text that is no formula. Case and punctuation count only beside a digit or an operator."""
+    """The key of a text that is not a formula. Case and punctuation count only beside a digit or an operator."""
     plain = re.sub(UPRIGHT, r" \1 ", text)
     if not _MARK.search(plain):
         words = " ".join(re.findall(r"\w+|[^\w\s(){}\[\].,'\"-]", plain))

@@ -112,8 +112,9 @@ def decode(data: bytes, hashing: bool = True) -> Any:
 
     Args:
         data: What `encode` wrote, or anything.
-        hashing: Build dicts, sets and what else is no JSON. A program can choose numbers that cost quadratic time: with
-            equal hashes, or as the ends of a range. False gives `Pairs` for a dict and an empty frozenset for the rest.
+        hashing: Build dicts, sets and what else is not JSON. A program can choose numbers that cost
+            quadratic time: with equal hashes, or as the ends of a range. False gives `Pairs` for a dict and an empty
+            frozenset for the rest.
 
     Raises:
         ValueError: The bytes are not what `encode` writes.
@@ -550,7 +551,7 @@ def run_checker(request: dict[str, Any]) -> None:
             try:
                 write_frame(calls, question)
             except BrokenPipeError:
-                question = b""  # the program is gone, but may have left a last word
+                question = b""  # the program is gone, but may have written a last message
             kind, *rest = decode(read_frame(answers, limits["output_bytes"], monotonic() + limits["test_timeout"]))
             if kind == "value":
                 (result,) = rest

@@ -76,7 +76,7 @@ class TrainingFailedError(RuntimeError):
         if returncode < 0:
             how = f"was ended by {signal.Signals(-returncode).name}"
         else:
-            how = f"failed with exit code {returncode}" if returncode else "ended as if nothing had happened"
+            how = f"failed with exit code {returncode}" if returncode else "exited with code 0 after a worker died"
         super().__init__(f"{cause + ': ' if cause else ''}verl's main_ppo {how}; the whole log is {log}")
         self.returncode = returncode
         self.log = log
@@ -98,7 +98,7 @@ def train(
 
     When the function is left, in whatever way, no process of the run is alive on this machine; if this process is
     killed, they are ended within seconds (`verl_sspo.run.processes`). A worker or server that dies ends the run: verl
-    itself waits for some of them for ever.
+    itself waits for some of them forever.
 
     Args:
         overrides: Hydra overrides, as on main_ppo's command line.
