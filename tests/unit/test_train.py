@@ -13,7 +13,6 @@ from filelock import FileLock
 from verl_sspo.doctor import Finding
 from verl_sspo.run import launch, train
 from verl_sspo.run.folder import attempts
-from verl_sspo.run.result import sample_answers
 
 # Trains and saves a checkpoint per step, as far as it is told to in the file `fail_at`.
 MAIN_PPO = """
@@ -217,13 +216,3 @@ def test_on_a_running_cluster(monkeypatch):
     assert f"{variables}.VERL_LOGGING_LEVEL='DEBUG'" in log
     assert f"data.train_files={rows.resolve()}" in log
     assert "_temp_dir" not in log
-
-
-def test_long_answers_are_cut_in_the_middle(tmp_path):
-    for step, text in ((0, "a" * 100 + " 5"), (10, "b\n" * 10)):
-        (tmp_path / f"{step}.jsonl").write_text(json.dumps({"input": "x" * 200, "output": text, "score": 1}) + "\n")
-    ((prompt, before, after),) = sample_answers(tmp_path)
-    assert len(prompt) <= 60
-    assert len(before) < 80
-    assert before.endswith("a 5")
-    assert after == f"  step 10    1     {' '.join('b' * 10)}"
