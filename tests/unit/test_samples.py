@@ -18,7 +18,7 @@ def dumps(tmp_path):
         12: [("c", "1", 1.0), ("b", "9", 1.0), ("a", "```\n8\n```", 1.0)],
     }.items():
         entries = [
-            {"input": f"{EXAMPLE}Question: {name}?\nAnswer:", "output": text, "gts": "8", "score": score, "step": step}
+            {"input": f"{EXAMPLE}Question: {name}?\nAnswer:", "output": text, "gts": "8", "score": score}
             for name, text, score in rows
         ]
         (tmp_path / f"{step}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))

@@ -74,7 +74,7 @@ def test_to_the_end_and_again(capsys):
     assert "1/3    0.500      0.250    0.100      1.5" in shown.err
     assert json.loads((RUN / "summary.json").read_text())["steps"] == 3
     # A sample of the answers, where things are, how to continue.
-    assert "0+1=\n    step 0     0.5   0\n    step 3     0.5   3\n" in shown.out
+    assert "0+1=\n  step    0  0.5    0\n  step    3  0.5    3\n" in shown.out
     assert f"checkpoints   {RUN}/checkpoints" in shown.out
     assert f"verl-sspo evaluate {RUN}/checkpoints/global_step_3 --recipe quickstart\n" in shown.out
     assert max(map(len, shown.err.splitlines())) <= 80

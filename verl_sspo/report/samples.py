@@ -18,7 +18,7 @@ class Sample:
     Attributes:
         prompt: as the model reads it.
         truth: the right answer; empty if the data has none.
-        answers: verl's entries of the first and the last validation, with `step`, `output` and `score`.
+        answers: verl's entries of the first and the last validation; `step`, `output` and `score` of them are shown.
     """
 
     prompt: str
@@ -79,5 +79,5 @@ def _first_answers(path: Path, most: int = 1000) -> dict[str, dict[str, Any]]:
     with path.open(encoding="utf-8") as dump:
         for line, _ in zip(dump, range(most), strict=False):
             entry = json.loads(line)
-            answers.setdefault(entry["input"], entry)
+            answers.setdefault(entry["input"], entry | {"step": int(path.stem)})
     return answers
