@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A tiny model learns to add with SSPO, in verl's own main_ppo, in minutes and without a GPU. Needs Python alone.
 #   scripts/quickstart.sh [OVERRIDES]          for example: scripts/quickstart.sh algo=gspo task.seed=1
+#   scripts/quickstart.sh --model smollm2-135m [OVERRIDES]        a pretrained language model instead
 # Makes the clone's .venv and installs (scripts/setup.sh), then runs `verl-sspo quickstart`; --help explains it.
 # SETUP=0 takes the Python of the shell as it is.
 set -euo pipefail

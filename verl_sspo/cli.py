@@ -12,7 +12,7 @@ from pathlib import Path
 
 # command: (its module, what it does).
 COMMANDS = {
-    "quickstart": ("verl_sspo.quickstart.command", "train a tiny model with SSPO on a laptop"),
+    "quickstart": ("verl_sspo.quickstart.command", "train a tiny or a small language model on a laptop"),
     "train": ("verl_sspo.run.train", "check, train and resume a recipe in a run folder"),
     "doctor": ("verl_sspo.doctor.command", "check a machine, a recipe and its overrides before a run"),
     "prepare-data": ("verl_sspo.data.command", "turn a data set into verl's rows"),

@@ -13,7 +13,9 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.integrations import sdpa_attention
 
+from verl_sspo.cpu import internals
 from verl_sspo.cpu.generation import BatchedGenerator, Request, SamplingParams, sample
 
 VOCABULARY = 50
@@ -284,3 +286,25 @@ def test_a_diverged_model_is_an_error():
         model.lm_head.weight[3] = float("nan")
     with pytest.raises(FloatingPointError, match="probably diverged"):
         BatchedGenerator(model).generate(make_requests(1))
+
+
+def test_shared_keys_and_values_give_what_repeated_ones_give(monkeypatch):
+    """With the CPU backend's rule for sdpa, no decoding step repeats keys, and the responses stay the same."""
+    model, requests = make_model(), make_requests(12)
+    repeated = BatchedGenerator(model).generate(requests)
+    queries = []
+
+    def repeat_kv(states, times):
+        queries.append(states)
+        return original(states, times)
+
+    original = sdpa_attention.repeat_kv
+    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", sdpa_attention.use_gqa_in_sdpa)
+    monkeypatch.setattr(sdpa_attention, "repeat_kv", repeat_kv)
+    internals.share_keys_while_decoding()
+    shared = BatchedGenerator(model).generate(requests)
+    # Keys and values of the two layers, for the prompts.
+    assert len(queries) == 4
+    for one, other in zip(repeated, shared, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-5)

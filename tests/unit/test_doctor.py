@@ -21,6 +21,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl_sspo.algorithm.description import describe, half_width
 from verl_sspo.algorithm.gates import Gate
 from verl_sspo.compose import compose_config
+from verl_sspo.cpu import instructions as instructions_of_the_cpu
 from verl_sspo.data.schema import make_row, write_rows
 from verl_sspo.doctor import environment
 from verl_sspo.doctor.command import main
@@ -597,7 +598,8 @@ def test_model_folder(tmp_path):
     model.mkdir()
 
     def findings(path, **more):
-        return list(environment.model_findings(_with(actor_rollout_ref={"model": {"path": str(path), **more}})))
+        sections = {"actor_rollout_ref": {"model": {"path": str(path), **more}}, "trainer": {"device": "cuda"}}
+        return list(environment.model_findings(_with(**sections)))
 
     assert "no config.json" in findings(model)[-1].message
     (misspelt,) = findings(tmp_path / "modle")
@@ -610,6 +612,27 @@ def test_model_folder(tmp_path):
     assert _errors(findings(model)) == []
     (model / "config.json").write_text(json.dumps({"max_position_embeddings": 15}))
     assert "15 positions" in findings(model)[-1].message
+
+
+@pytest.mark.parametrize(
+    ("hardware", "instructions", "width", "said"),
+    [
+        ("cpu", "avx512f avx512_bf16", 576, "set hardware=cpu_bf16"),
+        ("cpu", "avx512f avx512_bf16", 64, None),
+        ("cpu", "avx512f", 576, None),
+        ("cpu_bf16", "amx_bf16", 576, None),
+        ("cpu_bf16", "avx512f", 576, "set hardware=cpu"),
+    ],
+)
+def test_number_format_of_a_cpu(hardware, instructions, width, said, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": width}))
+    (tmp_path / "tokenizer.json").touch()
+    (tmp_path / "cpuinfo").write_text(f"flags : fpu {instructions}\n")
+    monkeypatch.setattr(instructions_of_the_cpu, "CPU_INFO", tmp_path / "cpuinfo")
+    overrides = [f"hardware={hardware}", f"actor_rollout_ref.model.path={tmp_path}"]
+    config = compose_config("word_problems", overrides, RECIPES)
+    warnings = [each.remedy for each in environment.model_findings(config) if each.check == "bf16"]
+    assert warnings == ([said] if said else [])
 
 
 def test_a_users_missing_file_does_not_get_the_remedy_of_the_toy(tmp_path):

@@ -36,6 +36,7 @@ def prepare_verl() -> None:
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
     register_rollout()
     initialize_process_groups_with_gloo()
+    share_keys_while_decoding()
     logger.info("verl_sspo: no accelerator in this process, verl runs on the CPU")
 
 
@@ -81,6 +82,22 @@ def initialize_process_groups_with_gloo() -> None:
     # The trainer's workers import the function by name, and verl may choose its platform while they do.
     if workers := sys.modules.get("verl.workers.engine_workers"):
         setattr(workers, name, initialize)
+
+
+def share_keys_while_decoding() -> None:
+    """Lets sdpa share keys and values between query heads where there is a mask and one new token per sequence.
+
+    transformers repeats them for every query head where there is a mask: on GPUs sdpa has no fast kernel for both. Its
+    kernel for CPUs takes both. For longer queries it is no faster.
+    """
+    from transformers.integrations import sdpa_attention
+
+    _function(sdpa_attention, "use_gqa_in_sdpa", "attention_mask", "key")
+
+    def use_gqa_in_sdpa(attention_mask: Any, key: Any) -> bool:
+        return attention_mask is None or attention_mask.shape[-2] == 1
+
+    sdpa_attention.use_gqa_in_sdpa = use_gqa_in_sdpa
 
 
 def save_copies_of_weights() -> None:

@@ -10,6 +10,7 @@ attempt-1/     all of this from an earlier start, where a later one resumed; att
 checkpoints/   with `settings.yaml`, what they were trained with
 answers/       verl's dump of each validation, `<step>.jsonl`
 summary.json   the figures of a run that is complete
+curves.png, report.md   of `verl-sspo quickstart`: the learning curves, and with them answers from before and after
 """
 
 import re

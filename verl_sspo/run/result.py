@@ -2,13 +2,13 @@
 
 import json
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 from omegaconf import DictConfig
 from rich.console import Console
 
+from verl_sspo.report import samples
 from verl_sspo.report.summary import SECONDS_PER_STEP, read_attempts, series, summarize, table
 from verl_sspo.run import checkpoints
 from verl_sspo.run.folder import ANSWERS, LOG, METRICS, SUMMARY, attempts, write_atomically
@@ -63,9 +63,9 @@ def report(
             write_atomically(summary, json.dumps(figures, indent=2) + "\n")
         loss = config.actor_rollout_ref.actor.policy_loss.loss_mode
         out.print(table(json.loads(summary.read_text()), f"{task}: {loss.upper()}"))
-    if samples := list(sample_answers(answers)):
-        say(out, "answers of the first and the last validation, with their scores:")
-        say(out, "\n".join(f"  {line}" for lines in samples for line in lines) + "\n")
+    if found := samples.read_samples(answers):
+        say(out, "answers of the first and the last validation, to its first problems:\n")
+        say(out, "\n".join("\n".join(samples.lines(each)) + "\n" for each in found))
     places = {"log": run_dir / LOG, "metrics": run_dir / METRICS, "figures": summary, "answers": answers}
     places |= {"checkpoints": saved} if step is not None else {}
     for name, place in places.items():
@@ -76,37 +76,6 @@ def report(
         words = ["verl-sspo", "evaluate", short(saved / f"global_step_{step}"), "--recipe", task, *same]
         say(out, f"{'evaluate':13} {shlex.join(words)}")
         say(out, f"{'train longer':13} {command} trainer.total_training_steps=N")
-
-
-def sample_answers(folder: Path, count: int = 3, width: int = 60) -> Iterator[list[str]]:
-    """A prompt, and the answers that it had in the first and the last validation, from verl's dump.
-
-    Yields:
-        Three lines of less than 80 columns; long texts are cut in the middle.
-    """
-    dumps = sorted(folder.glob("*.jsonl"), key=lambda path: int(path.stem))
-    if len(dumps) < 2:
-        return
-    before, after = (_first_answers(path) for path in (dumps[0], dumps[-1]))
-    for prompt in [prompt for prompt in before if prompt in after][:count]:
-        pairs = ((dumps[0].stem, *before[prompt]), (dumps[-1].stem, *after[prompt]))
-        answers = [f"  step {step:5} {score:<5.3g} {_shortened(text, width)}" for step, text, score in pairs]
-        yield [_shortened(prompt, width), *answers]
-
-
-def _first_answers(path: Path, most: int = 1000) -> dict[str, tuple[str, float]]:
-    answers: dict[str, tuple[str, float]] = {}
-    with path.open(encoding="utf-8") as lines:
-        for line, _ in zip(lines, range(most), strict=False):
-            entry = json.loads(line)
-            answers.setdefault(entry["input"], (entry["output"], entry["score"]))
-    return answers
-
-
-def _shortened(text: str, width: int) -> str:
-    text = " ".join(text.split())
-    half = (width - 5) // 2
-    return text if len(text) <= width else f"{text[:half]} ... {text[-half:]}"
 
 
 def short(path: Path) -> str:

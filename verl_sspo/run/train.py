@@ -17,7 +17,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,18 @@ class NotStartedError(Exception):
     """Why a training was not started, in one line."""
 
 
-def parse(argv: list[str] | None, description: str | None, task: str | None = None) -> argparse.Namespace:
-    """The command line of `train`, or of a command that trains one task."""
-    name = "train" if task is None else task
+def parse(
+    argv: list[str] | None, description: str | None, tasks: Mapping[str, str] | None = None
+) -> argparse.Namespace:
+    """The command line of `train`, or with `tasks` of `quickstart`, where `--model` names one of them."""
+    name = "train" if tasks is None else "quickstart"
     parser = argparse.ArgumentParser(
         prog=f"verl-sspo {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    if task is None:
+    if tasks is None:
         parser.add_argument("task", metavar="TASK", help="a recipe, e.g. gsm8k, math, code, quickstart")
+    else:
+        parser.add_argument("--model", choices=tasks, default=next(iter(tasks)), help="default: %(default)s")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="Hydra overrides, e.g. algo=gspo")
     parser.add_argument("--config-dir", type=Path, default=RECIPES, help="folder of recipes of your own")
     parser.add_argument(
@@ -59,8 +63,10 @@ def parse(argv: list[str] | None, description: str | None, task: str | None = No
         "--force", action="store_true", default=os.environ.get("FORCE") == "1", help="train despite errors (FORCE=1)"
     )
     arguments = parser.parse_intermixed_args(argv)
-    arguments.task = arguments.task if task is None else task
-    arguments.words = ["train", arguments.task] if task is None else [task]
+    if tasks is None:
+        arguments.words = ["train", arguments.task]
+    else:
+        arguments.task, arguments.words = tasks[arguments.model], ["quickstart", "--model", arguments.model]
     return arguments
 
 
