@@ -84,7 +84,7 @@ def _compare(values: dict, known: dict, prefix: str, cls: Any = None) -> Iterato
             yield path, error("value", f"{path} is missing, and verl reads it", "do not remove it")
         elif key not in known:
             if key not in types:
-                yield path, _unknown(path, key, [*known, *types])
+                yield path, _unknown(path, str(key), [*known, *types])
         elif isinstance(known[key], dict) and known[key]:
             if isinstance(values[key], dict):
                 section = next((each for each in kinds if dataclasses.is_dataclass(each)), None)
