@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,8 @@ NAMES = ("verl", "torch", "transformers", "ray", "transferqueue", "omegaconf", "
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 #: A socket's path has at most 107 bytes on Linux; Ray adds these behind its temporary folder, and the process id.
 LONGEST_SOCKET, OF_RAY = 107, "/ray/session_2026-01-01_00-00-00_000000_/sockets/plasma_store"
+#: What `datasets.load_dataset`, with which verl reads parquet, does not take as the name of a file.
+PATTERN = re.compile(r"[*?]|\[.+\]|::")
 #: Seconds for a node to answer: a first `import verl` from a network file system takes long.
 PATIENCE = 120
 
@@ -211,6 +214,9 @@ def data_findings(config: DictConfig) -> Iterator[Finding]:
                 made = str(path).startswith(str(config.task.folder)) if "task" in config else False
                 remedy = "`verl-sspo quickstart` makes it" if made else f"set data.{key} (verl-sspo prepare-data)"
                 yield error("data", f"data.{key}: there is no {path}{_did_you_mean(path)}", remedy)
+            elif PATTERN.search(str(path)):
+                message = f"data.{key}: verl's reader takes the name {path} for a pattern or a chain of files"
+                yield error("data", message, "rename the folder: no *, ? or :: and no [...] in it")
             else:
                 try:
                     columns = pq.read_schema(path).names
