@@ -8,6 +8,8 @@ extras=${1:-all} venv=${VENV:-.venv}
 log=$venv/install.log stamp=$venv/.installed-$extras-$(cksum <pyproject.toml | cut -d' ' -f1)
 [ -e "$stamp" ] && exit 0
 fail() { echo "$1" >&2 && exit 1; }
+# pip builds in the clone.
+[ -w . ] || fail "$PWD is not writable: clone to another place, or install elsewhere and start with SETUP=0"
 
 for python in "$venv/bin/python" ${PYTHON:-python3.12 python3.11 python3.10 python3} ""; do
   [ -z "$python" ] && fail "verl_sspo needs Python 3.10, 3.11 or 3.12: set PYTHON=/path/to/python"

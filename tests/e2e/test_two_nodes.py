@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -108,7 +107,7 @@ def test_two_nodes_train_like_two_ranks_and_after_a_dead_node_the_same_command_r
         cluster.add_node(**NODE)
         process = start_and_wait_for(saved + 1)
         assert f"Resuming from the checkpoint of step {saved}\n" in shown(two).read_text()
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         assert process.wait(timeout=120) == 130
     finally:
         for process in started:

@@ -1,4 +1,6 @@
+import asyncio
 import uuid
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,3 +154,55 @@ def test_sessions_of_any_sizes_order_and_masks_equal_verls_grpo(outputs, seed):
     mask = torch.randint(0, 2, (len(keys), 3), generator=generator)
     theirs = of_sessions("grpo", rewards, keys, mask)
     torch.testing.assert_close(of_sessions("sspo", rewards, keys, mask), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_sessions_arrive_from_verls_agent_loop_through_its_trainer(monkeypatch):
+    """The estimator reads a frame of verl (`registration._output_keys`): whatever moves on the way there fails here."""
+    from transfer_queue import KVBatchMeta
+    from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
+    from verl.trainer.ppo.v1 import agent_loop_tq, trainer_base
+    from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+
+    rows, advantages = {}, []
+
+    async def put(keys, fields, **_):
+        rows.update(zip(keys, fields, strict=True))
+
+    async def nothing(*_, **__):
+        pass
+
+    def get(keys, select_fields, **_):
+        return list_of_dict_to_tensordict([{f: rows[key][f] for f in select_fields if f in rows[key]} for key in keys])
+
+    def output(reward, length):
+        ids = [7] * length
+        return AgentLoopOutput(
+            prompt_ids=[1],
+            response_ids=ids,
+            response_mask=[1] * length,
+            reward_score=reward,
+            metrics=AgentLoopMetrics(),
+        )
+
+    worker = SimpleNamespace(
+        _compute_score=nothing,
+        _compute_teacher_logprobs=nothing,
+        _compute_multi_modal_inputs=lambda *_: {},
+        _compute_position_ids=lambda ids, *_: torch.zeros_like(ids),
+    )
+    monkeypatch.setattr(agent_loop_tq.tq, "async_kv_batch_put", put)
+    for session, outputs in enumerate(([output(1.0, 2)], [output(0.0, 1 + i % 3) for i in range(10)])):
+        for each in outputs:
+            each.extra_fields["reward_extra_info"] = {}
+        store = agent_loop_tq.AgentLoopWorkerTQ.__ray_actor_class__._agent_loop_postprocess
+        asyncio.run(store(worker, outputs, False, uid="u", session_id=session, global_steps=1))
+    monkeypatch.setattr(trainer_base.tq, "kv_batch_get", get)
+    monkeypatch.setattr(trainer_base.tq, "kv_batch_put", lambda fields, **_: advantages.append(fields["advantages"]))
+    algorithm = {"adv_estimator": "sspo", "gamma": 1, "lam": 1, "use_kl_in_reward": False}
+    trainer = SimpleNamespace(
+        config=OmegaConf.create({"algorithm": algorithm, "actor_rollout_ref": {"rollout": {"n": 2}}})
+    )
+    batch = KVBatchMeta(keys=list(rows), partition_id="train", tags=[{} for _ in rows])
+    trainer_base.PPOTrainer._compute_advantage(trainer, batch, {})
+    first_tokens = advantages[0].to_padded_tensor(0)[:, 0]
+    torch.testing.assert_close(first_tokens, torch.tensor([0.5**0.5] + [-(0.5**0.5)] * 10), rtol=3e-6, atol=0)

@@ -26,7 +26,7 @@ def make_server(model_path):
 
     from verl_sspo.cpu.rollout import HFServer
 
-    def make(**options) -> HFServer:
+    def make(replica_rank=0, **options) -> HFServer:
         config = RolloutConfig(
             **{
                 "name": "hf",
@@ -39,7 +39,7 @@ def make_server(model_path):
             }
         )
         model_config = HFModelConfig(path=model_path, override_config={"attn_implementation": "sdpa"})
-        return HFServer(config, model_config, RolloutMode.HYBRID, replica_rank=0)
+        return HFServer(config, model_config, RolloutMode.HYBRID, replica_rank)
 
     return make
 
@@ -110,6 +110,15 @@ def test_samples_of_one_prompt_differ_and_can_be_repeated(make_server):
     assert len(set(first)) == 6
     assert first == again
     assert not set(first) & set(other)
+
+
+def test_a_group_of_responses_does_not_depend_on_the_replica_and_single_requests_differ_between_replicas(make_server):
+    def samples(replica, **more):
+        output = asyncio.run(make_server(replica).generate([49, 43, 50], {"temperature": 2.0}, "a", **more))
+        return [each.token_ids for each in output.extra_fields.get("responses", [output])]
+
+    assert samples(0, n=3) == samples(1, n=3)
+    assert samples(0) != samples(1)
 
 
 def test_weights_of_the_trainer_take_effect(make_server, model_path):

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import verl  # noqa: F401  loads the plugin
+from datasets import load_dataset
 from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 
@@ -575,6 +576,21 @@ def test_data_that_verl_cannot_read(tmp_path):
     assert "no readable parquet" in findings[1].message
     assert "did you mean columns.parquet?" in findings[2].message
     assert "nor a folder" in findings[3].message
+
+
+@pytest.mark.parametrize("name", ['Jürgen\'s "data" {a},=$x', "[1]", "a[b", "runs?", "*", "a::b"])
+def test_names_of_data_files_that_verls_reader_takes_for_patterns(tmp_path, name):
+    folder = tmp_path / name
+    for each in (folder, tmp_path / "runs1"):
+        each.mkdir()
+        rows = str(write_rows([_row()], each / "rows.parquet"))
+    rows = str(folder / "rows.parquet")
+    try:
+        is_read = len(load_dataset("parquet", data_files=rows, cache_dir=str(tmp_path / "cache"))["train"]) == 1
+    except (ValueError, FileNotFoundError):
+        is_read = False
+    config = _with(data={"train_files": rows, "val_files": rows, "train_batch_size": 1})
+    assert _errors(environment.data_findings(config)) == ([] if is_read else ["data"] * 2)
 
 
 def test_data_that_is_not_looked_into():

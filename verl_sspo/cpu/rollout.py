@@ -117,7 +117,8 @@ class HFServer:
         """Tokens in, tokens out.
 
         Args:
-            n: draw this many responses. They are TokenOutputs in `extra_fields["responses"]` of the result.
+            n: draw this many responses. They are TokenOutputs in `extra_fields["responses"]` of the result, and do not
+                depend on which replica draws them.
 
         Raises:
             ValueError: the request is not possible, with the reason.
@@ -125,12 +126,18 @@ class HFServer:
         """
         if image_data or video_data or audio_data:
             raise ValueError("the rollout `hf` generates from text only, but the request holds images, video or audio")
-        if n is not None:
-            one_each = [self.generate(prompt_ids, sampling_params, request_id) for _ in range(n)]
-            responses = await asyncio.gather(*one_each)
-            fields = {"responses": responses, "global_steps": self.global_steps}
-            return TokenOutput(token_ids=[], log_probs=[], extra_fields=fields)
+        if n is None:
+            return await self._generate(prompt_ids, sampling_params, request_id, self.replica_rank)
+        responses = await asyncio.gather(
+            *(self._generate(prompt_ids, sampling_params, request_id, 0) for _ in range(n))
+        )
+        fields = {"responses": responses, "global_steps": self.global_steps}
+        return TokenOutput(token_ids=[], log_probs=[], extra_fields=fields)
 
+    async def _generate(
+        self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, replica: int
+    ) -> TokenOutput:
+        """One response, with random numbers of this replica: see `_seed`."""
         prompt_ids = normalize_token_ids(prompt_ids)
         async with self._changed:
             await self._changed.wait_for(lambda: self._rejecting or not self._paused)
@@ -139,7 +146,8 @@ class HFServer:
         if not self.has_weights:
             raise RuntimeError("the rollout `hf` has no weights yet: rollout.load_format=dummy waits for the trainer's")
 
-        request = Request(request_id, prompt_ids, self._to_sampling_params(prompt_ids, dict(sampling_params)))
+        params = self._to_sampling_params(prompt_ids, dict(sampling_params), replica)
+        request = Request(request_id, prompt_ids, params)
         self.generator.submit(request)
         self._futures[request] = asyncio.get_running_loop().create_future()
         if self._running is None or self._running.done():
@@ -176,7 +184,7 @@ class HFServer:
             if future is not None and not future.done():
                 future.set_result(completion)
 
-    def _to_sampling_params(self, prompt_ids: list[int], params: dict[str, Any]) -> SamplingParams:
+    def _to_sampling_params(self, prompt_ids: list[int], params: dict[str, Any], replica: int) -> SamplingParams:
         """verl's dictionary, in the names of vLLM or SGLang, as this engine's."""
         room = self.max_model_len - len(prompt_ids)
         if room < 1:
@@ -200,7 +208,7 @@ class HFServer:
             top_k=int(params.pop("top_k", self.config.top_k)),
             top_p=float(params.pop("top_p", self.config.top_p)),
             stop_token_ids=stop_token_ids,
-            seed=self._seed(prompt_ids, params.pop("seed", self.config.seed)),
+            seed=self._seed(prompt_ids, params.pop("seed", self.config.seed), replica),
         )
         if params.pop("repetition_penalty", self.config.repetition_penalty) != 1.0:
             raise ValueError("the rollout `hf` has no repetition_penalty: leave it at 1.0")
@@ -208,14 +216,15 @@ class HFServer:
             raise ValueError(f"the rollout `hf` does not know these sampling parameters: {', '.join(sorted(params))}")
         return sampling_params
 
-    def _seed(self, prompt_ids: list[int], seed: int) -> int:
+    def _seed(self, prompt_ids: list[int], seed: int, replica: int) -> int:
         """A seed for the k-th request with this prompt since the last update of the weights.
 
         The samples of one prompt are interchangeable, so a run can be repeated whatever the order in which concurrent
-        requests arrive.
+        requests arrive. verl sends each request to any replica. Single requests with one prompt may meet on several
+        replicas, whose samples must differ; a group of responses comes from one replica, whichever it is.
         """
         prompt = tuple(prompt_ids)
-        key = (seed, self.replica_rank, self.global_steps or 0, self._asked[prompt])
+        key = (seed, replica, self.global_steps or 0, self._asked[prompt])
         self._asked[prompt] += 1
         digest = hashlib.blake2b(array("q", [*key, *prompt]).tobytes(), digest_size=8).digest()
         return int.from_bytes(digest, "little") >> 1

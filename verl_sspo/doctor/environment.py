@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,8 @@ TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "voc
 LONGEST_SOCKET, OF_RAY = 107, "/ray/session_2026-01-01_00-00-00_000000_/sockets/plasma_store"
 #: The hidden size from which bfloat16 pays on a CPU that has it: SmolLM2-135M has 576, the quickstart's model 64.
 WIDE = 512
+#: What `datasets.load_dataset`, with which verl reads parquet, does not take as the name of a file.
+PATTERN = re.compile(r"[*?]|\[.+\]|::")
 #: Seconds for a node to answer: a first `import verl` from a network file system takes long.
 PATIENCE = 120
 
@@ -214,6 +217,9 @@ def data_findings(config: DictConfig) -> Iterator[Finding]:
                 made = str(path).startswith(str(config.task.folder)) if "task" in config else False
                 remedy = "`verl-sspo quickstart` makes it" if made else f"set data.{key} (verl-sspo prepare-data)"
                 yield error("data", f"data.{key}: there is no {path}{_did_you_mean(path)}", remedy)
+            elif PATTERN.search(str(path)):
+                message = f"data.{key}: verl's reader takes the name {path} for a pattern or a chain of files"
+                yield error("data", message, "rename the folder: no *, ? or :: and no [...] in it")
             else:
                 try:
                     columns = pq.read_schema(path).names

@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from verl_sspo.compose import reference_config
+from verl_sspo.compose import hydra_value, reference_config
 from verl_sspo.config import SSPOPolicyLossConfig
 from verl_sspo.doctor.finding import Finding, error
 
@@ -32,6 +32,12 @@ SIZES = re.compile(
     r"(data|trainer|actor_rollout_ref\.(actor|rollout))\.(?!.*turbo_config)(.*[._])?"
     r"(batch_size|prompt_length|response_length|parallel_size|max_token_len_per_gpu|ppo_epochs|nnodes|n_gpus_per_node|n)"
 )
+#: Looked up or opened as they are.
+TEXTS = re.compile(
+    r"trainer\.(default_local_dir|device)|data\.(prompt_key|reward_fn_key)|actor_rollout_ref\.model\.path"
+)
+#: Where verl's default is a string, a list is possible too.
+LISTS = re.compile(r".*\.(\w+_files|target_modules|served_model_name)")
 
 
 def schema_findings(config: DictConfig) -> list[Finding]:
@@ -44,11 +50,13 @@ def schema_findings(config: DictConfig) -> list[Finding]:
         values: Any = OmegaConf.to_container(config, resolve=True)
     except Exception as wrong:  # verl resolves all of it inside a Ray actor, where this would be hard to read
         return [error("interpolation", str(wrong).splitlines()[0], "correct the reference that it names")]
+    engine = values.get("model_engine")
     try:
-        reference = reference_config(str(values.get("model_engine")))
+        # Lists and the like are refused by Hydra as a name of nothing.
+        reference = reference_config(hydra_value(str(engine)))
     except HydraException:
         remedy = "set model_engine=dp or model_engine=megatron"
-        return [error("value", f"model_engine={values.get('model_engine')!r} is not an engine of verl", remedy)]
+        return [error("value", f"model_engine={engine!r} is not an engine of verl", remedy)]
     known: Any = OmegaConf.to_container(reference, resolve=True)
     found = list(_compare(values, known, ""))
     if useless := [finding for _, finding in found if finding.check == "value"]:
@@ -79,12 +87,14 @@ def _compare(values: dict, known: dict, prefix: str, cls: Any = None) -> Iterato
         path, kind = f"{prefix}{key}", types.get(key)
         kinds = typing.get_args(kind) or (kind,)
         if path in OPEN_SECTIONS or dict in (kind, typing.get_origin(kind)):
+            if not isinstance(values.get(key), dict | None):
+                yield path, _wrong(path, values[key], "must be a section")
             continue
         if key not in values:
             yield path, error("value", f"{path} is missing, and verl reads it", "do not remove it")
         elif key not in known:
             if key not in types:
-                yield path, _unknown(path, key, [*known, *types])
+                yield path, _unknown(path, str(key), [*known, *types])
         elif isinstance(known[key], dict) and known[key]:
             if isinstance(values[key], dict):
                 section = next((each for each in kinds if dataclasses.is_dataclass(each)), None)
@@ -99,6 +109,9 @@ def _must_be(path: str, value: Any, default: Any) -> str:
     """What is wrong with a value that has verl's default for an example; empty if nothing is."""
     if isinstance(default, bool):
         return "" if isinstance(value, bool | None) else "must be true or false"
+    if isinstance(default, str):
+        wrong = not isinstance(value, str) if TEXTS.fullmatch(path) else isinstance(value, dict | list)
+        return "must be a string" if wrong and not (isinstance(value, list) and LISTS.fullmatch(path)) else ""
     if not isinstance(default, int | float):
         return ""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):

@@ -1,13 +1,16 @@
 """Configuration: any value is either taken as it is meant or refused with an error that names its key."""
 
+import atexit
 import contextlib
 import copy
 import io
 import math
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,8 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from properties import Property
 from verl_sspo.algorithm.gates import DOMAINS, SHAPES, SIDES, Gate
-from verl_sspo.compose import compose_config, hydra_overrides
+from verl_sspo.compose import compose_config, hydra_overrides, hydra_value
 from verl_sspo.config import SSPOAdvantageConfig, SSPOPolicyLossConfig
+from verl_sspo.data.schema import make_row, write_rows
+from verl_sspo.doctor import environment
 from verl_sspo.doctor.command import main as doctor
 from verl_sspo.doctor.configuration import configuration_findings
 from verl_sspo.experiments.suite import expand, load_suite
@@ -75,7 +80,16 @@ def advantage(algorithm: Any) -> None:
 
 @cache
 def _recipe(name: str):
-    return compose_config(name, ["data.train_files=train.parquet", "data.val_files=test.parquet"], RECIPES)
+    """A recipe with data and a model that are there, as far as the doctor reads them."""
+    folder = Path(tempfile.mkdtemp(prefix="doctor-"))
+    atexit.register(shutil.rmtree, folder)
+    row = make_row(data_source="a", prompt=[], ability="math", ground_truth="1", split="train", index=0)
+    write_rows([row] * 3, folder / "rows.parquet")
+    (folder / "config.json").write_text('{"max_position_embeddings": 512}')
+    (folder / "tokenizer.json").touch()
+    rows = hydra_value(folder / "rows.parquet")
+    overrides = [f"data.train_files={rows}", f"data.val_files={rows}", f"trainer.default_local_dir={folder}/run"]
+    return compose_config(name, [*overrides, f"actor_rollout_ref.model.path={folder}"], RECIPES)
 
 
 @cache
@@ -97,6 +111,11 @@ COMPUTED = st.sampled_from(
     (
         *("data.train_batch_size", "data.max_prompt_length", "data.max_response_length", "data.seed", "data.shuffle"),
         *("trainer.nnodes", "trainer.n_gpus_per_node", "algorithm.sspo", "algorithm.rollout_correction"),
+        *("data.train_files", "data.val_files", "data.prompt_key", "data.custom_cls", "data.custom_cls.path"),
+        *("trainer.device", "trainer.default_local_dir", "trainer.resume_mode", "trainer.v1.trainer_mode"),
+        *("actor_rollout_ref.model.path", "actor_rollout_ref.model.tokenizer_path", "task.folder"),
+        *("reward.custom_reward_function", "reward.custom_reward_function.path"),
+        "reward.custom_reward_function.reward_kwargs",
         *(
             f"actor_rollout_ref.actor.{key}"
             for key in (
@@ -124,6 +143,12 @@ def changed_recipes(draw) -> tuple[str, dict[str, Any]]:
     return name, draw(st.dictionaries(keys, ANYTHING, min_size=1, max_size=3))
 
 
+ENVIRONMENT = (
+    *(environment.package_findings, environment.accelerator_findings, environment.data_findings),
+    *(environment.model_findings, environment.checkpoint_findings, environment.folder_findings),
+)
+
+
 def doctor_on_values(recipe: tuple[str, dict[str, Any]]) -> None:
     """The doctor has findings about any configuration; what it needs to compute with is refused by name."""
     name, values = recipe
@@ -132,6 +157,10 @@ def doctor_on_values(recipe: tuple[str, dict[str, Any]]) -> None:
         with contextlib.suppress(OmegaConfBaseException):  # two keys, one below the other
             OmegaConf.update(config, key, value, merge=False, force_add=True)
     findings = configuration_findings(config)
+    if not any(finding.check in ("value", "interpolation") for finding in findings):
+        with patch.object(environment, "_from_hub", side_effect=OSError("no network")):
+            for ask in ENVIRONMENT:
+                findings += ask(config)
     errors = "\n".join(f.message for f in findings if f.severity == "error")
     for key in ("data.train_batch_size", "trainer.n_gpus_per_node", "actor_rollout_ref.rollout.n"):
         value = values.get(key, 1)
