@@ -33,14 +33,14 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
 """
 
 
-def run_main_ppo(task: Path, directory: Path, *overrides: str) -> dict[int, dict[str, float]]:
+def run_main_ppo(task: Path, directory: Path, *overrides: str, hardware: str = "cpu") -> dict[int, dict[str, float]]:
     """Runs verl's unmodified entry point; returns the metrics of each step that it logged."""
     metrics = directory / "metrics.jsonl"
     metrics.unlink(missing_ok=True)
     (directory / "reward.py").write_text(REWARD)
     command = [
         *(sys.executable, "-m", "verl.trainer.main_ppo"),
-        *("--config-dir", str(RECIPES), "--config-name", "ppo_trainer", "+algo=sspo", "+hardware=cpu"),
+        *("--config-dir", str(RECIPES), "--config-name", "ppo_trainer", "+algo=sspo", f"+hardware={hardware}"),
         f"data.train_files={task / 'train.parquet'}",
         f"data.val_files={task / 'val.parquet'}",
         f"actor_rollout_ref.model.path={task / 'model'}",
@@ -192,3 +192,15 @@ def test_every_preset_of_rollout_correction_trains(task, tmp_path):
         measured = [len(steps), left_out + rejected, slope]
         # A response whose mean ratio is at the bound of geo_rs falls on either side of it.
         assert measured == pytest.approx([float(cell) for cell in row[5:8]], abs=0.1), row[0]
+
+
+@pytest.mark.slow
+def test_one_gpu_without_vllm_but_for_the_gpu(task, tmp_path):
+    """hardware=gpu_hf with its device alone replaced: bfloat16, offloading, the rollout leaves its device."""
+    on_cpu = ["trainer.device=cpu", "ray_kwargs.ray_init.num_gpus=1"]
+    short = ["trainer.total_training_steps=2", "trainer.save_freq=-1"]
+    steps = run_main_ppo(task, tmp_path, *on_cpu, *short, hardware="gpu_hf")
+    for step in (1, 2):
+        assert steps[step]["actor/grad_norm"] > 0
+        # bfloat16: 8 bits of mantissa, over two layers.
+        assert steps[step]["training/rollout_probs_diff_mean"] < 0.02

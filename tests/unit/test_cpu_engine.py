@@ -1,5 +1,6 @@
 """The CPU backend's engine gives responses the log-probs, entropies and gradients of verl's own."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -36,9 +37,13 @@ def outputs(engine_class, model, batch):
     engine = engine_class.__new__(engine_class)
     engine.pad_to_length, engine.engine_config = 0, FSDPEngineConfig()
     engine.model_config = SimpleNamespace(hf_config=model.config)
-    inputs, output_args = engine.prepare_model_inputs(batch)
+    # A tensor of ours for which no device is named is on another one than the micro-batch, as it would be on a GPU.
+    elsewhere = torch.device("meta") if engine_class is SharedPromptEngine else nullcontext()
+    with elsewhere:
+        inputs, output_args = engine.prepare_model_inputs(batch)
     raw = model(**inputs, use_cache=False)
-    return raw.logits.shape[:2], engine.prepare_model_outputs(raw, output_args, batch, None)
+    with elsewhere:
+        return raw.logits.shape[:2], engine.prepare_model_outputs(raw, output_args, batch, None)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -133,6 +133,21 @@ def test_a_sequence_does_not_depend_on_truncation_of_others(model):
     assert BatchedGenerator(model).generate([plain, truncated])[0].token_ids == alone.token_ids
 
 
+def test_tensors_are_made_on_the_models_device(model):
+    requests = make_requests(8)
+    expected = BatchedGenerator(model).generate(requests)
+    # A tensor for which no device is named is on another one than the model, as it would be on a GPU.
+    with torch.device("meta"):
+        generator = BatchedGenerator(model)
+        completions = generator.generate(requests)
+        for request in requests:
+            generator.submit(request)
+        generator.step()
+        aborted = generator.abort([requests[0].request_id])
+    assert [(c.token_ids, c.log_probs) for c in completions] == [(c.token_ids, c.log_probs) for c in expected]
+    assert [c.token_ids for c in aborted] == [expected[0].token_ids[:1]]
+
+
 def test_other_seeds_draw_other_tokens(model):
     prompt = [1, 2, 3]
     requests = [Request(str(i), prompt, SamplingParams(max_tokens=12, temperature=2.0, seed=i)) for i in range(20)]

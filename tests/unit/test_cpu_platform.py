@@ -51,6 +51,26 @@ def test_nothing_is_touched_where_another_platform_is_available(pretend):
     assert result.returncode == 0, result.stderr
 
 
+def test_another_platform_knows_the_rollout_hf_where_it_is_asked_for():
+    code = """
+import verl
+from verl.plugin.platform import platform_manager
+assert platform_manager._current_platform is None, "choosing is left to verl"
+from verl.workers.rollout.base import get_rollout_class
+from verl.workers.rollout.replica import get_rollout_replica_class
+assert get_rollout_class("hf").__name__ == "HFServerAdapter"
+assert get_rollout_replica_class("hf").__name__ == "HFReplica"
+import verl_sspo.cpu.engine
+from verl.workers.engine import EngineRegistry
+assert EngineRegistry.get_engine_cls("language_model", "fsdp2").__name__ == "SharedPromptEngine"
+from verl.plugin.platform import get_platform
+assert get_platform().device_name == "cuda"
+"""
+    on_gpu = {"VERL_PLATFORM": "nvidia", "VERL_USE_EXTERNAL_MODULES": "verl_sspo.cpu.register_hf"}
+    result = run_python(code, {**ENVIRONMENT, **on_gpu})
+    assert result.returncode == 0, result.stderr
+
+
 def test_verl_platform_keeps_the_backend_out():
     result = run_python(f"import verl\n{IS_UNTOUCHED}", {**ENVIRONMENT, "VERL_PLATFORM": "nvidia"})
     assert result.returncode == 0, result.stderr

@@ -154,6 +154,24 @@ def test_foreign_weights_are_refused(make_server):
     asyncio.run(update())
 
 
+def test_the_model_leaves_its_device_during_the_update(make_server):
+    """The devices that the model moves to, where the server's own is one that this machine lacks."""
+    server = make_server(free_cache_engine=True, dtype="bfloat16")
+    assert next(server.model.parameters()).dtype == torch.bfloat16
+    before, moves = asyncio.run(ask(server)), []
+    server.model.to = moves.append
+    server.device = torch.device("cuda")
+
+    async def sleep_and_wake():
+        await server.sleep()
+        await server.wake_up()
+        server._asked.clear()
+        return await ask(server)
+
+    assert asyncio.run(sleep_and_wake()).token_ids == before.token_ids
+    assert moves == [torch.device("cpu"), torch.device("cuda")]
+
+
 def test_a_group_is_drawn_by_one_request(make_server):
     async def ask_both_ways():
         group = await make_server().generate([49, 43, 50], {"temperature": 2.0}, "group", n=6)

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ import torch
 import verl  # noqa: F401  loads the plugin
 from datasets import load_dataset
 from omegaconf import OmegaConf
+from transformers import AutoConfig
 from verl.utils.config import omega_conf_to_dataclass
 
 from verl_sspo.algorithm.description import describe, half_width
@@ -24,7 +26,7 @@ from verl_sspo.algorithm.gates import Gate
 from verl_sspo.compose import compose_config
 from verl_sspo.cpu import instructions as instructions_of_the_cpu
 from verl_sspo.data.schema import make_row, write_rows
-from verl_sspo.doctor import environment
+from verl_sspo.doctor import environment, memory
 from verl_sspo.doctor.command import main
 from verl_sspo.doctor.configuration import configuration_findings
 from verl_sspo.doctor.rules import Facts
@@ -749,3 +751,72 @@ def test_temperatures_arrive_without_the_recipes():
     assert _checks(configuration_findings(config)) == set()
     for actor in (config.actor_rollout_ref.actor, omega_conf_to_dataclass(config.actor_rollout_ref.actor)):
         assert "4 where A > 0: half of a token's gradient passes at log-ratio 0.25" in describe(actor)
+
+
+# --- memory of one GPU -----------------------------------------------------------------------------------------------
+
+# 2 layers of width 8 with 2 heads, of which 1 has keys and values; MLP of 16; 32 words, tied.
+TINY = {
+    "model_type": "qwen2",
+    "vocab_size": 32,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "tie_word_embeddings": True,
+}
+ON_ONE_GPU = [
+    "hardware=gpu_hf",
+    "model=tiny",
+    "data.max_prompt_length=4",
+    "data.max_response_length=6",
+    "data.train_batch_size=8",
+    f"{ACTOR}.ppo_mini_batch_size=2",
+    f"{ROLLOUT}.n=2",
+    f"{ROLLOUT}.max_num_seqs=10",
+    f"{ACTOR}.ppo_max_token_len_per_gpu=20",
+    f"{ROLLOUT}.log_prob_max_token_len_per_gpu=1000",
+]
+
+
+def test_memory_of_one_gpu():
+    # Embedding 32 x 8; per layer q 8x8+8, k and v 8x4+4 each, o 8x8, MLP 3 x 8x16, two norms of 8; a last norm of 8.
+    parameters = 32 * 8 + 2 * (72 + 2 * 36 + 64 + 384 + 16) + 8
+    config = compose_config("gsm8k", ON_ONE_GPU, RECIPES)
+    phases = memory.card_memory(config, AutoConfig.for_model(**TINY))
+    assert phases == {
+        # 20 tokens of a row of at most 4 + 2 x 6. Inputs of 2 layers in bfloat16, and one layer.
+        "update": {
+            "model, gradients and Adam": 16 * parameters,
+            "activations": 20 * 2 * 8 * 2 + 20 * (24 * 8 + 11 * 16 + 3 * 16),
+            "logits": 12 * 20 * 32,
+        },
+        # 16 responses of at most 10 tokens.
+        "log-probs": {
+            "model": 4 * parameters,
+            "activations": 160 * (24 * 8 + 11 * 16 + 3 * 16),
+            "logits": 18 * 160 * 32,
+        },
+        # 10 responses at a time; keys and values of 1 head of 4 in 2 layers, of 10 tokens, in bfloat16.
+        "rollout": {"model": 2 * parameters, "keys and values": 2 * 2 * 2 * 1 * 4 * 10 * 10, "sampling": 22 * 10 * 32},
+    }
+    with_entropy = compose_config("gsm8k", [*ON_ONE_GPU, f"{ACTOR}.entropy_coeff=0.01"], RECIPES)
+    assert memory.card_memory(with_entropy, AutoConfig.for_model(**TINY))["update"]["logits"] == 20 * 20 * 32
+
+
+@pytest.mark.parametrize(("gibibytes", "severity"), [(None, "ok"), (2, "ok"), (1, "error")])
+def test_a_gpu_that_is_too_small_is_an_error(monkeypatch, gibibytes, severity):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gibibytes is not None)
+    properties = SimpleNamespace(total_memory=2**30 * (gibibytes or 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    (finding,) = memory.memory_findings(compose_config("gsm8k", ON_ONE_GPU, RECIPES), TINY)
+    assert (finding.check, finding.severity) == ("memory", severity)
+    assert (
+        "estimated 1.0 GiB of GPU memory in the log-probs (model 0.0, activations 0.0, logits 0.0)" in finding.message
+    )
+
+
+def test_memory_is_estimated_for_the_rollout_hf_on_a_gpu_alone():
+    for overrides in (["hardware=cpu", "model=tiny"], ["hardware=fsdp_1gpu"]):
+        assert list(memory.memory_findings(compose_config("gsm8k", overrides, RECIPES), TINY)) == []

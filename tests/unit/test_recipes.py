@@ -51,7 +51,7 @@ def test_combinations_use_every_file():
     shared = {"gpu", "megatron", "base"}
     for group, names in zip(("algo", "hardware", "model"), used[1:], strict=True):
         files = {path.stem for path in (RECIPES / group).glob("*.yaml")}
-        assert files - names - shared <= {"cpu", "cpu_bf16", "cpu_vllm", "smollm2_135m", "tiny"}, group
+        assert files - names - shared <= {"cpu", "cpu_bf16", "cpu_vllm", "gpu_hf", "smollm2_135m", "tiny"}, group
     assert {(a, h in FSDP) for _, a, h, _ in COMBINATIONS} == set(itertools.product(ALGORITHMS, (True, False)))
 
 
@@ -78,6 +78,19 @@ def test_recipe_is_sound(task, algorithm, hardware, model):
 @pytest.mark.parametrize("task", TASKS)
 def test_recipe_is_sound_without_a_gpu(task, hardware):
     assert configuration_findings(_compose(task, f"hardware={hardware}", "model=tiny")) == []
+
+
+@pytest.mark.parametrize("task", [*TASKS, "quickstart", "word_problems"])
+def test_recipe_is_sound_on_one_gpu_without_vllm(task):
+    models = ["model=qwen2.5_0.5b_instruct"] if task in TASKS else []
+    config = _compose(task, "hardware=gpu_hf", *models)
+    assert configuration_findings(config) == []
+    rollout = omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
+    engine = omega_conf_to_dataclass(config.actor_rollout_ref.actor).fsdp_config
+    assert (rollout.name, rollout.dtype, rollout.free_cache_engine) == ("hf", "bfloat16", True)
+    assert (engine.strategy, engine.param_offload, engine.optimizer_offload) == ("fsdp2", True, True)
+    assert engine.mixed_precision["param_dtype"] == "bfloat16"
+    assert config.trainer.device == "cuda"
 
 
 def test_cpu_vllm_is_cpu_with_another_rollout():

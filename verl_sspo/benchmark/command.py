@@ -13,6 +13,8 @@ import os
 import platform
 import shlex
 import sys
+import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,16 +23,18 @@ import pandas as pd
 import tabulate  # noqa: F401  pandas needs it for Markdown, after everything is measured
 import torch
 
-from verl_sspo.benchmark import advantages, losses, rollout, sandbox, startup, step
+from verl_sspo.benchmark import advantages, losses, noise, rollout, sandbox, startup, step
 from verl_sspo.benchmark.measure import Section
+from verl_sspo.quickstart.model import prepare_arithmetic
 
-SECTIONS = ("losses", "advantages", "rollout", "sandbox", "startup", "step")
+SECTIONS = ("losses", "advantages", "rollout", "sandbox", "startup", "step", "noise")
 SIZES = ((4, 512), (8, 4096), (64, 16384))  # (micro-batch, response length)
 GPU_SIZES = ((512, 2048), (4, 131072))
+NOISE_LENGTHS = (20, 200, 2000)  # tokens
 PACKAGES = ("verl-sspo", "verl", "torch", "transformers", "numpy", "ray")
 
 
-def measure(section: str, device: torch.device, quick: bool, metrics: Path) -> list[Section]:
+def measure(section: str, device: torch.device, quick: bool, metrics: Path, models: Sequence[Path]) -> list[Section]:
     seconds = 2 if quick else 30
     if section == "losses":
         sizes = SIZES[:2] if quick else SIZES + (GPU_SIZES if device.type == "cuda" else ())
@@ -43,7 +47,22 @@ def measure(section: str, device: torch.device, quick: bool, metrics: Path) -> l
         return sandbox.measure(4 if quick else 32, seconds)
     if section == "startup":
         return startup.measure(3 if quick else 9)
-    return step.measure(metrics)
+    if section == "step":
+        return step.measure(metrics)
+    return measure_noise(models, device, NOISE_LENGTHS[:2] if quick else NOISE_LENGTHS)
+
+
+def measure_noise(models: Sequence[Path], device: torch.device, lengths: Sequence[int]) -> list[Section]:
+    """The noise of log-probs, of these models or of the quickstart's."""
+    loaded = [noise.load(folder) for folder in models]
+    if not loaded:
+        with tempfile.TemporaryDirectory() as folder:
+            path = prepare_arithmetic(Path(folder), digits=1, train_size=64, val_size=16) / "model"
+            loaded = [("the quickstart's model", *noise.load(path)[1:])]
+    tables = [
+        table for name, model, prompt in loaded for table in noise.measure(name, model.to(device), prompt, lengths)
+    ]
+    return [Section(title, note, pd.DataFrame(rows).set_index(next(iter(rows[0])))) for title, note, rows in tables]
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -65,12 +84,21 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="default: all of them")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the losses; default: %(default)s")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="of losses and noise; default: %(default)s"
+    )
     parser.add_argument(
         "--quickstart-metrics",
         type=Path,
         default=Path("runs/quickstart/sspo/metrics.jsonl"),
         help="the metrics of a run, for `step`; default: %(default)s",
+    )
+    parser.add_argument(
+        "--models",
+        type=Path,
+        nargs="+",
+        default=(),
+        help="Hugging Face folders for `noise`; default: the quickstart's",
     )
     parser.add_argument("--output", type=Path, help="folder for results.md")
     arguments = parser.parse_args(argv)
@@ -91,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     sections: list[Section] = []
     for name in arguments.only:
         print(f"measuring {name}", file=sys.stderr, flush=True)
-        sections += measure(name, device, arguments.quick, arguments.quickstart_metrics)
+        sections += measure(name, device, arguments.quick, arguments.quickstart_metrics, arguments.models)
 
     heading = pd.Series(where, name="").rename_axis("machine").to_markdown()
     text = "\n\n".join([f"Measured with `{command}`.", heading, *(section.as_markdown() for section in sections)])

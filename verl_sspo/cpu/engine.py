@@ -1,8 +1,8 @@
-"""verl's FSDP engine on a CPU: each prompt of a micro-batch once, and logits of the responses alone.
+"""verl's FSDP engine for short responses: each prompt of a micro-batch once, and logits of the responses alone.
 
 verl computes a prompt once per response, the logits of every token, and log-probabilities of bfloat16 logits token by
 token. With short responses and a large vocabulary this is most of the work. verl imports this module where
-`actor_rollout_ref.model.external_lib` names it; recipes/hardware/cpu.yaml does.
+`actor_rollout_ref.model.external_lib` names it; recipes/hardware/cpu.yaml and gpu_hf.yaml do.
 """
 
 from typing import Any
@@ -24,8 +24,10 @@ OTHERS = {
 PROMPT, PADDING = 0, -1
 
 
-# verl looks the engine up as the CUDA one (`verl_sspo.cpu.internals`), of this vendor.
-@EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor="cpu")
+# On a CPU verl looks the engine up as the CUDA one (`verl_sspo.cpu.internals`), of the vendor `cpu`.
+@EngineRegistry.register(
+    model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor=["cpu", "nvidia", "amd"]
+)
 class SharedPromptEngine(FSDPEngineWithLMHead):
     """verl's engine, whose log-probs and entropies of prompt tokens are 0: no loss and no metric reads them."""
 
@@ -46,18 +48,19 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         for row, length in enumerate(lengths):
             prompts.setdefault(tuple(ids[row][:length].tolist()), []).append(row)
 
+        device = ids[0].device
         columns: dict[str, list[torch.Tensor]] = {"input_ids": [], "position_ids": [], "parts": []}
         # Of each response, in the order of the micro-batch: (prompt, place) of the logits of its tokens.
         logits_at: list[Any] = [None] * len(ids)
         for i, (prompt, rows) in enumerate(prompts.items()):
             length = end = len(prompt)
-            parts = [torch.full((length,), PROMPT)]
+            parts = [torch.full((length,), PROMPT, device=device)]
             for part, row in enumerate(rows, PROMPT + 1):
                 size = len(ids[row]) - length
                 # The prompt's last token predicts the first of the response.
-                places = torch.tensor([length - 1, *range(end, end + size - 1)][:size])
+                places = torch.tensor([length - 1, *range(end, end + size - 1)][:size], device=device)
                 logits_at[row] = torch.stack([torch.full_like(places, i), places])
-                parts.append(torch.full((size,), part))
+                parts.append(torch.full((size,), part, device=device))
                 end += size
             columns["parts"].append(torch.cat(parts))
             for name, values in (("input_ids", ids), ("position_ids", positions)):
@@ -67,10 +70,10 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         part_of = pad_sequence(columns["parts"], batch_first=True, padding_value=PADDING)
         width, first = part_of.shape[1], min(lengths) - 1
         visible = (part_of[:, None, :] == PROMPT) | (part_of[:, None, :] == part_of[:, :, None])
-        visible &= torch.ones(width, width, dtype=torch.bool).tril()
+        visible &= torch.ones(width, width, dtype=torch.bool, device=device).tril()
         inputs = {name: pad_sequence(columns[name], batch_first=True) for name in ("input_ids", "position_ids")}
-        output_args["logits_at"] = torch.cat(logits_at, dim=1) - torch.tensor([[0], [first]])
-        output_args["prompt_lengths"] = torch.tensor(lengths)
+        output_args["logits_at"] = torch.cat(logits_at, dim=1) - torch.tensor([[0], [first]], device=device)
+        output_args["prompt_lengths"] = torch.tensor(lengths, device=device)
         return inputs | {"attention_mask": visible[:, None], "logits_to_keep": width - first}, output_args
 
     def prepare_model_outputs(
@@ -82,7 +85,8 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         offsets, responses = ids.offsets(), ids.offsets().diff() - output_args["prompt_lengths"]
         # Of each response token: its row, and its place among all tokens.
         rows = torch.repeat_interleave(responses)
-        places = torch.cat([torch.arange(end - size, end) for end, size in zip(offsets[1:], responses, strict=True)])
+        ends = zip(offsets[1:].tolist(), responses.tolist(), strict=True)
+        places = torch.cat([torch.arange(end - size, end, device=offsets.device) for end, size in ends])
         # (response tokens, vocabulary)
         logits = output.logits[tuple(output_args["logits_at"])].float() / output_args["temperature"][rows, None]
         log_probs = logits.log_softmax(dim=-1)

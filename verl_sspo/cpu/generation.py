@@ -310,7 +310,8 @@ class BatchedGenerator:
             else:
                 self._waiting.append(request)
         for batch in self._batches:
-            aborted += batch.end(torch.tensor([ends(request) for request in batch.requests]), "aborted")
+            rows = torch.tensor([ends(request) for request in batch.requests], device=batch.running.device)
+            aborted += batch.end(rows, "aborted")
         self._batches = [batch for batch in self._batches if len(batch)]
         return aborted
 
@@ -330,6 +331,7 @@ def _may_share_a_batch(a: SamplingParams, b: SamplingParams) -> bool:
 
 
 def _uniforms(params: SamplingParams, width: int) -> torch.Tensor:
-    """The response's random numbers in [0, 1), (width,) float32, the same in every batch."""
-    drawn = torch.rand(params.max_tokens, generator=torch.Generator().manual_seed(params.seed))
+    """The response's random numbers in [0, 1), (width,) float32 on the CPU: the same in every batch."""
+    generator = torch.Generator(device="cpu").manual_seed(params.seed)
+    drawn = torch.rand(params.max_tokens, generator=generator, device="cpu")
     return torch.nn.functional.pad(drawn, (0, width - params.max_tokens))

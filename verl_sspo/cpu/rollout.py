@@ -1,7 +1,7 @@
 """The rollout engine `hf`: verl's replica, server and trainer-side adapter around a transformers model.
 
-One replica is one Ray actor with one copy of the model, one for each trainer rank. It takes tokens and returns tokens;
-there is no HTTP endpoint.
+One replica is one Ray actor with one copy of the model, one for each trainer rank, on the CPU or on that rank's GPU. It
+takes tokens and returns tokens; there is no HTTP endpoint.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from verl.plugin.platform import get_platform
 from verl.utils import normalize_token_ids
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.torch_dtypes import PrecisionType
@@ -55,7 +56,7 @@ class HFServer:
 
     Args:
         config, model_config: verl's dataclasses, or the DictConfig they are made from.
-        replicas_per_node: servers that share this node's cores.
+        replicas_per_node: servers that share this node's cores, if they compute on the CPU.
     """
 
     def __init__(
@@ -65,13 +66,17 @@ class HFServer:
         self.model_config: HFModelConfig = omega_conf_to_dataclass(model_config, dataclass_type=HFModelConfig)
         self.rollout_mode = rollout_mode
         self.replica_rank = replica_rank
-        use_cores(replicas_per_node, f"rollout replica {replica_rank}")
+        self.platform = get_platform()
+        self.device = torch.device(self.platform.device_name)
+        if self.device.type == "cpu":
+            use_cores(replicas_per_node, f"rollout replica {replica_rank}")
         # Version of the weights, set by the trainer with each update.
         self.global_steps: int | None = None
 
         hf_config = self.model_config.hf_config
         self.max_model_len = self.config.max_model_len or hf_config.get_text_config().max_position_embeddings
         self.model = self._load_model()
+        self._move(self.device)
         # Random numbers are no weights.
         self.has_weights = self.config.load_format != "dummy"
         # The tokenizer's end of sequence and the model's, of which there may be several.
@@ -234,7 +239,7 @@ class HFServer:
         return TokenOutput(token_ids=token_ids, log_probs=log_probs, stop_reason=stop_reason, extra_fields=fields)
 
     async def update_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        """Copies these parameters into the model.
+        """Copies these parameters, tensors on the CPU, into the model.
 
         Raises:
             RuntimeError: a shape that the model does not have.
@@ -284,10 +289,22 @@ class HFServer:
         self._resolve(aborted)
         return [completion.request.request_id for completion in aborted]
 
+    async def sleep(self) -> None:
+        """With `free_cache_engine`, frees the device's memory for the trainer: the model moves to the CPU."""
+        if self.config.free_cache_engine:
+            await self._in_thread(self._move, torch.device("cpu"))
+
+    async def wake_up(self) -> None:
+        await self._in_thread(self._move, self.device)
+
+    def _move(self, device: torch.device) -> None:
+        self.model.to(device)
+        self.platform.empty_cache()
+
     async def _nothing(self, **kwargs: Any) -> None:
         """No keys and values outlive their request, so nothing is freed; and the engine has no profiler."""
 
-    sleep = wake_up = clear_kv_cache = release_kv_cache = resume_kv_cache = start_profile = stop_profile = _nothing
+    clear_kv_cache = release_kv_cache = resume_kv_cache = start_profile = stop_profile = _nothing
 
 
 class HFReplica(RolloutReplica):
@@ -300,12 +317,22 @@ class HFReplica(RolloutReplica):
             raise NotImplementedError("the rollout `hf` serves the policy only: it has no endpoint for a reward model")
 
     async def launch_servers(self) -> None:
-        node_id = await self.workers[0].__ray_call__.remote(lambda worker: ray.get_runtime_context().get_node_id())
+        # The server takes no GPU from Ray: it shares that of its trainer rank.
+        platform = get_platform()
+        resource = platform.ray_resource_name()
+        node_id, device = await self.workers[0].__ray_call__.remote(
+            lambda worker: (
+                ray.get_runtime_context().get_node_id(),
+                ray.get_runtime_context().get_accelerator_ids()[resource][0],
+            )
+        )
+        env_vars = dict.fromkeys(platform.ray_noset_envvars(), "1") | {platform.visible_devices_envvar(): device}
         server = (
             ray.remote(HFServer)
             .options(
                 name=server_name(self.replica_rank),
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node_id, soft=False),
+                runtime_env={"env_vars": env_vars},
                 max_concurrency=self.max_concurrency,
                 num_cpus=1,
             )
@@ -342,15 +369,19 @@ class HFServerAdapter(BaseRollout):
         return self._server
 
     async def resume(self, tags: list[str]) -> None:
-        """Nothing to do: the server never frees its weights."""
+        if "weights" in tags:
+            await self.server.wake_up.remote()
 
     async def release(self) -> None:
-        """Nothing to do, see `resume`."""
+        await self.server.sleep.remote()
 
     async def update_weights(
         self, weights, wire_format: str = "named_tensors", global_steps: int | None = None, **kwargs: Any
     ) -> None:
-        """Sends full tensors in buckets of `checkpoint_engine.update_weights_bucket_megabytes`."""
+        """Sends full tensors, in the rollout's dtype and on the CPU, in buckets.
+
+        `checkpoint_engine.update_weights_bucket_megabytes` is the size of a bucket.
+        """
         if wire_format != "named_tensors":
             raise NotImplementedError(f"the rollout `hf` takes full tensors, not {wire_format}")
         if kwargs.get("peft_config") is not None:
@@ -359,14 +390,16 @@ class HFServerAdapter(BaseRollout):
             )
 
         limit = self.config.checkpoint_engine.update_weights_bucket_megabytes << 20
+        dtype = PrecisionType.to_dtype(self.config.dtype)
         bucket: dict[str, torch.Tensor] = {}
         size = 0
         # Every rank walks through all of the weights: FSDP gathers each one when it is asked for.
         async for name, weight in ensure_async_iterator(weights):
+            weight = weight.detach().to("cpu", dtype)
             if bucket and size + weight.nbytes > limit:
                 await self.server.update_weights.remote(bucket)
                 bucket, size = {}, 0
-            bucket[name] = weight.detach()
+            bucket[name] = weight
             size += weight.nbytes
         if bucket:
             await self.server.update_weights.remote(bucket)

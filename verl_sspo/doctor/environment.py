@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 
 from verl_sspo.cpu.instructions import has_bf16
 from verl_sspo.doctor.finding import Finding, error, ok, warning
+from verl_sspo.doctor.memory import memory_findings
 from verl_sspo.doctor.rules import rollout_gpus, trainer_gpus
 from verl_sspo.run import settings
 from verl_sspo.run.task import data_files
@@ -290,7 +291,9 @@ def model_findings(config: DictConfig) -> Iterator[Finding]:
             yield error("model", message, "hf download it where there is a network, log in if gated, or give a folder")
             return
         yield ok("model", f"{name} ({where})")
-    positions = json.loads(settings_of_model).get("max_position_embeddings")
+    described = json.loads(settings_of_model)
+    yield from memory_findings(config, described)
+    positions = described.get("max_position_embeddings")
     longest = config.data.max_prompt_length + config.data.max_response_length
     if positions is not None and positions < longest:
         message = f"prompt and response may have {longest} tokens, the model has {positions} positions"

@@ -308,7 +308,7 @@ def _parallelism(f: Facts) -> Iterator[Finding]:
         yield error("gpus", message, f"set ray_kwargs.ray_init.num_gpus={wanted}, or null on GPUs")
     key = f"{ROLLOUT}.checkpoint_engine"
     module = str(f.rollout.checkpoint_engine.custom_backend_module)
-    if f.trainer.device != "cpu" and module.startswith("verl_sspo.cpu."):
+    if f.trainer.device != "cpu" and module == "verl_sspo.cpu.weights":
         gpus = f"{key}.backend=nccl {key}.custom_backend_module=null ray_kwargs.ray_init.num_gpus=null"
         message = f"checkpoint_engine.custom_backend_module={module} is for trainer.device=cpu"
         yield error("weight_transfer", message, f"on GPUs set {gpus}")
