@@ -30,7 +30,7 @@ from verl_sspo.cpu.generation import BatchedGenerator, Completion, Request, Samp
 from verl_sspo.cpu.threads import use_cores
 
 # An idle server starts once no request has come for QUIET seconds, so that companions share its first batch.
-QUIET = 0.005
+QUIET = 0.02
 
 
 def server_name(replica_rank: int) -> str:

@@ -49,14 +49,15 @@ LESSONS = {
     "tiny": Lesson(
         task="quickstart",
         plan="Teaches a tiny model to add numbers and to forget the carry, then trains it to carry: 24 steps.\n"
-        "Measured on 2 CPU cores: 4 minutes.",
+        "Measured on 2 CPU cores: 5 minutes; on a busy machine twice that.",
         title="{loss} teaches a tiny model to carry",
         caption="{config.task.digits}-digit additions with worked steps; a tiny Qwen2 whose teacher forgot to carry.",
     ),
     "smollm2-135m": Lesson(
         task="word_problems",
         plan="Prepares SmolLM2-135M-Instruct (0.5 GB) and one-step word problems, then trains it: 12 steps.\n"
-        "Takes about 10 minutes on 2 idle CPU cores with bf16 instructions, about 15 without, and 6 GB of memory.",
+        "Estimate: 10 minutes on 2 idle CPU cores with bf16 instructions, 15 without; on a busy machine several times "
+        "that. Needs 8 GB of memory.",
         title="{loss} teaches SmolLM2-135M to solve word problems",
         caption="One-step word problems after one worked example; SmolLM2-135M-Instruct.",
         prepare=prepare_word_problems,
