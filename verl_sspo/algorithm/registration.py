@@ -160,10 +160,10 @@ def _output_keys() -> Sequence[str] | None:
     """The keys "{uid}_{session}_{output}" of the batch's rows, or None if the caller is not verl's V1 trainer.
 
     verl handles sessions of several outputs itself, but only under the name grpo
-    (`compute_advantage_for_multi_trajectories` in verl/trainer/ppo/v1/utils.py). To another estimator verl 0.9.1 passes
-    rewards, mask, uid and the section `algorithm`: the keys are not among them, and an agent loop cannot add them, since
-    the trainer reads seven fixed fields of each row (`PPOTrainer._compute_advantage`). So they are read from the frame
-    of that function, which calls the estimator. tests/unit/test_advantage.py goes this way through the installed verl.
+    (`compute_advantage_for_multi_trajectories` in verl/trainer/ppo/v1/utils.py). To other estimators verl 0.9.1 passes
+    rewards, mask, uid and the section `algorithm`. The keys are not among them, and an agent loop cannot add them: the
+    trainer reads seven fixed fields of each row (`PPOTrainer._compute_advantage`). So they are read from the frame of
+    that function, which calls the estimator. tests/unit/test_advantage.py goes this way through the installed verl.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None:
