@@ -595,6 +595,17 @@ def test_names_of_data_files_that_verls_reader_takes_for_patterns(tmp_path, name
     assert _errors(environment.data_findings(config)) == ([] if is_read else ["data"] * 2)
 
 
+def test_a_home_that_is_not_writable(tmp_path, monkeypatch):
+    """verl's reader keeps a copy of the data there."""
+    rows = str(write_rows([_row()], tmp_path / "rows.parquet"))
+    config = _with(data={"train_files": rows, "val_files": rows, "train_batch_size": 1})
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache" / "datasets"))
+    assert _errors(environment.data_findings(config)) == []
+    monkeypatch.setattr(environment.os, "access", lambda *_: False)
+    *_, finding = environment.data_findings(config)
+    assert (finding.severity, finding.message.endswith(f"and {tmp_path} is not writable")) == ("error", True)
+
+
 def test_data_that_is_not_looked_into():
     config = _with(data={"train_files": "hdfs://store/train.parquet", "val_files": ["rows.jsonl"]})
     assert [finding.severity for finding in environment.data_findings(config)] == ["warning"] * 2

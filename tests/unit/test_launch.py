@@ -14,6 +14,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -346,8 +347,12 @@ def test_rays_folder_is_short_enough_for_its_sockets(tmp_path, verl, monkeypatch
     assert len(socket) <= 107
 
 
-@pytest.mark.parametrize("said", ["OSError: [Errno 28] No space left on device", "TORCH"])
-def test_full_disk_is_told(tmp_path, verl, said):
+@pytest.mark.parametrize(
+    "said", ["OSError: [Errno 28] No space left on device", "TORCH", "nothing: the log is full too"]
+)
+def test_full_disk_is_told(tmp_path, verl, said, monkeypatch):
+    if said.startswith("nothing"):
+        monkeypatch.setattr(launch.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     # What torch 2.13 says where a file system is full.
     said = said.replace("TORCH", "RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
     verl(f"print('Traceback (most recent call last):'); print({said!r}, flush=True); raise SystemExit(1)")

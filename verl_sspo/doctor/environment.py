@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.constants import HF_HOME
 from omegaconf import DictConfig
 from packaging.requirements import Requirement
 
@@ -197,6 +198,11 @@ def _did_you_mean(path: Path) -> str:
     return f": did you mean {close[0]}?" if close else ""
 
 
+def _nearest(path: Path) -> Path:
+    """The path itself, or the folder in which it, or a folder of its path, would be made."""
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
 def data_findings(config: DictConfig) -> Iterator[Finding]:
     """Whether the parquet files exist, have the columns that this configuration reads, and rows for one batch."""
     import pyarrow as pa
@@ -236,6 +242,10 @@ def data_findings(config: DictConfig) -> Iterator[Finding]:
                 abilities.update(*(table[column].unique().to_pylist() for column in has_ability))
                 rows += table.num_rows if key == "train_files" else 0
                 yield ok("data", f"{path}: {table.num_rows} rows")
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets").expanduser().absolute()
+    if not os.access(_nearest(cache), os.W_OK):
+        message = f"verl's reader copies the data to {cache}, and {_nearest(cache)} is not writable"
+        yield error("data", message, "set HF_HOME to a folder that is")
     if 0 < rows < batch:
         message = f"{rows} training rows do not fill one batch of data.train_batch_size={batch}"
         yield error("data", message, "lower data.train_batch_size and ppo_mini_batch_size")
@@ -356,7 +366,7 @@ def checkpoint_findings(config: DictConfig) -> Iterator[Finding]:
 def folder_findings(config: DictConfig) -> Iterator[Finding]:
     """Whether checkpoints can be written, and Ray's sockets made, where a bare main_ppo would."""
     folder = Path(config.trainer.default_local_dir).expanduser().absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = _nearest(folder)
     if not os.access(there, os.W_OK):
         yield error("folder", f"{there} is not writable", "set trainer.default_local_dir")
     elif shutil.disk_usage(there).free < 2**30:

@@ -36,8 +36,6 @@ SIZES = re.compile(
 TEXTS = re.compile(
     r"trainer\.(default_local_dir|device)|data\.(prompt_key|reward_fn_key)|actor_rollout_ref\.model\.path"
 )
-#: Where verl's default is a string, a list is possible too.
-LISTS = re.compile(r".*\.(\w+_files|target_modules|served_model_name)")
 
 
 def schema_findings(config: DictConfig) -> list[Finding]:
@@ -109,9 +107,8 @@ def _must_be(path: str, value: Any, default: Any) -> str:
     """What is wrong with a value that has verl's default for an example; empty if nothing is."""
     if isinstance(default, bool):
         return "" if isinstance(value, bool | None) else "must be true or false"
-    if isinstance(default, str):
-        wrong = not isinstance(value, str) if TEXTS.fullmatch(path) else isinstance(value, dict | list)
-        return "must be a string" if wrong and not (isinstance(value, list) and LISTS.fullmatch(path)) else ""
+    if TEXTS.fullmatch(path):
+        return "" if isinstance(value, str) else "must be a string"
     if not isinstance(default, int | float):
         return ""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):

@@ -43,6 +43,7 @@ RAYLET = re.compile(r"\[state-dump\]|\(raylet\) \w+\.(cc|h):\d+:")
 
 # What Python says where there is no space, and what torch.save does.
 UNWRITTEN = re.compile(r"No space left on device|Disk quota exceeded|inline_container\.cc.* unexpected pos")
+FULL = "a file could not be written (is the disk full?)"
 
 # What verl and Ray print as they start, in this order.
 PHASES = (
@@ -81,6 +82,7 @@ class TrainingFailedError(RuntimeError):
         self.returncode = returncode
         self.log = log
         self.excerpt = excerpt
+        self.cause = cause
 
 
 def train(
@@ -166,10 +168,11 @@ def train(
         returncode = -signal.SIGKILL if child.returncode is None else child.returncode
         if returncode != 0 or died:
             excerpt = _excerpt(log)
-            full = "a file could not be written (is the disk full?)" if UNWRITTEN.search(excerpt) else None
+            # The log is in the run folder too: where that is full, it may not say why.
+            full = FULL if UNWRITTEN.search(excerpt) or shutil.disk_usage(run_dir).free < 2**16 else None
             text = log.read_text(encoding="utf-8", errors="replace")
             node = "a node of the Ray cluster died" if NODE_DEATH.search(text) else None
-            raise TrainingFailedError(returncode, log, excerpt, died or full or node)
+            raise TrainingFailedError(returncode, log, excerpt, full or died or node)
         finished = True
         return metrics
     finally:

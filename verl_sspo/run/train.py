@@ -141,7 +141,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
             )
         except launch.TrainingFailedError as error:
             launch.report_failure(error, console)
-            for folder in {run_dir, saved} if launch.UNWRITTEN.search(error.excerpt) else ():
+            for folder in {run_dir, saved} if error.cause == launch.FULL else ():
                 say(console, f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free in {short(folder)}")
             _say_how_to_resume(arguments, saved, console)
             return 1
