@@ -3,7 +3,8 @@
     verl-sspo gpu-check                 on a machine with a GPU: about five minutes; writes docs/results/gpu
     verl-sspo gpu-check --without-gpu   in Triton's interpreter, and compiled for GPUs that are not there
 
-Prints a table. The exit status is 1 if a check fails.
+Prints a table. The exit status is 1 if a check fails. Needs torch, numpy and Triton alone, and no installation:
+`python -m verl_sspo gpu-check` in a clone. With verl it also measures speed, with transformers the noise of log-probs.
 """
 
 import argparse
@@ -19,7 +20,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from verl_sspo.algorithm.gates import DOMAINS, SHAPES, SIDES, Gate
@@ -38,6 +38,7 @@ TARGETS: dict[str, tuple] = {
 # Relative to the largest gradient and to 1. The rounding of a log-ratio in float32 is multiplied by temperatures of 12.
 TOLERANCE = 5e-6
 OUTPUT = Path("docs/results/gpu")
+NOISE_LENGTHS = (20, 200, 1000)
 # Where a row has to fill a GPU, and where many do.
 SIZES = ((64, 16384), (8, 4096), (512, 2048), (4, 131072))
 
@@ -128,9 +129,10 @@ def compiled(quick: bool) -> list[dict[str, Any]]:
     chosen = [Gate(), Gate("sigmoid", "ratio", 1.0, 1.05)] if quick else list(gates())
     rows = []
     for target, block in itertools.product(TARGETS, kernel.BLOCKS):
-        used = pd.DataFrame([resources(gate, target, block) for gate in chosen]).max()
-        result = f"{used.registers} registers, {used.spills} spilled, {used.shared} bytes of shared memory"
-        rows.append({"check": f"compiled for {target}, block {block}", "result": result, "ok": bool(used.spills == 0)})
+        each = [resources(gate, target, block) for gate in chosen]
+        used = {name: max(one[name] for one in each) for name in each[0]}
+        result = "{registers} registers, {spills} spilled, {shared} bytes of shared memory".format(**used)
+        rows.append({"check": f"compiled for {target}, block {block}", "result": result, "ok": used["spills"] == 0})
     return rows
 
 
@@ -193,13 +195,34 @@ def in_a_process(part: str, quick: bool, **environment: str) -> list[dict[str, A
     return json.loads(ended.stdout.splitlines()[-1])
 
 
-def speed(seconds: float) -> list[str]:
+def speed(seconds: float) -> Iterator[str]:
     """Tables of time and memory beside verl's losses, and of the estimator."""
+    if importlib.util.find_spec("verl") is None:
+        yield "Speed is not measured: verl is not installed."
+        return
     from verl_sspo.benchmark import advantages, losses
 
-    sections = losses.measure(SIZES, torch.device("cuda"), seconds)
-    sections += advantages.measure((8192, 65536), 1024, seconds)
-    return [section.as_markdown() for section in sections]
+    for size in SIZES:
+        yield from (section.as_markdown() for section in losses.measure([size], torch.device("cuda"), seconds))
+    yield from (section.as_markdown() for section in advantages.measure((8192, 65536), 1024, seconds))
+
+
+def log_prob_noise() -> Iterator[str]:
+    """Tables of the noise of log-probs, with a model of random weights."""
+    if importlib.util.find_spec("transformers") is None:
+        yield "The noise of log-probs is not measured: transformers is not installed."
+        return
+    from verl_sspo.benchmark import noise
+
+    for title, note, rows in noise.measure(*noise.random_model("cuda"), NOISE_LENGTHS):
+        yield f"## {title}\n\n{note}\n\n{markdown(rows)}"
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table, a column per key."""
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    lines += [[f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -228,22 +251,23 @@ def main(argv: list[str] | None = None) -> int:
     rows += in_a_process("compiled", quick)
     for row in rows:
         row["ok"] = "ok" if row["ok"] else "FAILED"
-    print(pd.DataFrame(rows).to_string(index=False, justify="left"))
+    for row in rows:
+        print(f"{row['ok']:8}{row['check']:36}{row['result']}")
     if not arguments.without_gpu:
         device = torch.cuda.get_device_name()
         arguments.output.mkdir(parents=True, exist_ok=True)
-        _write(arguments.output, device, rows, [])  # an early end keeps this
-        if importlib.util.find_spec("verl") is None:
-            _write(arguments.output, device, rows, ["Speed is not measured: verl is not installed."])
-        elif not quick:
-            _write(arguments.output, device, rows, speed(seconds=10))
+        tables: list[str] = []
+        _write(arguments.output, device, rows, tables)
+        for table in () if quick else itertools.chain(speed(seconds=10), log_prob_noise()):
+            tables.append(table)
+            _write(arguments.output, device, rows, tables)  # an early end keeps what there is
     return int(any(row["ok"] != "ok" for row in rows))
 
 
 def _write(folder: Path, device: str, rows: list[dict[str, Any]], tables: list[str]) -> None:
     (folder / "results.json").write_text(json.dumps({"device": device, "checks": rows}, indent=2) + "\n")
-    checks = pd.DataFrame(rows).to_markdown(index=False)
-    (folder / "README.md").write_text("\n\n".join([f"# `verl-sspo gpu-check` on {device}", checks, *tables]) + "\n")
+    page = "\n\n".join([f"# `verl-sspo gpu-check` on {device}", markdown(rows), *tables])
+    (folder / "README.md").write_text(f"{page}\n")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ PRECISIONS = {
 
 def prepare(model: PreTrainedModel, precision: Precision) -> PreTrainedModel:
     """A copy of the model in this precision, without autocast."""
-    model = copy.deepcopy(model).to(precision.weights)
+    model = copy.deepcopy(model).to(precision.weights)  # type: ignore[arg-type]  # transformers wraps it
     if precision.head is not None:
         head = copy.deepcopy(model.get_output_embeddings()).to(precision.head)
         head.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(precision.head),))
@@ -185,7 +185,6 @@ def random_model(device: str) -> tuple[str, PreTrainedModel, list[int]]:
         num_key_value_heads=4,
         initializer_range=0.05,
         tie_word_embeddings=True,
-        attn_implementation="sdpa",
     )
     with torch.device(device):
         return "random weights", Qwen2ForCausalLM(config).eval(), list(range(100, 120))
