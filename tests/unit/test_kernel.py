@@ -21,7 +21,7 @@ def test_exact_in_the_interpreter_and_compiled_without_spills(quick, capsys):
     assert gpu_check.main(["--without-gpu", *([quick] if quick else [])]) == 0
     shown = capsys.readouterr().out
     assert "FAILED" not in shown
-    assert shown.count("\nok ") >= 15
+    assert sum(line.startswith("ok ") for line in shown.splitlines()) >= 15
 
 
 def test_a_bare_machine_has_what_the_check_imports():
@@ -32,7 +32,7 @@ for name in ("verl", "ray", "omegaconf", "hydra", "pandas", "tabulate", "pyarrow
     sys.modules[name] = None  # importing it raises ModuleNotFoundError
 from verl_sspo.cli import main
 from verl_sspo.benchmark import gpu_check
-assert not main(["gpu-check", "--part", "exact", "--quick"])
+assert not main(["gpu-check", "--part", "float32", "--quick"])
 assert "not installed" in next(gpu_check.speed(1)) + next(gpu_check.log_prob_noise())
 """
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"}

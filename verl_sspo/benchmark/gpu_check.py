@@ -16,7 +16,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,7 @@ def error(gate: Gate, tensors: dict[str, Any]) -> float:
     return float(torch.stack(errors).max())  # NaN if one is NaN
 
 
-def nan_is_kept(device: str) -> bool:
+def nan_is_kept(device: str) -> dict[str, Any]:
     """Whether a NaN at a valid token makes the loss NaN."""
     kept = []
     for name in ("log_prob", "old_log_prob", "advantages"):
@@ -106,19 +108,18 @@ def nan_is_kept(device: str) -> bool:
         tensors[name][0, 3] = torch.nan
         loss, _ = sspo_loss(**tensors, gate=Gate(), kernel="triton")
         kept.append(bool(loss.isnan()))
-    return all(kept)
+    return {"check": "NaN at a valid token", "result": "the loss is NaN", "ok": all(kept)}
 
 
-def exactness(device: str, quick: bool) -> list[dict[str, Any]]:
-    """A row per length and dtype: the largest error over gates, with and without rollout weights."""
+def exactness(dtype: torch.dtype, device: str, quick: bool) -> list[dict[str, Any]]:
+    """A row per length: the largest error over gates, with and without rollout weights."""
     rows = []
-    for length, dtype in itertools.product((7, 1025) if quick else LENGTHS, DTYPES):
+    for length in (7, 1025) if quick else LENGTHS:
         chosen = gates() if dtype == torch.float32 or not quick else [Gate(), Gate("sigmoid", "ratio", 1.0, 1.05)]
         inputs = [batch(length, dtype, device, weighted) for weighted in (False, True)]
         largest = max(error(gate, each) for gate in chosen for each in inputs)
         check = f"exact, {length} tokens, {str(dtype).removeprefix('torch.')}"
         rows.append({"check": check, "result": f"largest error {largest:.1e}", "ok": largest <= TOLERANCE})
-    rows.append({"check": "NaN at a valid token", "result": "the loss is NaN", "ok": nan_is_kept(device)})
     return rows
 
 
@@ -186,13 +187,31 @@ def host_synchronisations() -> dict[str, Any]:
     return {"check": "host synchronisations of the loss", "result": result, "ok": ok}
 
 
-def in_a_process(part: str, quick: bool, **environment: str) -> list[dict[str, Any]]:
-    """The rows of a part. Interpreter and compiler exclude each other in one process."""
-    command = [sys.executable, "-m", "verl_sspo.benchmark.gpu_check", "--part", part, *(["--quick"] if quick else [])]
-    ended = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=False)
-    if ended.returncode:
-        return [{"check": part, "result": f"ended with exit code {ended.returncode}", "ok": False}]
-    return json.loads(ended.stdout.splitlines()[-1])
+# What one process computes. Interpreter and compiler exclude each other in one.
+PARTS: dict[str, Callable[[bool], list[dict[str, Any]]]] = {
+    "float32": lambda quick: [*exactness(torch.float32, "cpu", quick), nan_is_kept("cpu")],
+    "bfloat16": partial(exactness, torch.bfloat16, "cpu"),
+    "float16": partial(exactness, torch.float16, "cpu"),
+    "compiled": compiled,
+}
+
+
+def in_processes(parts: Sequence[str], quick: bool) -> list[dict[str, Any]]:
+    """The rows of these parts, a process each, as many at a time as there are cores."""
+
+    def rows(part: str) -> list[dict[str, Any]]:
+        command = [sys.executable, "-m", "verl_sspo.benchmark.gpu_check", "--part", part, *["--quick"] * quick]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        if part != "compiled":
+            # numpy, which interprets, warns of every NaN.
+            environment |= {"TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"}
+        ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+        if ended.returncode:
+            return [{"check": part, "result": f"ended with exit code {ended.returncode}", "ok": False}]
+        return json.loads(ended.stdout.splitlines()[-1])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(itertools.chain.from_iterable(pool.map(rows, parts)))
 
 
 def speed(seconds: float) -> Iterator[str]:
@@ -232,10 +251,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=OUTPUT, help="folder of the results on a GPU; default: %(default)s"
     )
-    parser.add_argument("--part", choices=("exact", "compiled"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.part:
-        print(json.dumps(exactness("cpu", arguments.quick) if arguments.part == "exact" else compiled(arguments.quick)))
+        print(json.dumps(PARTS[arguments.part](arguments.quick)))
         return 0
     if importlib.util.find_spec("triton") is None:
         parser.error("Triton is not installed: pip install triton (it comes with PyTorch's CUDA builds)")
@@ -244,11 +263,10 @@ def main(argv: list[str] | None = None) -> int:
 
     quick = arguments.quick
     if arguments.without_gpu:
-        # numpy, which interprets, warns of every NaN.
-        rows = in_a_process("exact", quick, TRITON_INTERPRET="1", PYTHONWARNINGS="ignore")
+        rows = in_processes(list(PARTS), quick)
     else:
-        rows = [*exactness("cuda", quick), host_synchronisations()]
-    rows += in_a_process("compiled", quick)
+        rows = [row for dtype in DTYPES for row in exactness(dtype, "cuda", quick)]
+        rows += [nan_is_kept("cuda"), host_synchronisations(), *in_processes(["compiled"], quick)]
     for row in rows:
         row["ok"] = "ok" if row["ok"] else "FAILED"
     for row in rows:

@@ -118,6 +118,8 @@ def log_ratios(
     model: PreTrainedModel, prompt: Sequence[int], length: int, precision: Precision
 ) -> dict[str, torch.Tensor]:
     """z of all valid tokens, (tokens,) float64, by what the second pass puts together."""
+    # As with verl: rollouts have weights in the dtype that the trainer computes in.
+    responses, seen = sample(prepare(model, Precision(precision.autocast or precision.weights)), prompt, length)
     model = prepare(model, precision)
     # A fresh context per pass: autocast keeps the weights it has cast until its end.
     passing: Callable[[], AbstractContextManager] = nullcontext
@@ -128,8 +130,6 @@ def log_ratios(
         with passing():
             return log_probs(model, prompt, responses, rows)
 
-    with passing():
-        responses, seen = sample(model, prompt, length)
     first = computed(batches(range(ROWS), MICRO_BATCH))
     second = {name: computed(rows) for name, rows in packings(ROWS).items()}
     differences = {name: each - first for name, each in second.items()} | {ROLLOUT: first - seen}
