@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from moe_model import create_moe_model
 from safetensors.torch import load_file
 from transformers import Qwen2ForCausalLM
 from verl.utils.metric import reduce_metrics
 from verl.utils.py_functional import rename_dict
+from verl.workers.engine.fsdp.utils import unfuse_moe_params
 
 from verl_sspo.algorithm.gates import Gate
 from verl_sspo.algorithm.reference import sspo_loss_matrix
@@ -241,9 +243,13 @@ def _logged(folder, name):
     return json.loads((folder / f"{name}.json").read_text())
 
 
+def _after(folder, name):
+    return load_file(folder / f"{name}.safetensors")
+
+
 def _gradient(folder, before, name):
     """SGD at rate 1 moved the parameters by minus the gradient."""
-    after = load_file(folder / f"{name}.safetensors")
+    after = _after(folder, name)
     # verl adds the output layer, which is the embedding.
     assert torch.equal(after.pop("lm_head.weight"), after["model.embed_tokens.weight"])
     assert after.keys() == before.keys()
@@ -267,6 +273,27 @@ def test_gradient_is_the_formula_s_however_the_batch_is_split(folder, before, ex
     norm = torch.cat([values.flatten() for values in gradient.values()]).norm().item()
     assert metrics["grad_norm"] == [pytest.approx(norm, rel=TOLERANCE)]
     assert metrics["loss"] == [pytest.approx(loss, rel=TOLERANCE)]
+
+
+@pytest.mark.slow
+def test_a_mixture_of_experts_learns_alike_on_one_rank_and_on_two(tmp_path):
+    """FSDP splits the stacked experts and the router over the ranks, and each row takes experts of its own."""
+    model = create_moe_model(seed=0)
+    model.save_pretrained(tmp_path / "model")
+    create_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "rows.json").write_text(json.dumps(_rows(model)))
+    settings = {name: SETTINGS[name] for name in ("whole", "micro_1", "ranks_micro_2")}
+    (tmp_path / "settings.json").write_text(json.dumps({name: s.as_json() for name, s in settings.items()}))
+    _run(tmp_path, 1, ["whole", "micro_1"])
+    _run(tmp_path, 2, ["ranks_micro_2"])
+    before = dict(unfuse_moe_params(model.state_dict().items(), "qwen3_moe"))
+    whole, *others = ({key: before[key] - value for key, value in _after(tmp_path, name).items()} for name in settings)
+    assert whole.keys() == before.keys()
+    routers = [key for key in whole if key.endswith("mlp.gate.weight")]
+    assert len(routers) == 2
+    assert all(whole[key].abs().max() > 1e-3 * _largest(whole) for key in routers)
+    for other in others:
+        assert _difference(other, whole) < TOLERANCE
 
 
 def test_update_is_not_trivial(folder, before, exact):

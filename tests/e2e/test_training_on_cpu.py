@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from moe_model import create_moe_model
 from verl.trainer.config.algorithm import RolloutCorrectionConfig
 
-from verl_sspo.quickstart.model import prepare_arithmetic
+from verl_sspo.quickstart.model import create_tokenizer, prepare_arithmetic
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -192,6 +193,17 @@ def test_every_preset_of_rollout_correction_trains(task, tmp_path):
         measured = [len(steps), left_out + rejected, slope]
         # A response whose mean ratio is at the bound of geo_rs falls on either side of it.
         assert measured == pytest.approx([float(cell) for cell in row[5:8]], abs=0.1), row[0]
+
+
+@pytest.mark.slow
+def test_a_mixture_of_experts_trains(task, tmp_path):
+    """All of its weights, the stacked experts and the router, reach the rollout: it agrees with the trainer."""
+    model = tmp_path / "model"
+    create_moe_model(seed=0).save_pretrained(model)
+    create_tokenizer().save_pretrained(model)
+    steps = run_main_ppo(task, tmp_path, f"actor_rollout_ref.model.path={model}", "trainer.total_training_steps=3")
+    for step in (1, 2, 3):
+        check_training_step(steps[step])
 
 
 @pytest.mark.slow

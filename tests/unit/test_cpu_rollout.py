@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from moe_model import create_moe_model
 
 from verl_sspo.quickstart.model import create_model, create_tokenizer
 
@@ -148,7 +149,7 @@ def test_foreign_weights_are_refused(make_server):
     async def update():
         with pytest.raises(ValueError, match=r"model\.no_such\.weight, which the rollout's model lacks"):
             await server.update_weights({"model.no_such.weight": torch.zeros(1)})
-        with pytest.raises(RuntimeError, match=r"model\.norm\.weight"):
+        with pytest.raises(ValueError, match=r"model\.norm\.weight of shape \(1,\), the rollout's model has \(64,\)"):
             await server.update_weights({"model.norm.weight": torch.zeros(1)})
 
     asyncio.run(update())
@@ -170,6 +171,32 @@ def test_the_model_leaves_its_device_during_the_update(make_server):
 
     assert asyncio.run(sleep_and_wake()).token_ids == before.token_ids
     assert moves == [torch.device("cpu"), torch.device("cuda")]
+
+
+def test_stacked_experts_take_the_weights_that_verl_sends_one_by_one(tmp_path):
+    from verl.workers.config import HFModelConfig, RolloutConfig
+    from verl.workers.engine.fsdp.utils import unfuse_moe_params
+    from verl.workers.rollout.replica import RolloutMode
+
+    from verl_sspo.cpu.rollout import HFServer
+
+    create_moe_model(seed=0).save_pretrained(tmp_path)
+    create_tokenizer().save_pretrained(tmp_path)
+    trained = create_moe_model(seed=1)
+    config = RolloutConfig(name="hf", tensor_model_parallel_size=1, dtype="float32", load_format="auto")
+    model_config = HFModelConfig(path=str(tmp_path), override_config={"attn_implementation": "sdpa"})
+    server = HFServer(config, model_config, RolloutMode.HYBRID, replica_rank=0)
+    sent = dict(unfuse_moe_params(trained.state_dict().items(), "qwen3_moe"))
+    assert "model.layers.0.mlp.experts.1.gate_proj.weight" in sent
+
+    async def update():
+        await server.update_weights(sent)
+        await server.finish_update(1)
+
+    asyncio.run(update())
+    own = server.model.state_dict()
+    assert own.keys() == trained.state_dict().keys()
+    assert all(torch.equal(weight, own[name]) for name, weight in trained.state_dict().items())
 
 
 def test_a_group_is_drawn_by_one_request(make_server):

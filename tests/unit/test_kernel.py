@@ -1,6 +1,9 @@
 """The Triton kernel of the loss, without a GPU: `verl-sspo gpu-check`, and its settings."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -18,7 +21,23 @@ def test_exact_in_the_interpreter_and_compiled_without_spills(quick, capsys):
     assert gpu_check.main(["--without-gpu", *([quick] if quick else [])]) == 0
     shown = capsys.readouterr().out
     assert "FAILED" not in shown
-    assert shown.count(" ok") >= 15
+    assert sum(line.startswith("ok ") for line in shown.splitlines()) >= 15
+
+
+def test_a_bare_machine_has_what_the_check_imports():
+    """A GPU machine with torch, numpy and Triton, before anything is installed there."""
+    code = """
+import sys
+for name in ("verl", "ray", "omegaconf", "hydra", "pandas", "tabulate", "pyarrow", "psutil", "transformers"):
+    sys.modules[name] = None  # importing it raises ModuleNotFoundError
+from verl_sspo.cli import main
+from verl_sspo.benchmark import gpu_check
+assert not main(["gpu-check", "--part", "float32", "--quick"])
+assert "not installed" in next(gpu_check.speed(1)) + next(gpu_check.log_prob_noise())
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.parametrize("fault", [0.5, torch.nan])

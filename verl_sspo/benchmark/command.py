@@ -59,9 +59,10 @@ def measure_noise(models: Sequence[Path], device: torch.device, lengths: Sequenc
         with tempfile.TemporaryDirectory() as folder:
             path = prepare_arithmetic(Path(folder), digits=1, train_size=64, val_size=16) / "model"
             loaded = [("the quickstart's model", *noise.load(path)[1:])]
-    tables = [
-        table for name, model, prompt in loaded for table in noise.measure(name, model.to(device), prompt, lengths)
-    ]
+    tables = []
+    for name, model, prompt in loaded:
+        model.to(device)  # type: ignore[arg-type]  # transformers wraps it
+        tables += noise.measure(name, model, prompt, lengths)
     return [Section(title, note, pd.DataFrame(rows).set_index(next(iter(rows[0])))) for title, note, rows in tables]
 
 

@@ -3,7 +3,8 @@
     verl-sspo gpu-check                 on a machine with a GPU: about five minutes; writes docs/results/gpu
     verl-sspo gpu-check --without-gpu   in Triton's interpreter, and compiled for GPUs that are not there
 
-Prints a table. The exit status is 1 if a check fails.
+Prints a table. The exit status is 1 if a check fails. Needs torch, numpy and Triton alone, and no installation:
+`python -m verl_sspo gpu-check` in a clone. With verl it also measures speed, with transformers the noise of log-probs.
 """
 
 import argparse
@@ -15,11 +16,12 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from verl_sspo.algorithm.gates import DOMAINS, SHAPES, SIDES, Gate
@@ -38,6 +40,7 @@ TARGETS: dict[str, tuple] = {
 # Relative to the largest gradient and to 1. The rounding of a log-ratio in float32 is multiplied by temperatures of 12.
 TOLERANCE = 5e-6
 OUTPUT = Path("docs/results/gpu")
+NOISE_LENGTHS = (20, 200, 1000)
 # Where a row has to fill a GPU, and where many do.
 SIZES = ((64, 16384), (8, 4096), (512, 2048), (4, 131072))
 
@@ -97,7 +100,7 @@ def error(gate: Gate, tensors: dict[str, Any]) -> float:
     return float(torch.stack(errors).max())  # NaN if one is NaN
 
 
-def nan_is_kept(device: str) -> bool:
+def nan_is_kept(device: str) -> dict[str, Any]:
     """Whether a NaN at a valid token makes the loss NaN."""
     kept = []
     for name in ("log_prob", "old_log_prob", "advantages"):
@@ -105,19 +108,18 @@ def nan_is_kept(device: str) -> bool:
         tensors[name][0, 3] = torch.nan
         loss, _ = sspo_loss(**tensors, gate=Gate(), kernel="triton")
         kept.append(bool(loss.isnan()))
-    return all(kept)
+    return {"check": "NaN at a valid token", "result": "the loss is NaN", "ok": all(kept)}
 
 
-def exactness(device: str, quick: bool) -> list[dict[str, Any]]:
-    """A row per length and dtype: the largest error over gates, with and without rollout weights."""
+def exactness(dtype: torch.dtype, device: str, quick: bool) -> list[dict[str, Any]]:
+    """A row per length: the largest error over gates, with and without rollout weights."""
     rows = []
-    for length, dtype in itertools.product((7, 1025) if quick else LENGTHS, DTYPES):
+    for length in (7, 1025) if quick else LENGTHS:
         chosen = gates() if dtype == torch.float32 or not quick else [Gate(), Gate("sigmoid", "ratio", 1.0, 1.05)]
         inputs = [batch(length, dtype, device, weighted) for weighted in (False, True)]
         largest = max(error(gate, each) for gate in chosen for each in inputs)
         check = f"exact, {length} tokens, {str(dtype).removeprefix('torch.')}"
         rows.append({"check": check, "result": f"largest error {largest:.1e}", "ok": largest <= TOLERANCE})
-    rows.append({"check": "NaN at a valid token", "result": "the loss is NaN", "ok": nan_is_kept(device)})
     return rows
 
 
@@ -128,9 +130,10 @@ def compiled(quick: bool) -> list[dict[str, Any]]:
     chosen = [Gate(), Gate("sigmoid", "ratio", 1.0, 1.05)] if quick else list(gates())
     rows = []
     for target, block in itertools.product(TARGETS, kernel.BLOCKS):
-        used = pd.DataFrame([resources(gate, target, block) for gate in chosen]).max()
-        result = f"{used.registers} registers, {used.spills} spilled, {used.shared} bytes of shared memory"
-        rows.append({"check": f"compiled for {target}, block {block}", "result": result, "ok": bool(used.spills == 0)})
+        each = [resources(gate, target, block) for gate in chosen]
+        used = {name: max(one[name] for one in each) for name in each[0]}
+        result = "{registers} registers, {spills} spilled, {shared} bytes of shared memory".format(**used)
+        rows.append({"check": f"compiled for {target}, block {block}", "result": result, "ok": used["spills"] == 0})
     return rows
 
 
@@ -184,22 +187,61 @@ def host_synchronisations() -> dict[str, Any]:
     return {"check": "host synchronisations of the loss", "result": result, "ok": ok}
 
 
-def in_a_process(part: str, quick: bool, **environment: str) -> list[dict[str, Any]]:
-    """The rows of a part. Interpreter and compiler exclude each other in one process."""
-    command = [sys.executable, "-m", "verl_sspo.benchmark.gpu_check", "--part", part, *(["--quick"] if quick else [])]
-    ended = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=False)
-    if ended.returncode:
-        return [{"check": part, "result": f"ended with exit code {ended.returncode}", "ok": False}]
-    return json.loads(ended.stdout.splitlines()[-1])
+# What one process computes. Interpreter and compiler exclude each other in one.
+PARTS: dict[str, Callable[[bool], list[dict[str, Any]]]] = {
+    "float32": lambda quick: [*exactness(torch.float32, "cpu", quick), nan_is_kept("cpu")],
+    "bfloat16": partial(exactness, torch.bfloat16, "cpu"),
+    "float16": partial(exactness, torch.float16, "cpu"),
+    "compiled": compiled,
+}
 
 
-def speed(seconds: float) -> list[str]:
+def in_processes(parts: Sequence[str], quick: bool) -> list[dict[str, Any]]:
+    """The rows of these parts, a process each, as many at a time as there are cores."""
+
+    def rows(part: str) -> list[dict[str, Any]]:
+        command = [sys.executable, "-m", "verl_sspo.benchmark.gpu_check", "--part", part, *["--quick"] * quick]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        if part != "compiled":
+            # numpy, which interprets, warns of every NaN.
+            environment |= {"TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"}
+        ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+        if ended.returncode:
+            return [{"check": part, "result": f"ended with exit code {ended.returncode}", "ok": False}]
+        return json.loads(ended.stdout.splitlines()[-1])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(itertools.chain.from_iterable(pool.map(rows, parts)))
+
+
+def speed(seconds: float) -> Iterator[str]:
     """Tables of time and memory beside verl's losses, and of the estimator."""
+    if importlib.util.find_spec("verl") is None:
+        yield "Speed is not measured: verl is not installed."
+        return
     from verl_sspo.benchmark import advantages, losses
 
-    sections = losses.measure(SIZES, torch.device("cuda"), seconds)
-    sections += advantages.measure((8192, 65536), 1024, seconds)
-    return [section.as_markdown() for section in sections]
+    for size in SIZES:
+        yield from (section.as_markdown() for section in losses.measure([size], torch.device("cuda"), seconds))
+    yield from (section.as_markdown() for section in advantages.measure((8192, 65536), 1024, seconds))
+
+
+def log_prob_noise() -> Iterator[str]:
+    """Tables of the noise of log-probs, with a model of random weights."""
+    if importlib.util.find_spec("transformers") is None:
+        yield "The noise of log-probs is not measured: transformers is not installed."
+        return
+    from verl_sspo.benchmark import noise
+
+    for title, note, rows in noise.measure(*noise.random_model("cuda"), NOISE_LENGTHS):
+        yield f"## {title}\n\n{note}\n\n{markdown(rows)}"
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table, a column per key."""
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    lines += [[f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -209,10 +251,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=OUTPUT, help="folder of the results on a GPU; default: %(default)s"
     )
-    parser.add_argument("--part", choices=("exact", "compiled"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.part:
-        print(json.dumps(exactness("cpu", arguments.quick) if arguments.part == "exact" else compiled(arguments.quick)))
+        print(json.dumps(PARTS[arguments.part](arguments.quick)))
         return 0
     if importlib.util.find_spec("triton") is None:
         parser.error("Triton is not installed: pip install triton (it comes with PyTorch's CUDA builds)")
@@ -221,29 +263,29 @@ def main(argv: list[str] | None = None) -> int:
 
     quick = arguments.quick
     if arguments.without_gpu:
-        # numpy, which interprets, warns of every NaN.
-        rows = in_a_process("exact", quick, TRITON_INTERPRET="1", PYTHONWARNINGS="ignore")
+        rows = in_processes(list(PARTS), quick)
     else:
-        rows = [*exactness("cuda", quick), host_synchronisations()]
-    rows += in_a_process("compiled", quick)
+        rows = [row for dtype in DTYPES for row in exactness(dtype, "cuda", quick)]
+        rows += [nan_is_kept("cuda"), host_synchronisations(), *in_processes(["compiled"], quick)]
     for row in rows:
         row["ok"] = "ok" if row["ok"] else "FAILED"
-    print(pd.DataFrame(rows).to_string(index=False, justify="left"))
+    for row in rows:
+        print(f"{row['ok']:8}{row['check']:36}{row['result']}")
     if not arguments.without_gpu:
         device = torch.cuda.get_device_name()
         arguments.output.mkdir(parents=True, exist_ok=True)
-        _write(arguments.output, device, rows, [])  # an early end keeps this
-        if importlib.util.find_spec("verl") is None:
-            _write(arguments.output, device, rows, ["Speed is not measured: verl is not installed."])
-        elif not quick:
-            _write(arguments.output, device, rows, speed(seconds=10))
+        tables: list[str] = []
+        _write(arguments.output, device, rows, tables)
+        for table in () if quick else itertools.chain(speed(seconds=10), log_prob_noise()):
+            tables.append(table)
+            _write(arguments.output, device, rows, tables)  # an early end keeps what there is
     return int(any(row["ok"] != "ok" for row in rows))
 
 
 def _write(folder: Path, device: str, rows: list[dict[str, Any]], tables: list[str]) -> None:
     (folder / "results.json").write_text(json.dumps({"device": device, "checks": rows}, indent=2) + "\n")
-    checks = pd.DataFrame(rows).to_markdown(index=False)
-    (folder / "README.md").write_text("\n\n".join([f"# `verl-sspo gpu-check` on {device}", checks, *tables]) + "\n")
+    page = "\n\n".join([f"# `verl-sspo gpu-check` on {device}", markdown(rows), *tables])
+    (folder / "README.md").write_text(f"{page}\n")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ def measure(sizes: Sequence[tuple[int, int]], device: torch.device, seconds: flo
 def _measure_size(micro_batch: int, length: int, device: torch.device, seconds: float) -> Section:
     batch = random_batch(micro_batch, length, device)
     configs = contestants()
+    if device.type == "cuda":
+        configs["sspo in PyTorch"] = with_policy_loss(actor_config(["algo=sspo"]), kernel="torch")
     calls: dict[str, Callable[[], object]] = {name: partial(gradient, each, batch) for name, each in configs.items()}
     source = torch.ones(micro_batch * length * FLOOR_BYTES_PER_TOKEN // 2, dtype=torch.uint8, device=device)
     table = side_by_side(calls | {FLOOR: partial(torch.empty_like(source).copy_, source)}, seconds)

@@ -53,7 +53,7 @@ PRECISIONS = {
 
 def prepare(model: PreTrainedModel, precision: Precision) -> PreTrainedModel:
     """A copy of the model in this precision, without autocast."""
-    model = copy.deepcopy(model).to(precision.weights)
+    model = copy.deepcopy(model).to(precision.weights)  # type: ignore[arg-type]  # transformers wraps it
     if precision.head is not None:
         head = copy.deepcopy(model.get_output_embeddings()).to(precision.head)
         head.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(precision.head),))
@@ -118,6 +118,8 @@ def log_ratios(
     model: PreTrainedModel, prompt: Sequence[int], length: int, precision: Precision
 ) -> dict[str, torch.Tensor]:
     """z of all valid tokens, (tokens,) float64, by what the second pass puts together."""
+    # As with verl: rollouts have weights in the dtype that the trainer computes in.
+    responses, seen = sample(prepare(model, Precision(precision.autocast or precision.weights)), prompt, length)
     model = prepare(model, precision)
     # A fresh context per pass: autocast keeps the weights it has cast until its end.
     passing: Callable[[], AbstractContextManager] = nullcontext
@@ -128,8 +130,6 @@ def log_ratios(
         with passing():
             return log_probs(model, prompt, responses, rows)
 
-    with passing():
-        responses, seen = sample(model, prompt, length)
     first = computed(batches(range(ROWS), MICRO_BATCH))
     second = {name: computed(rows) for name, rows in packings(ROWS).items()}
     differences = {name: each - first for name, each in second.items()} | {ROLLOUT: first - seen}
@@ -185,7 +185,6 @@ def random_model(device: str) -> tuple[str, PreTrainedModel, list[int]]:
         num_key_value_heads=4,
         initializer_range=0.05,
         tie_word_embeddings=True,
-        attn_implementation="sdpa",
     )
     with torch.device(device):
         return "random weights", Qwen2ForCausalLM(config).eval(), list(range(100, 120))

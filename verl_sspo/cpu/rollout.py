@@ -22,6 +22,7 @@ from verl.utils import normalize_token_ids
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.config import HFModelConfig, RolloutConfig
+from verl.workers.engine.fsdp.utils import unfuse_moe_params
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutMode, RolloutReplica, TokenOutput
 from verl.workers.rollout.utils import ensure_async_iterator
@@ -242,13 +243,27 @@ class HFServer:
         """Copies these parameters, tensors on the CPU, into the model.
 
         Raises:
-            RuntimeError: a shape that the model does not have.
-            ValueError: a name that the model does not have.
+            ValueError: a name or a shape that the model does not have.
         """
-        keys = await self._in_thread(self.model.load_state_dict, weights, False)
-        if keys.unexpected_keys:
-            raise ValueError(f"the trainer sends {', '.join(keys.unexpected_keys)}, which the rollout's model lacks")
+        own = self._by_name(self.model.state_dict())
+        if unexpected := weights.keys() - own.keys():
+            raise ValueError(f"the trainer sends {', '.join(sorted(unexpected))}, which the rollout's model lacks")
+        for name, weight in weights.items():
+            if weight.shape != own[name].shape:
+                shapes = f"{tuple(weight.shape)}, the rollout's model has {tuple(own[name].shape)}"
+                raise ValueError(f"the trainer sends {name} of shape {shapes}")
+        await self._in_thread(self._copy, own, weights)
         self._received |= weights.keys()
+
+    def _by_name(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors by the names that verl's trainer sends: of stacked experts, a view of each."""
+        return dict(unfuse_moe_params(tensors.items(), self.model.config.model_type))
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy(targets: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> None:
+        for name, weight in weights.items():
+            targets[name].copy_(weight)
 
     async def finish_update(self, global_steps: int | None) -> None:
         """Makes the weights valid after the last `update_weights`.
@@ -257,7 +272,7 @@ class HFServer:
             ValueError: a parameter has not come.
         """
         # Of tied parameters, one name is enough: `named_parameters` has the first only.
-        if missing := dict(self.model.named_parameters()).keys() - self._received:
+        if missing := self._by_name(dict(self.model.named_parameters())).keys() - self._received:
             raise ValueError(f"the trainer's weights lack {', '.join(sorted(missing))}")
         self.has_weights, self.global_steps = True, global_steps
         self._received.clear()
@@ -298,7 +313,7 @@ class HFServer:
         await self._in_thread(self._move, self.device)
 
     def _move(self, device: torch.device) -> None:
-        self.model.to(device)
+        self.model.to(device)  # type: ignore[arg-type]  # transformers wraps it
         self.platform.empty_cache()
 
     async def _nothing(self, **kwargs: Any) -> None:
