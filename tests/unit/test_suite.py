@@ -183,10 +183,10 @@ def test_all_algorithms_of_a_seed_come_before_the_next_seed(tmp_path):
         ("seeds: [0, 1]", "seeds: [0, [1]]", "different numbers of at least 0"),
         ("seeds: [0, 1]", "seeds: [0, -1]", "different numbers of at least 0"),
         ("metrics: [critic/score/mean]", "metrics: [[x]]", "metrics must be names"),
-        (MINIMAL, "0", "no YAML file of a suite"),
+        (MINIMAL, "0", "not a YAML file of a suite"),
         (MINIMAL, MINIMAL + "evaluation: {benchmarks: [b], samples: -3}\n", "samples must be at least 0"),
         (MINIMAL, "- title", "a suite has keys"),
-        (MINIMAL, "\x1f", "no YAML file of a suite"),
+        (MINIMAL, "\x1f", "not a YAML file of a suite"),
     ],
 )
 def test_a_suite_that_does_not_fit_together_is_refused(tmp_path, old, new, message):
