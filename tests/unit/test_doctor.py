@@ -575,7 +575,7 @@ def test_data_that_verl_cannot_read(tmp_path):
     findings = list(environment.data_findings(config))
     assert _errors(findings) == ["data"] * 4
     assert "no column reward_model; it has data_source, prompt, answer" in findings[0].message
-    assert "no readable parquet" in findings[1].message
+    assert "is not readable as parquet" in findings[1].message
     assert "did you mean columns.parquet?" in findings[2].message
     assert "nor a folder" in findings[3].message
 
@@ -627,8 +627,8 @@ def test_model_folder(tmp_path):
     model.mkdir()
 
     def findings(path, **more):
-        sections = {"actor_rollout_ref": {"model": {"path": str(path), **more}}, "trainer": {"device": "cuda"}}
-        return list(environment.model_findings(_with(**sections)))
+        actor = {"model": {"path": str(path), **more}, "rollout": {"name": "vllm"}}
+        return list(environment.model_findings(_with(actor_rollout_ref=actor, trainer={"device": "cuda"})))
 
     assert "no config.json" in findings(model)[-1].message
     (misspelt,) = findings(tmp_path / "modle")

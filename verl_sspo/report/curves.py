@@ -52,7 +52,7 @@ def draw(metrics: pd.DataFrame, path: Path, title: str, caption: str) -> Path:
         panel.set_xlabel("rollout step")
         panel.set_xlim(0, metrics.index.max())
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        panel.legend(frameon=False, fontsize=8.5, loc="lower right")
+        panel.legend(frameon=False, fontsize=8.5, loc="best")
     figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
     text = "\n".join(textwrap.wrap(caption, 64 * len(panels)))
     figure.supxlabel(text, fontsize=8.5, color="#555555", x=0.01, ha="left")
