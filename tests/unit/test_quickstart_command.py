@@ -31,7 +31,7 @@ def test_the_tiny_model_by_default(started):
     command.main(["algo=gspo"])
     (arguments,) = started
     assert (arguments.task, arguments.overrides) == ("quickstart", ["algo=gspo"])
-    assert arguments.words == ["quickstart", "--model", "tiny"]
+    assert arguments.words == ["quickstart"]
 
 
 @pytest.mark.parametrize(("bf16", "hardware"), [(True, ["hardware=cpu_bf16"]), (False, [])])

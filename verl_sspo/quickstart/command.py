@@ -56,8 +56,8 @@ LESSONS = {
     "smollm2-135m": Lesson(
         task="word_problems",
         plan="Prepares SmolLM2-135M-Instruct (0.5 GB) and one-step word problems, then trains it: 12 steps.\n"
-        "Takes about 9 minutes on 2 idle CPU cores with bf16 instructions, 15 without, twice that on a busy machine, "
-        "and 9 GB of memory.",
+        "Estimate: 9 minutes on 2 idle CPU cores with bf16 instructions, 15 without, twice that on a busy machine. "
+        "Needs 9 GB of memory.",
         title="{loss} teaches SmolLM2-135M to solve word problems",
         caption="One-step word problems after one worked example; SmolLM2-135M-Instruct.",
         prepare=prepare_word_problems,

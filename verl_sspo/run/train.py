@@ -66,7 +66,9 @@ def parse(
     if tasks is None:
         arguments.words = ["train", arguments.task]
     else:
-        arguments.task, arguments.words = tasks[arguments.model], ["quickstart", "--model", arguments.model]
+        default = arguments.model == parser.get_default("model")
+        arguments.task = tasks[arguments.model]
+        arguments.words = ["quickstart"] if default else ["quickstart", "--model", arguments.model]
     return arguments
 
 
