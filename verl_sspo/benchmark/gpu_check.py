@@ -1,6 +1,6 @@
 """Checks the Triton kernel of the loss: exact, compiled without spills, and on a GPU how fast it is.
 
-    verl-sspo gpu-check                 on a machine with a GPU: about five minutes; writes docs/results/gpu
+    verl-sspo gpu-check                 on a machine with a GPU; writes docs/results/gpu. Has never run
     verl-sspo gpu-check --without-gpu   in Triton's interpreter, and compiled for GPUs that are not there
 
 Prints a table. The exit status is 1 if a check fails. Needs torch, numpy and Triton alone, and no installation:
@@ -269,7 +269,6 @@ def main(argv: list[str] | None = None) -> int:
         rows += [nan_is_kept("cuda"), host_synchronisations(), *in_processes(["compiled"], quick)]
     for row in rows:
         row["ok"] = "ok" if row["ok"] else "FAILED"
-    for row in rows:
         print(f"{row['ok']:8}{row['check']:36}{row['result']}")
     if not arguments.without_gpu:
         device = torch.cuda.get_device_name()

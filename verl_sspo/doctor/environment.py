@@ -308,7 +308,7 @@ def model_findings(config: DictConfig) -> Iterator[Finding]:
     if positions is not None and positions < longest:
         message = f"prompt and response may have {longest} tokens, the model has {positions} positions"
         yield error("model", message, "lower data.max_prompt_length or data.max_response_length")
-    yield from _number_format_findings(config, json.loads(settings_of_model).get("hidden_size") or 0)
+    yield from _number_format_findings(config, described.get("hidden_size") or 0)
 
 
 def _number_format_findings(config: DictConfig, width: int) -> Iterator[Finding]:

@@ -51,11 +51,9 @@ def card_memory(config: DictConfig, model: Any) -> dict[str, dict[str, float]]:
             return min(section[f"{name}_max_token_len_per_gpu"], most * facts.longest)
         return section[f"{name}_micro_batch_size_per_gpu"] * facts.longest
 
-    update, forward = (
-        tokens(facts.actor, "ppo", facts.mini_batch // facts.ranks),
-        tokens(facts.rollout, "log_prob", responses),
-    )
-
+    update = tokens(facts.actor, "ppo", facts.mini_batch // facts.ranks)
+    forward = tokens(facts.rollout, "log_prob", responses)
+    cached = 2 * size * text.num_hidden_layers * text.num_key_value_heads * head  # keys and values of a token
     # A prompt and its responses are one row.
     row = facts.data.max_prompt_length + facts.rollout.n * facts.data.max_response_length
 
@@ -77,13 +75,7 @@ def card_memory(config: DictConfig, model: Any) -> dict[str, dict[str, float]]:
         },
         "rollout": {
             "model": size * parameters,
-            "keys and values": 2
-            * size
-            * text.num_hidden_layers
-            * text.num_key_value_heads
-            * head
-            * facts.longest
-            * running,
+            "keys and values": cached * facts.longest * running,
             "sampling": SAMPLING * running * text.vocab_size,
         },
     }
