@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 from verl.trainer.ppo.core_algos import agg_loss
 
 from verl_sspo.algorithm.gates import DOMAINS, SHAPES, SIDES, Gate
@@ -417,3 +418,19 @@ def test_bad_input_says_what_is_wrong():
         sspo_loss(log_prob, old_log_prob, advantages, mask, Gate(), dp_size=2)
     with pytest.raises(ValueError, match="batch_num_tokens"):
         sspo_loss(log_prob, old_log_prob, advantages, mask, Gate(), dp_size=2, loss_agg_mode="token-mean")
+
+
+def test_activation_checkpointing_and_gradient_scaling_keep_the_gradient():
+    log_prob, old_log_prob, advantages, mask = batch(21)
+    gradients = []
+    for scale, checkpointed in ((1.0, False), (1024.0, False), (1024.0, True)):
+        leaf = log_prob.clone().requires_grad_()
+
+        def loss(values):
+            return sspo_loss(values, old_log_prob, advantages, mask, Gate())[0]
+
+        value = checkpoint(loss, leaf, use_reentrant=False) if checkpointed else loss(leaf)
+        (value * scale).backward()
+        gradients.append(leaf.grad / scale)
+    assert gradients[0].any()
+    assert all(torch.equal(each, gradients[0]) for each in gradients)
