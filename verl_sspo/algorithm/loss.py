@@ -105,11 +105,14 @@ def sspo_loss(
         counts = lengths.clamp(min=1)
         # A tiny temperature allows weights beyond the range of the dtype: keep them, and their product with A, finite.
         log_weights = (log_gates / counts).clamp(max=0.45 * math.log(torch.finfo(dtype).max))
-        scale = -coefficients * torch.exp(log_rollout_weights / counts) * log_weights.exp()
+        on_policy = log_gates_on_policy / counts
+        relative, slope = gate.gate_sequence(log_weights - on_policy, sum_of_advantages)
+        scale = -coefficients * torch.exp(log_rollout_weights / counts) * (relative + on_policy).exp()
         losses = scale * sum_of_advantages
         diagnostics = Diagnostics(
             losses,
-            log_weights - log_gates_on_policy / counts,
+            relative,
+            slope * torch.ones_like(losses),
             sums[:, len(TOTALS) :],
             lengths,
             valid_lengths,
@@ -118,7 +121,7 @@ def sspo_loss(
             batch_num_tokens,
             global_batch_size,
         )
-    return _WithGradient.apply(log_prob, losses.sum(), gradient, scale), diagnostics
+    return _WithGradient.apply(log_prob, losses.sum(), gradient, scale * slope), diagnostics
 
 
 def runs_in_triton(kernel: str, device: torch.device, dtype: torch.dtype) -> bool:

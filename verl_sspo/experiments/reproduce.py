@@ -42,8 +42,10 @@ def main(argv: list[str] | None = None) -> int:
 
     from verl_sspo.compose import RECIPES
     from verl_sspo.experiments import cell as cells_
+    from verl_sspo.experiments import plain
     from verl_sspo.experiments.runner import run
     from verl_sspo.experiments.suite import expand, load_suite
+    from verl_sspo.run import launch
 
     path = Path(arguments.suite).resolve() if arguments.suite.endswith(".yaml") else None
     path = path or RECIPES / "suites" / f"{arguments.suite}.yaml"
@@ -72,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     (root / "suite.yaml").write_text(text)
     console.print(f"{suite.title}: {len(cells)} cells, into {root}")
     try:
-        outcome = run(cells, root, RECIPES, jobs=arguments.jobs, console=console)
+        train = plain.train if suite.trainer == "plain" else launch.train
+        outcome = run(cells, root, RECIPES, jobs=arguments.jobs, console=console, train=train)
     except KeyboardInterrupt:
         console.print("interrupted; the same command resumes")
         return 130

@@ -60,6 +60,7 @@ class Suite:
     seeds: list[int] = MISSING  # one run each for every algorithm and variant; runs of one seed are paired
     seed_keys: list[str] = MISSING  # configuration keys that take the seed
     overrides: dict[str, Any] = field(default_factory=dict)  # for all cells
+    trainer: str = "verl"  # or "plain", see `experiments.plain`
     # What every algorithm is run in, e.g. learning rates.
     variants: dict[str, Arm] = field(default_factory=lambda: {"default": Arm("default")})
     algorithms: dict[str, Arm] = MISSING  # what is compared
@@ -81,6 +82,7 @@ class Cell:
     recipe: str
     overrides: tuple[str, ...]  # Hydra overrides of main_ppo
     evaluation: Evaluation | None = None  # of its last checkpoint
+    trainer: str = "verl"
 
     @property
     def name(self) -> str:
@@ -133,6 +135,8 @@ def _check(suite: Suite) -> None:
         require(bool(allowed), f"{name!r} names a folder: letters, digits, . _ + - only")
     numbers = are(int, suite.seeds) and min(suite.seeds) >= 0 and len(suite.seeds) == len(set(suite.seeds))
     require(numbers, "seeds must be different numbers of at least 0")
+    require(suite.trainer in ("verl", "plain"), f"trainer={suite.trainer!r} must be verl or plain")
+    require(suite.trainer == "verl" or suite.evaluation is None, "trainer: plain leaves no checkpoint to evaluate")
     require(are(str, suite.seed_keys), "seed_keys must name the keys that take the seed")
     for cell in expand(suite, "suite", seeds=suite.seeds[:1]):
         OverridesParser.create().parse_overrides(list(cell.overrides))
@@ -177,5 +181,5 @@ def expand(
             arms = (suite.variants[variant].overrides, suite.algorithms[algorithm].overrides)
             # The last one wins in Hydra, except for groups (algo=...), which come before all values.
             overrides = hydra_overrides(suite.overrides, *arms, dict.fromkeys(suite.seed_keys, seed))
-            cells.append(Cell(name, variant, algorithm, seed, suite.recipe, tuple(overrides), suite.evaluation))
+            cells.append(Cell(name, variant, algorithm, seed, suite.recipe, tuple(overrides), suite.evaluation, suite.trainer))
     return cells
