@@ -67,7 +67,7 @@ class SSPOPolicyLossConfig(PolicyLossConfig):
     """verl's policy-loss configuration with the gate of SSPO. The defaults are the preset `v3`.
 
     Args:
-        gate, gate_domain, tau_pos, tau_neg, gate_side, tau_sequence: see `verl_sspo.algorithm.gates.Gate`.
+        gate, gate_domain, tau_pos, tau_neg, gate_side, gate_level: see `verl_sspo.algorithm.gates.Gate`.
         kernel: "auto" computes the loss by a Triton kernel on a GPU and by PyTorch elsewhere; "torch", "triton".
         stop_on_nonfinite: end the run at the first NaN or infinity among the inputs of the loss, instead of a warning.
 
@@ -81,7 +81,7 @@ class SSPOPolicyLossConfig(PolicyLossConfig):
     tau_pos: float = 10.0
     tau_neg: float = 12.0
     gate_side: str = "both"
-    tau_sequence: float | None = None
+    gate_level: str = "token"
     kernel: str = "auto"
     stop_on_nonfinite: bool = False
 
@@ -89,4 +89,4 @@ class SSPOPolicyLossConfig(PolicyLossConfig):
         if self.kernel not in KERNELS:
             raise ValueError(f"kernel={self.kernel!r} is unknown: use one of {', '.join(KERNELS)}")
         _check_switch("policy_loss.stop_on_nonfinite", self.stop_on_nonfinite)
-        Gate(self.gate, self.gate_domain, self.tau_pos, self.tau_neg, self.gate_side, self.tau_sequence)
+        Gate(self.gate, self.gate_domain, self.tau_pos, self.tau_neg, self.gate_side, self.gate_level)

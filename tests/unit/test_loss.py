@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 from verl.trainer.ppo.core_algos import agg_loss
 
-from verl_sspo.algorithm.gates import DOMAINS, SHAPES, SIDES, Gate
+from verl_sspo.algorithm.gates import DOMAINS, LEVELS, SHAPES, SIDES, Gate
 from verl_sspo.algorithm.loss import sequence_coefficients, sspo_loss
 from verl_sspo.algorithm.reference import LOG_GATES, sspo_loss_matrix
 
 GATES = [
-    Gate(shape, domain, 1.3, 2.1, side)
+    Gate(shape, domain, 1.3, 2.1, side, level)
     for shape in SHAPES
     for domain in DOMAINS
     for side in SIDES
+    for level in LEVELS
     if (shape, domain, side) != ("sigmoid", "ratio", "forward")
 ]
 AGG_MODES = ["seq-mean-token-mean", "token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
@@ -99,7 +100,8 @@ def test_is_minus_the_mean_of_advantage_times_sequence_weight(gate):
     for row in torch.nonzero(mask.any(dim=-1)).flatten():
         advantage = advantages[row, 0]
         tau = torch.tensor(gate.tau_pos if advantage > 0 else gate.tau_neg, dtype=torch.float64)
-        log_f = LOG_GATES[gate.shape, gate.domain]((leaf - old_log_prob)[row][mask[row]], tau)
+        z = (leaf - old_log_prob)[row][mask[row]]
+        log_f = LOG_GATES[gate.shape, gate.domain](z.mean() if gate.level == "sequence" else z, tau)
         terms.append(advantage * log_f.mean().exp())
     objective = torch.stack(terms).mean()
     objective.backward()

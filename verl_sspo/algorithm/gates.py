@@ -11,7 +11,7 @@ on policy the gradient is the plain policy gradient. The exception is the sigmoi
 (4 / tau) sigma(tau (r - 1)): f(1) = 2 / tau and kappa(0) = tau / 2. There f(1) kappa(0) = 1 gives the same gradient.
 
 Sources: gates on token ratios inside a geometric mean, SSPO arXiv:2602.19327; sigmoid, SAPO arXiv:2511.20347;
-the other families, arXiv:2602.19345v2. `side="forward"` is our own extension.
+the other families, arXiv:2602.19345v2. `side="forward"` and `level="sequence"` are our own extensions.
 """
 
 import math
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 SHAPES = ("arctan", "sigmoid", "erf", "softsign")
 DOMAINS = ("log", "ratio")
 SIDES = ("both", "forward")
+LEVELS = ("token", "sequence")
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Gate:
         tau_neg: temperature of all other tokens.
         side: "both" is the papers' gate. "forward" (our extension) applies the slope only to tokens whose ratio
             already moved the way the advantage pushes, sgn(A) z > 0; the others have slope 1.
-        tau_sequence: temperature of a second gate, of the same shape and side, on the logarithm of the sequence weight
-            (our extension); None for none. See `gate_sequence`.
+        level: "token" is the papers': a gate on the log-ratio of each token. "sequence" (our extension): z is the mean
+            log-ratio of the response, GSPO's, at each of its tokens.
 
     Raises:
         ValueError: on any other value; the message names what is allowed.
@@ -54,18 +55,18 @@ class Gate:
     tau_pos: float = 10.0
     tau_neg: float = 12.0
     side: str = "both"
-    tau_sequence: float | None = None
+    level: str = "token"
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("gate", self.shape, SHAPES),
             ("gate_domain", self.domain, DOMAINS),
             ("gate_side", self.side, SIDES),
+            ("gate_level", self.level, LEVELS),
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(allowed)}")
-        sequence = () if self.tau_sequence is None else (("tau_sequence", self.tau_sequence),)
-        for name, tau in (("tau_pos", self.tau_pos), ("tau_neg", self.tau_neg), *sequence):
+        for name, tau in (("tau_pos", self.tau_pos), ("tau_neg", self.tau_neg)):
             number = isinstance(tau, int | float) and not isinstance(tau, bool)
             if not number or not 0 < tau <= sys.float_info.max:
                 raise ValueError(f"{name}={tau!r} must be a finite number > 0 (the papers use 1 to 12)")
@@ -78,7 +79,7 @@ class Gate:
     @classmethod
     def of_policy_loss(cls, policy_loss: Mapping[str, Any]) -> "Gate":
         """The gate of a `policy_loss` configuration, with the default of every setting that is not there."""
-        names = {"shape": "gate", "domain": "gate_domain", "side": "gate_side"}
+        names = {"shape": "gate", "domain": "gate_domain", "side": "gate_side", "level": "gate_level"}
         settings = {field.name: policy_loss.get(names.get(field.name, field.name)) for field in fields(cls)}
         return cls(**{name: value for name, value in settings.items() if value is not None})
 
@@ -117,28 +118,6 @@ class Gate:
         f_minus_1 = torch.maximum(value.div_(tau), deviation.clamp(max=0.0))
         slope = slope.mul_(deviation.add_(1.0)).div_(f_minus_1 + 1.0)
         return f_minus_1.log1p_(), slope
-
-    def gate_sequence(
-        self, log_weight: torch.Tensor, advantages: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """The second gate: G(tau_sequence L) / tau_sequence of the sequence's log-weight L, and its slope.
-
-        With log S' = G(tau L) / tau the gradient of a token is A S' G'(tau L) kappa(z_t) / n: the slopes of the two
-        levels multiply. With side "forward" the slope is 1 unless A L > 0.
-
-        Args:
-            log_weight: L = log(S / f(1)) of each response, 0 on policy, (bs,).
-            advantages: sum over the tokens of each response, (bs,).
-
-        Returns:
-            (log S', slope), (bs,) each; L itself and 1.0 without `tau_sequence`.
-        """
-        if self.tau_sequence is None:
-            return log_weight, 1.0
-        value, slope = _SHAPE_FUNCTIONS[self.shape](self.tau_sequence * log_weight)
-        if self.side == "forward":
-            slope = torch.where(advantages * log_weight > 0, slope, 1.0)
-        return value / self.tau_sequence, slope
 
 
 def _representable(log_ratio: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ response: lengths, weights, and the factor that the gradient of its tokens gets 
 
 With A constant over a response and `loss_agg_mode="seq-mean-token-mean"` this is -mean_i A_i w_i S_i and its exact
 gradient. Otherwise it is the token-wise form s_t = sg[S_i] exp(log f_t - sg[log f_t]), with its value and gradient.
+With a gate of level "sequence", z_t is the mean log-ratio of the response (`mean_log_ratios`); the rest is the same.
 `verl_sspo.algorithm.reference` is the token-wise form in plain autograd; the tests compare the two.
 """
 
@@ -85,10 +86,11 @@ def sspo_loss(
     floating = [tensor.dtype for tensor in inputs.values() if tensor.is_floating_point()]
     dtype = functools.reduce(torch.promote_types, floating, torch.float32)
     with torch.no_grad():
+        gated = inputs if gate.level == "token" else inputs | mean_log_ratios(response_mask, dtype, inputs)
         if runs_in_triton(kernel, log_prob.device, dtype):
-            gradient, sums = _sweep_in_triton(gate, response_mask, dtype, inputs)
+            gradient, sums = _sweep_in_triton(gate, response_mask, dtype, gated)
         else:
-            gradient, sums = sweep(gate, response_mask, dtype, **inputs)
+            gradient, sums = sweep(gate, response_mask, dtype, **gated)
         valid_lengths, lengths, sum_of_advantages, log_gates, log_gates_on_policy, log_rollout_weights = sums[
             :, : len(TOTALS)
         ].unbind(dim=-1)
@@ -105,14 +107,11 @@ def sspo_loss(
         counts = lengths.clamp(min=1)
         # A tiny temperature allows weights beyond the range of the dtype: keep them, and their product with A, finite.
         log_weights = (log_gates / counts).clamp(max=0.45 * math.log(torch.finfo(dtype).max))
-        on_policy = log_gates_on_policy / counts
-        relative, slope = gate.gate_sequence(log_weights - on_policy, sum_of_advantages)
-        scale = -coefficients * torch.exp(log_rollout_weights / counts) * (relative + on_policy).exp()
+        scale = -coefficients * torch.exp(log_rollout_weights / counts) * log_weights.exp()
         losses = scale * sum_of_advantages
         diagnostics = Diagnostics(
             losses,
-            relative,
-            slope * torch.ones_like(losses),
+            log_weights - log_gates_on_policy / counts,
             sums[:, len(TOTALS) :],
             lengths,
             valid_lengths,
@@ -121,7 +120,26 @@ def sspo_loss(
             batch_num_tokens,
             global_batch_size,
         )
-    return _WithGradient.apply(log_prob, losses.sum(), gradient, scale * slope), diagnostics
+    return _WithGradient.apply(log_prob, losses.sum(), gradient, scale), diagnostics
+
+
+def mean_log_ratios(
+    response_mask: torch.Tensor, dtype: torch.dtype, inputs: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """What stands for `log_prob` and `old_log_prob` at sequence level: each response's mean log-ratio, and 0.
+
+    The mean is over the tokens that take part. Its derivative by the log-ratio of one of them is 1 / n, a factor that
+    the mean over the tokens of the loss has anyway: so the gradient of a token is A kappa(mean z), as A kappa(z_t) is
+    at token level.
+    """
+    mask, weights = response_mask.bool(), inputs.get("rollout_is_weights")
+    if weights is not None:
+        mask = mask & (weights != 0)
+    z = (inputs["log_prob"].to(dtype) - inputs["old_log_prob"].to(dtype)).masked_fill_(~mask, 0.0)
+    # An infinite log-ratio saturates the gate, whatever else is in its response.
+    total = z.clamp_(-1e30, 1e30).sum(dim=-1, keepdim=True)
+    mean = total / mask.to(dtype).sum(dim=-1, keepdim=True).clamp(min=1)
+    return {"log_prob": mean.expand_as(z).contiguous(), "old_log_prob": torch.zeros_like(z)}
 
 
 def runs_in_triton(kernel: str, device: torch.device, dtype: torch.dtype) -> bool:

@@ -80,7 +80,6 @@ class Diagnostics:
     Args:
         losses: loss of each response, (bs,).
         log_weights: logarithm of the weight of each response, (bs,).
-        sequence_slopes: slope of the gate on the sequence weight, (bs,); 1 without such a gate.
         token_sums: see `token_sums`, (bs, len(SUMS)).
         lengths: tokens of each response that take part, (bs,).
         valid_lengths: tokens of each response in `response_mask`, those of rollout weight 0 included, (bs,).
@@ -92,7 +91,6 @@ class Diagnostics:
 
     losses: torch.Tensor
     log_weights: torch.Tensor
-    sequence_slopes: torch.Tensor
     token_sums: torch.Tensor
     lengths: torch.Tensor
     valid_lengths: torch.Tensor
@@ -113,14 +111,11 @@ class Diagnostics:
 
         Makes one transfer from the device, and another one only if a number is not finite.
         """
-        others = [self.losses, self.log_weights, self.sequence_slopes, self.lengths, self.valid_lengths]
-        columns = torch.cat([torch.stack(others, dim=-1), self.token_sums], dim=-1).T.tolist()
-        _, log_weights, slopes, lengths, valid_lengths, *sums = columns
+        others = torch.stack([self.losses, self.log_weights, self.lengths, self.valid_lengths], dim=-1)
+        columns = torch.cat([others, self.token_sums], dim=-1).T.tolist()
+        _, log_weights, lengths, valid_lengths, *sums = columns
         by_token = dict(zip(SUMS, sums, strict=True))
-        by_token["sspo/slope"] = [
-            (n - x) * slope for n, x, slope in zip(lengths, by_token.pop("lost"), slopes, strict=True)
-        ]
-        by_token["sspo/sequence_slope"] = [n * slope for n, slope in zip(lengths, slopes, strict=True)]
+        by_token["sspo/slope"] = [n - x for n, x in zip(lengths, by_token.pop("lost"), strict=True)]
         by_token["sspo/sequence_weight"] = [n * math.exp(x) for n, x in zip(lengths, log_weights, strict=True)]
         by_token["sspo/abs_log_weight"] = [n * abs(x) for n, x in zip(lengths, log_weights, strict=True)]
         by_token["sspo/nonfinite"] = [0.0] * len(lengths)

@@ -51,12 +51,14 @@ def sspo_loss_matrix(
     if rollout_is_weights is not None:
         mask = mask & (rollout_is_weights != 0)
     z = torch.where(mask, log_prob - old_log_prob, 0.0)
+    lengths = mask.sum(dim=-1, keepdim=True).clamp(min=1)
+    if gate.level == "sequence":  # the mean's value, the token's own gradient: GSPO-token's form
+        z = torch.where(mask, z.sum(dim=-1, keepdim=True).detach() / lengths + z - z.detach(), 0.0)
     a = torch.where(mask, advantages, 0.0)
     tau = torch.where(a > 0, torch.full_like(z, gate.tau_pos), torch.full_like(z, gate.tau_neg))
     log_f = LOG_GATES[gate.shape, gate.domain](z, tau)
     if gate.side == "forward":
         log_f = torch.where(torch.sign(a) * z > 0, log_f, log_f.detach() + z - z.detach())
-    lengths = mask.sum(dim=-1, keepdim=True).clamp(min=1)
     weight = torch.exp(torch.where(mask, log_f, 0.0).sum(dim=-1, keepdim=True) / lengths)
     if rollout_is_weights is not None:
         log_w = torch.where(mask, rollout_is_weights.log(), 0.0)
