@@ -42,6 +42,7 @@ TOOL_ROW, TOOL_TOKENS = 3, slice(5, 10)
 # verl fills a batch up with rows of 128 tokens, none of them valid.
 PADDING_TOKENS = 128
 GATES = {"sspo": Gate(), "sspo_v1": Gate("sigmoid", "ratio", 1.0, 1.05), "sspo_forward": Gate(side="forward")}
+GATES["sspo_sequence"] = Gate("erf", "log", 100.0, 100.0, "forward", "sequence")
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ SAME = {
     "ranks_v1": Setting(ranks=2, packed=True, algorithm="sspo_v1"),
     "forward": Setting(micro=2, algorithm="sspo_forward"),
     "ranks_forward": Setting(ranks=2, packed=True, algorithm="sspo_forward"),
+    "ranks_sequence": Setting(ranks=2, micro=1, algorithm="sspo_sequence"),
     "rejecting": Setting(micro=8, rejecting=True),
     "rejecting_micro_1": Setting(micro=1, rejecting=True),
     "ranks_rejecting": Setting(ranks=2, packed=True, rejecting=True),

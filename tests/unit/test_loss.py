@@ -166,7 +166,8 @@ def test_extreme_log_ratios_saturate(gate, dtype, extreme):
     assert torch.isfinite(loss)
     assert torch.isfinite(gradient).all()
     if gate.side == "both":
-        assert gradient[0, 0].abs() < 1e-4
+        # At sequence level the mean of the response is less extreme.
+        assert gradient[0, 0].abs() < (1e-4 if gate.level == "token" else 1e-3)
 
 
 def test_log_domain_weight_stays_within_its_bound():

@@ -36,12 +36,9 @@ def run(name, config, log_prob, old_log_prob, advantages, mask, **options):
     return loss.detach(), leaf.grad, metrics
 
 
-def sspo(gate="arctan", domain="log", tau_pos=10.0, tau_neg=12.0, side="both"):
-    return actor_config(
-        SSPOPolicyLossConfig(
-            loss_mode="sspo", gate=gate, gate_domain=domain, tau_pos=tau_pos, tau_neg=tau_neg, gate_side=side
-        )
-    )
+def sspo(gate="arctan", domain="log", tau_pos=10.0, tau_neg=12.0, side="both", level="token"):
+    settings = {"gate": gate, "gate_domain": domain, "gate_side": side, "gate_level": level}
+    return actor_config(SSPOPolicyLossConfig(loss_mode="sspo", tau_pos=tau_pos, tau_neg=tau_neg, **settings))
 
 
 def batch(rows=5, length=8, scale=0.2, seed=0):
@@ -60,11 +57,12 @@ NEVER_BINDS = {"clip_ratio_low": 1e6, "clip_ratio_high": 1e6}
 @pytest.mark.parametrize("gate", SHAPES)
 @pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize("side", ["both", "forward"])
-def test_on_policy_the_gradient_is_that_of_gspo_and_sapo(gate, domain, side):
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_on_policy_the_gradient_is_that_of_gspo_and_sapo(gate, domain, side, level):
     if (gate, domain, side) == ("sigmoid", "ratio", "forward"):
         pytest.skip("excluded by the specification")
     log_prob, _, advantages, mask = batch()
-    _, gradient, metrics = run("sspo", sspo(gate, domain, side=side), log_prob, log_prob, advantages, mask)
+    _, gradient, metrics = run("sspo", sspo(gate, domain, side=side, level=level), log_prob, log_prob, advantages, mask)
     lengths = mask.sum(-1, keepdim=True)
     torch.testing.assert_close(gradient, -(advantages * mask / lengths) / len(mask))  # A_i / n_i, by hand
     for other in ("gspo", "sapo"):
@@ -76,9 +74,10 @@ def test_on_policy_the_gradient_is_that_of_gspo_and_sapo(gate, domain, side):
 
 @pytest.mark.parametrize("gate", SHAPES)
 @pytest.mark.parametrize("other", ["gspo", "geo_mean"])
-def test_small_temperatures_in_the_log_domain_give_the_unclipped_geometric_mean(gate, other):
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_small_temperatures_in_the_log_domain_give_the_unclipped_geometric_mean(gate, other, level):
     arguments = batch()
-    loss, gradient, _ = run("sspo", sspo(gate, "log", 1e-4, 1e-4), *arguments)
+    loss, gradient, _ = run("sspo", sspo(gate, "log", 1e-4, 1e-4, level=level), *arguments)
     expected = run(other, actor_config(**NEVER_BINDS), *arguments)
     torch.testing.assert_close(loss, expected[0], rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(gradient, expected[1], rtol=1e-6, atol=1e-9)
@@ -103,6 +102,38 @@ def test_one_token_responses_with_the_ratio_sigmoid_are_sapo_exactly():
     expected = run("sapo", actor_config(), log_prob, old_log_prob, advantages, mask)
     torch.testing.assert_close(loss, expected[0], rtol=1e-7, atol=1e-12)
     torch.testing.assert_close(gradient, expected[1], rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("gate", SHAPES)
+@pytest.mark.parametrize("side", ["both", "forward"])
+def test_with_one_token_or_equal_log_ratios_both_levels_are_one(gate, side):
+    log_prob, old_log_prob, advantages, mask = batch()
+    one = mask & (mask.cumsum(-1) == 1)
+    equal = old_log_prob + torch.linspace(-0.5, 0.5, len(log_prob), dtype=torch.float64).unsqueeze(-1)
+    for arguments in ((log_prob, old_log_prob, advantages, one), (equal, old_log_prob, advantages, mask)):
+        token, sequence = (run("sspo", sspo(gate, side=side, level=each), *arguments) for each in ("token", "sequence"))
+        torch.testing.assert_close(sequence[:2], token[:2])
+
+
+def test_a_narrow_forward_gate_on_the_sequence_keeps_and_drops_the_responses_that_gspo_does():
+    """Far inside verl's clip range and far beyond it, with log-ratios that differ within a response."""
+    log_prob, old_log_prob, advantages, mask = batch(rows=40, scale=0.05)
+    lengths = mask.sum(-1, keepdim=True)
+    z = ((log_prob - old_log_prob) * mask).sum(-1, keepdim=True) / lengths
+    target = torch.tensor([1e-5, -1e-5, 0.3, -0.3], dtype=torch.float64).repeat(10).unsqueeze(-1)
+    log_prob = log_prob + target - z
+    clip = {"clip_ratio_low": 0.01, "clip_ratio_high": 0.01}
+    _, ours, _ = run("sspo", sspo("erf", "log", 100.0, 100.0, "forward", "sequence"), log_prob, old_log_prob, advantages, mask)
+    _, theirs, _ = run("gspo", actor_config(**clip), log_prob, old_log_prob, advantages, mask)
+    inside, forward = target.abs() < 0.01, advantages[:, :1] * target > 0
+    kept, dropped = (inside.expand_as(mask) & mask), ((~inside & forward).expand_as(mask) & mask)
+    torch.testing.assert_close(ours[kept], theirs[kept], rtol=1e-4, atol=1e-12)
+    assert theirs[dropped].abs().max() == 0
+    assert ours[dropped].abs().max() < 1e-12
+    # Both pull back what drifted against its advantage; GSPO with the unbounded ratio, the gate with its weight.
+    back = (~inside & ~forward).expand_as(mask) & mask
+    weight = torch.exp(torch.sign(target) * math.sqrt(math.pi / 2) / 100 - target).expand_as(mask)
+    torch.testing.assert_close(ours[back], (theirs * weight)[back], rtol=1e-4, atol=1e-12)
 
 
 def test_rollout_weights_agree_with_geo_mean_where_nothing_is_gated():
