@@ -26,6 +26,7 @@ def test_reaches_the_dataclass_through_verls_conversion():
         ("gate", "clip", "arctan"),
         ("gate_domain", "x", "log, ratio"),
         ("gate_side", "x", "both"),
+        ("gate_level", "x", "token"),
         ("kernel", "cuda", "triton"),
         ("tau_neg", 0, "> 0"),
     ],

@@ -17,7 +17,7 @@ from verl_sspo.doctor.configuration import configuration_findings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TASKS = ("gsm8k", "math", "gsm8k_deepmath", "code")
-ALGORITHMS = ("sspo", "sspo_v1", "sspo_forward", "grpo", "dr_grpo", "gspo", "gmpo", "sapo")
+ALGORITHMS = ("sspo", "sspo_v1", "sspo_forward", "sspo_sequence", "grpo", "dr_grpo", "gspo", "gmpo", "sapo")
 FSDP = {
     "fsdp_1gpu": ("qwen2.5_0.5b_instruct", "qwen2.5_1.5b_instruct", "qwen3_4b", "qwen2.5_1.5b_instruct"),
     "fsdp_8gpu": ("qwen2.5_7b_instruct", "qwen2.5_math_7b", "qwen3_8b", "qwen2.5_7b_instruct"),
@@ -170,6 +170,9 @@ def test_published_hyperparameters_arrive():
     assert (v3.gate, v3.gate_domain, v3.tau_pos, v3.tau_neg, v3.gate_side) == ("arctan", "log", 10.0, 12.0, "both")
     assert (v1.gate, v1.gate_domain, v1.tau_pos, v1.tau_neg, v1.gate_side) == ("sigmoid", "ratio", 1.0, 1.05, "both")
     assert (forward.gate, forward.tau_pos, forward.gate_side) == ("arctan", 10.0, "forward")
+    sequence = actor("sspo_sequence").policy_loss
+    assert (sequence.gate, sequence.tau_pos, sequence.tau_neg) == ("erf", 100.0, 100.0)
+    assert (sequence.gate_side, sequence.gate_level) == ("forward", "sequence")
 
 
 def test_main_ppo_composes_the_same():

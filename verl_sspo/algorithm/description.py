@@ -28,7 +28,7 @@ def describe(actor: Any) -> str:
         ValueError: on settings that `verl_sspo.algorithm.gates.Gate` refuses.
     """
     gate = Gate.of_policy_loss(actor.get("policy_loss"))
-    domain = "log-ratio" if gate.domain == "log" else "ratio"
+    domain = ("mean " if gate.level == "sequence" else "") + ("log-ratio" if gate.domain == "log" else "ratio")
     side = "" if gate.side == "both" else ", forward side only (our extension)"
     positive, negative = half_width(gate, gate.tau_pos), half_width(gate, gate.tau_neg)
     lines = [

@@ -21,6 +21,7 @@ COMPARED = {
     "SAPO": ["algo=sapo"],
     "SSPO": ["algo=sspo"],
     "SSPO, forward": ["algo=sspo_forward"],
+    "SSPO, sequence": ["algo=sspo_sequence"],
     "SSPO v1": ["algo=sspo_v1"],
 }
 

@@ -46,10 +46,11 @@ SIZES = ((64, 16384), (8, 4096), (512, 2048), (4, 131072))
 
 
 def gates() -> Iterator[Gate]:
-    """Every gate, domain and side."""
+    """Every gate, domain and side, and one gate on sequences, for which the kernel is the same."""
     for shape, domain, side in itertools.product(SHAPES, DOMAINS, SIDES):
         if not (shape == "sigmoid" and domain == "ratio" and side == "forward"):
             yield Gate(shape, domain, 10.0, 12.0, side)
+    yield Gate("erf", "log", 10.0, 12.0, "forward", "sequence")
 
 
 def batch(length: int, dtype: torch.dtype, device: str, weighted: bool) -> dict[str, Any]:

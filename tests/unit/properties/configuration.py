@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from properties import Property
-from verl_sspo.algorithm.gates import DOMAINS, SHAPES, SIDES, Gate
+from verl_sspo.algorithm.gates import DOMAINS, LEVELS, SHAPES, SIDES, Gate
 from verl_sspo.compose import compose_config, hydra_overrides, hydra_value
 from verl_sspo.config import SSPOAdvantageConfig, SSPOPolicyLossConfig
 from verl_sspo.data.schema import make_row, write_rows
@@ -58,6 +58,7 @@ def policy_loss(settings: dict[str, Any]) -> None:
         assert gate.shape in SHAPES
         assert gate.domain in DOMAINS
         assert gate.side in SIDES
+        assert gate.level in LEVELS
         assert 0 < gate.tau_pos < math.inf
         assert 0 < gate.tau_neg < math.inf
         return
@@ -269,6 +270,7 @@ PROPERTIES = {
                     "gate": st.sampled_from(SHAPES) | ANYTHING,
                     "gate_domain": st.sampled_from(DOMAINS) | ANYTHING,
                     "gate_side": st.sampled_from(SIDES) | ANYTHING,
+                    "gate_level": st.sampled_from(LEVELS) | ANYTHING,
                     "tau_pos": st.floats(0.1, 12) | ANYTHING,
                     "tau_neg": st.floats(0.1, 12) | ANYTHING,
                     "stop_on_nonfinite": ANYTHING,

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from verl.trainer.ppo.core_algos import agg_loss
 
 from properties import Property
-from verl_sspo.algorithm.gates import DOMAINS, SHAPES, SIDES, Gate
+from verl_sspo.algorithm.gates import DOMAINS, LEVELS, SHAPES, SIDES, Gate
 from verl_sspo.algorithm.loss import sspo_loss
 from verl_sspo.algorithm.reference import sspo_loss_matrix
 
@@ -48,7 +48,7 @@ def gates(draw) -> Gate:
     temperatures = st.floats(-3.0, 3.0).map(lambda exponent: 10.0**exponent)
     shape, domain = draw(st.sampled_from(SHAPES)), draw(st.sampled_from(DOMAINS))
     sides = SIDES if (shape, domain) != ("sigmoid", "ratio") else ("both",)
-    return Gate(shape, domain, draw(temperatures), draw(temperatures), draw(st.sampled_from(sides)))
+    return Gate(shape, domain, draw(temperatures), draw(temperatures), draw(st.sampled_from(sides)), draw(st.sampled_from(LEVELS)))
 
 
 @st.composite
