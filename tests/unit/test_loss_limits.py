@@ -123,7 +123,9 @@ def test_a_narrow_forward_gate_on_the_sequence_keeps_and_drops_the_responses_tha
     target = torch.tensor([1e-5, -1e-5, 0.3, -0.3], dtype=torch.float64).repeat(10).unsqueeze(-1)
     log_prob = log_prob + target - z
     clip = {"clip_ratio_low": 0.01, "clip_ratio_high": 0.01}
-    _, ours, _ = run("sspo", sspo("erf", "log", 100.0, 100.0, "forward", "sequence"), log_prob, old_log_prob, advantages, mask)
+    _, ours, _ = run(
+        "sspo", sspo("erf", "log", 100.0, 100.0, "forward", "sequence"), log_prob, old_log_prob, advantages, mask
+    )
     _, theirs, _ = run("gspo", actor_config(**clip), log_prob, old_log_prob, advantages, mask)
     inside, forward = target.abs() < 0.01, advantages[:, :1] * target > 0
     kept, dropped = (inside.expand_as(mask) & mask), ((~inside & forward).expand_as(mask) & mask)

@@ -22,8 +22,9 @@ from verl_sspo.doctor.schema import SSPO_TARGET
 #: Losses that are a mean over responses. sapo and geo_mean aggregate so whatever is configured.
 SEQUENCE_LOSSES = ("sspo", "gspo", "sapo", "geo_mean")
 GROUP_ESTIMATORS = ("sspo", "grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "opo", "grpo_passk")
-#: A gate that passes less than this at a log-ratio of 0.05 passes next to nothing.
-SMALLEST_SLOPE = 0.1
+#: A gate that passes less than this at a log-ratio of 0.05 passes next to nothing. A gate on responses that passes more
+#: than the other at 0.05 hardly ever closes.
+SMALLEST_SLOPE, OPEN_SLOPE = 0.1, 0.7
 ACTOR, ROLLOUT, CORRECTION = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "algorithm.rollout_correction"
 
 
@@ -123,14 +124,26 @@ def _gate(f: Facts) -> Iterator[Finding]:
             "tau_pos=1 and tau_neg=1.05 are the temperatures of SAPO and its sigmoid, and leave this gate wide open"
         )
         yield warning("temperature", message, f"set {loss}.tau_pos=10 {loss}.tau_neg=12")
+    # Means over the tokens of a response are smaller than the log-ratios of tokens.
+    of_tokens = gate.level == "token"
+    what, moved, tau_of_recipe = (
+        ("a token whose probability moved by 5 %", 0.05, "10; the papers use 1 to 12")
+        if of_tokens
+        else ("a response whose mean log-ratio is 0.005", 0.005, "100")
+    )
     for name, tau in taus.items():
-        moved, temperature = torch.tensor([-0.05, 0.05], dtype=torch.float64), torch.tensor(tau, dtype=torch.float64)
-        slope = gate.log_value_and_slope(moved, temperature)[1] / gate.on_policy_slope(temperature)
-        if float(slope.max()) < SMALLEST_SLOPE:
-            message = (
-                f"at {name}={tau:g} a token whose probability moved by 5 % keeps {slope.max():.1%} of its gradient"
-            )
-            yield warning("temperature", message, f"set {loss}.{name}=10; the papers use 1 to 12")
+        at, temperature = (
+            torch.tensor([-moved, moved, 0.05], dtype=torch.float64),
+            torch.tensor(tau, dtype=torch.float64),
+        )
+        slopes = gate.log_value_and_slope(at, temperature)[1] / gate.on_policy_slope(temperature)
+        kept = float(slopes[:2].max())
+        if kept < SMALLEST_SLOPE:
+            message = f"at {name}={tau:g} {what} keeps {kept:.1%} of its gradient"
+            yield warning("temperature", message, f"set {loss}.{name}={tau_of_recipe}")
+        elif not of_tokens and slopes[2] > OPEN_SLOPE:
+            message = f"{name}={tau:g} is a temperature for tokens, and leaves a gate on responses wide open"
+            yield warning("temperature", message, f"set {loss}.{name}={tau_of_recipe}")
 
 
 def _objective(f: Facts) -> Iterator[Finding]:

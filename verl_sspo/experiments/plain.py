@@ -1,15 +1,14 @@
 """A plain trainer: verl's training in one process, without Ray, for suites of hundreds of short runs.
 
 A cell of a suite with `trainer: plain` runs here in place of main_ppo, from the same configuration. Policy loss,
-advantage estimator and grader are those that verl would call, and samples come from the CPU backend's generator. What is
-written anew is the loop around them: draw prompts, sample a group for each, advantages, mini-batches, AdamW. A mini-batch
-is one micro-batch. Settings that this loop does not read are an error if they are not verl's defaults (`check`).
+advantage estimator and grader are those that verl calls, and samples come from the generator of the rollout `hf`. New
+is the loop around them: draw prompts, sample a group for each, advantages, mini-batches of whole groups, AdamW. A
+mini-batch is one micro-batch. A setting that would change the training and is not read here is an error (`check`).
 """
 
-import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -109,7 +108,7 @@ class Trainer:
             self.model.parameters(), optim.lr, tuple(optim.betas), weight_decay=optim.weight_decay, fused=True
         )
         reward = config.reward.custom_reward_function
-        self.score = load_extern_object(reward.path, reward.name)
+        self.score: Callable[..., dict[str, Any]] = load_extern_object(reward.path, reward.name)  # type: ignore[assignment]
         self.rows = {split: self._read(f"{split}_files") for split in ("train", "val")}
         self.generator = torch.Generator().manual_seed(int(config.data.seed))
 
@@ -171,7 +170,8 @@ class Trainer:
         scores = torch.tensor([each["score"] for each in self.grade(rows, sampled)])
         groups = Groups(rows["tokens"].tolist(), sampled, n)
         with torch.no_grad():
-            old, entropy = self.log_probs(groups)
+            old, distribution = self.log_probs(groups)
+            entropy = -(distribution.exp() * distribution).sum(-1)
         rewards = torch.zeros_like(old)
         rewards[torch.arange(len(old)), groups.mask.sum(-1) - 1] = scores
         advantages, _ = get_adv_estimator_fn(self.config.algorithm.adv_estimator)(
@@ -206,7 +206,7 @@ class Trainer:
     ) -> dict[str, float]:
         """One update on the responses to these prompts, and what its loss reports."""
         part, rows = groups.select(prompts), groups.rows_of(prompts)
-        log_prob, _ = self.log_probs(part, with_entropy=False)
+        log_prob, _ = self.log_probs(part)
         loss, metrics = get_policy_loss_fn(self.actor.policy_loss.loss_mode)(
             old_log_prob=old[rows],
             log_prob=log_prob,
@@ -217,7 +217,9 @@ class Trainer:
         )
         self.optimizer.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.actor_rollout_ref.actor.optim.clip_grad)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.config.actor_rollout_ref.actor.optim.clip_grad
+        )
         if norm.isfinite():  # verl skips such an update as well
             self.optimizer.step()
         z = (log_prob.detach() - old[rows]) * part.mask
@@ -230,13 +232,12 @@ class Trainer:
             "plain/abs_mean_log_ratio": (z.sum(-1) / lengths).abs().mean().item(),
         }
 
-    def log_probs(self, groups: "Groups", with_entropy: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Log-probabilities of the responses and entropies, (responses, T) float32 each."""
+    def log_probs(self, groups: "Groups") -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of the tokens of the responses, (responses, T), and of all of the vocabulary; float32."""
         with torch.autocast("cpu", torch.bfloat16) if self.half else nullcontext():
             logits = groups.logits(self.model)
-        log_probs = (logits.float() / self.temperature).log_softmax(-1)
-        entropy = -(log_probs.exp() * log_probs).sum(-1) if with_entropy else None
-        return log_probs.gather(-1, groups.responses[..., None]).squeeze(-1), entropy
+        distribution = (logits.float() / self.temperature).log_softmax(-1)
+        return distribution.gather(-1, groups.responses[..., None]).squeeze(-1), distribution
 
 
 class Groups:

@@ -181,5 +181,7 @@ def expand(
             arms = (suite.variants[variant].overrides, suite.algorithms[algorithm].overrides)
             # The last one wins in Hydra, except for groups (algo=...), which come before all values.
             overrides = hydra_overrides(suite.overrides, *arms, dict.fromkeys(suite.seed_keys, seed))
-            cells.append(Cell(name, variant, algorithm, seed, suite.recipe, tuple(overrides), suite.evaluation, suite.trainer))
+            cells.append(
+                Cell(name, variant, algorithm, seed, suite.recipe, tuple(overrides), suite.evaluation, suite.trainer)
+            )
     return cells

@@ -20,7 +20,9 @@ def headline(config: DictConfig, task: str) -> list[str]:
     actor, loss = config.actor_rollout_ref.actor, config.actor_rollout_ref.actor.policy_loss
     method = loss.loss_mode.upper()
     if loss.loss_mode == "sspo":
-        domain = ("mean " if loss.gate_level == "sequence" else "") + ("log-ratio" if loss.gate_domain == "log" else "ratio")
+        domain = ("mean " if loss.gate_level == "sequence" else "") + (
+            "log-ratio" if loss.gate_domain == "log" else "ratio"
+        )
         side = "" if loss.gate_side == "both" else ", forward side only"
         method += f", {loss.gate} gate of the {domain}{side}, temperatures {loss.tau_pos:g} and {loss.tau_neg:g}"
     updates = config.data.train_batch_size // actor.ppo_mini_batch_size * actor.ppo_epochs

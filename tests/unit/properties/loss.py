@@ -48,7 +48,14 @@ def gates(draw) -> Gate:
     temperatures = st.floats(-3.0, 3.0).map(lambda exponent: 10.0**exponent)
     shape, domain = draw(st.sampled_from(SHAPES)), draw(st.sampled_from(DOMAINS))
     sides = SIDES if (shape, domain) != ("sigmoid", "ratio") else ("both",)
-    return Gate(shape, domain, draw(temperatures), draw(temperatures), draw(st.sampled_from(sides)), draw(st.sampled_from(LEVELS)))
+    return Gate(
+        shape,
+        domain,
+        draw(temperatures),
+        draw(temperatures),
+        draw(st.sampled_from(sides)),
+        draw(st.sampled_from(LEVELS)),
+    )
 
 
 @st.composite
