@@ -75,7 +75,7 @@ class Setting:
         """What `engine_updates` reads."""
         actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
         overrides = [
-            # verl's own engine, not the CPU's; test_cpu_engine.py compares the two.
+            # verl's own engine, not the one of `hf`; test_hf_engine.py compares the two.
             "actor_rollout_ref.model.external_lib=null",
             f"actor_rollout_ref.model.use_remove_padding={self.packed}",
             f"{actor}.use_dynamic_bsz={self.micro is None}",

@@ -49,10 +49,13 @@ def test_the_graph_is_read():
 
 
 def test_training_imports_neither_diagnosis_nor_studies():
-    rooms = {
-        name.split(".")[1] for name in reached_from("plugin", "config", "algorithm", "rewards", "cpu") if "." in name
-    }
+    training = reached_from("plugin", "config", "algorithm", "rewards", "hf", "cpu")
+    rooms = {name.split(".")[1] for name in training if "." in name}
     assert rooms & {"doctor", "analysis", "experiments", "benchmark", "report", "run", "quickstart"} == set()
+
+
+def test_the_rollout_hf_does_not_depend_on_the_platform_cpu():
+    assert not [name for name in reached_from("hf") if name.startswith("verl_sspo.cpu")]
 
 
 def test_no_file_is_part_of_an_import_cycle():

@@ -25,7 +25,7 @@ from verl.utils import distributed
 assert get_platform().device_name != "cpu"
 assert not hasattr(distributed.initialize_global_process_group_ray, "__wrapped__")
 assert "VERL_ENGINE_DEVICE" not in os.environ
-assert "verl_sspo.cpu.internals" not in sys.modules
+assert not {"verl_sspo.cpu.internals", "verl_sspo.hf.register"} & sys.modules.keys()
 """
 
 
@@ -60,13 +60,13 @@ from verl.workers.rollout.base import get_rollout_class
 from verl.workers.rollout.replica import get_rollout_replica_class
 assert get_rollout_class("hf").__name__ == "HFServerAdapter"
 assert get_rollout_replica_class("hf").__name__ == "HFReplica"
-import verl_sspo.cpu.engine
+import verl_sspo.hf.engine
 from verl.workers.engine import EngineRegistry
 assert EngineRegistry.get_engine_cls("language_model", "fsdp2").__name__ == "SharedPromptEngine"
 from verl.plugin.platform import get_platform
 assert get_platform().device_name == "cuda"
 """
-    on_gpu = {"VERL_PLATFORM": "nvidia", "VERL_USE_EXTERNAL_MODULES": "verl_sspo.cpu.register_hf"}
+    on_gpu = {"VERL_PLATFORM": "nvidia", "VERL_USE_EXTERNAL_MODULES": "verl_sspo.hf.register"}
     result = run_python(code, {**ENVIRONMENT, **on_gpu})
     assert result.returncode == 0, result.stderr
 
@@ -116,14 +116,15 @@ def test_another_verl_is_refused_by_its_version(monkeypatch):
     from verl.workers.rollout import base
 
     from verl_sspo.cpu import internals
+    from verl_sspo.hf import register
 
     def is_refused(function):
-        with pytest.raises(internals.IncompatibleVerlError, match=verl.__version__.replace(".", r"\.")):
+        with pytest.raises(register.IncompatibleVerlError, match=verl.__version__.replace(".", r"\.")):
             function()
 
     with monkeypatch.context() as patch:
         patch.setattr(base, "_ROLLOUT_REGISTRY", {})
-        is_refused(internals.register_rollout)
+        is_refused(register.register_rollout)
     with monkeypatch.context() as patch:
         patch.setattr(distributed, "initialize_global_process_group_ray", lambda: None)
         is_refused(internals.initialize_process_groups_with_gloo)
@@ -141,7 +142,7 @@ def test_another_verl_is_refused_by_its_version(monkeypatch):
     ],
 )
 def test_cores_are_divided_and_never_overcommitted(monkeypatch, capsys, cores, ranks, environment, expected):
-    from verl_sspo.cpu import threads
+    from verl_sspo.hf import threads
 
     given = []
     torch = SimpleNamespace(set_num_threads=given.append, get_num_threads=lambda: given[-1])
@@ -155,7 +156,7 @@ def test_cores_are_divided_and_never_overcommitted(monkeypatch, capsys, cores, r
 
 
 def test_cores_are_physical_and_within_affinity(monkeypatch):
-    from verl_sspo.cpu import threads
+    from verl_sspo.hf import threads
 
     monkeypatch.setattr(psutil, "cpu_count", lambda logical: 4)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)

@@ -102,7 +102,8 @@ def test_another_verl_is_refused(monkeypatch):
     from verl.utils import fsdp_utils
 
     from verl_sspo.cpu import internals
+    from verl_sspo.hf.register import IncompatibleVerlError
 
     monkeypatch.setattr(fsdp_utils, "fsdp2_sharded_save_to_cpu", lambda model, device: None)
-    with pytest.raises(internals.IncompatibleVerlError, match="fsdp2_sharded_save_to_cpu"):
+    with pytest.raises(IncompatibleVerlError, match="fsdp2_sharded_save_to_cpu"):
         internals.save_copies_of_weights()

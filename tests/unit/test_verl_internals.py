@@ -21,6 +21,7 @@ import verl  # noqa: F401  loads the plugin
 
 import verl_sspo
 import verl_sspo.cpu
+import verl_sspo.hf
 from verl_sspo.rewards import compute_score
 
 PACKAGE = Path(verl_sspo.__file__).parent
@@ -83,10 +84,14 @@ def test_what_we_call_takes_our_arguments(file):
 
 
 def subclasses() -> Iterator[type]:
-    """Classes of the CPU backend that derive from verl's."""
-    for module in pkgutil.iter_modules(verl_sspo.cpu.__path__, "verl_sspo.cpu."):
-        if module.name.endswith("vllm_cpu"):
-            continue  # imports vLLM
+    """Classes of the CPU platform and of `hf` that derive from verl's."""
+    modules = [
+        module
+        for package in (verl_sspo.cpu, verl_sspo.hf)
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+        if not module.name.endswith("vllm_cpu")  # imports vLLM
+    ]
+    for module in modules:
         for value in vars(importlib.import_module(module.name)).values():
             bases = inspect.getmro(value)[1:] if inspect.isclass(value) and value.__module__ == module.name else ()
             if any(base.__module__.split(".")[0] == "verl" for base in bases):

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from verl_sspo.algorithm.gates import DOMAINS, SHAPES, Gate
-from verl_sspo.cpu.generation import BatchedGenerator, Request, SamplingParams
+from verl_sspo.hf.generation import BatchedGenerator, Request, SamplingParams
 
 PROMPT = "Question: Ann has 5 pens and buys 2 more. How many pens does Ann have now?\nAnswer:"
 ROWS = 16

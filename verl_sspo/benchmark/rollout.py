@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from verl_sspo.benchmark.measure import Section, side_by_side
-from verl_sspo.cpu.generation import BatchedGenerator, Request, SamplingParams
+from verl_sspo.hf.generation import BatchedGenerator, Request, SamplingParams
 from verl_sspo.quickstart.model import create_model, create_tokenizer
 
 Prompts = list[list[int]]

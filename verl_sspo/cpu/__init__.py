@@ -1,4 +1,4 @@
-"""verl without an accelerator: the platform `cpu` and the rollout engine `hf`."""
+"""verl without an accelerator: the platform `cpu`."""
 
 
 def register() -> None:

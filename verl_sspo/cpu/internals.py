@@ -1,6 +1,6 @@
-"""The places where the CPU backend changes verl. What is not one of verl's registries is described where it happens.
+"""The places where the platform `cpu` changes verl. What is not one of verl's registries is described where it happens.
 
-Every function checks what it relies on and raises `IncompatibleVerlError` where this verl is built differently.
+Every function checks what it relies on and raises an IncompatibleVerlError where this verl is built differently.
 """
 
 import functools
@@ -8,58 +8,24 @@ import inspect
 import logging
 import os
 import sys
-from importlib.metadata import version
 from typing import Any
 
-from verl_sspo.cpu.threads import use_cores
+# Its import registers the rollout `hf`.
+from verl_sspo.hf.register import expect
+from verl_sspo.hf.threads import use_cores
 
 logger = logging.getLogger(__name__)
 
 
-class IncompatibleVerlError(RuntimeError):
-    """The installed verl is not built as the CPU backend expects."""
-
-
-def _expect(condition: bool, expected: str) -> None:
-    if not condition:
-        raise IncompatibleVerlError(
-            f"The CPU backend of verl_sspo was written for verl 0.9 and does not fit verl {version('verl')}: "
-            f"it expects {expected}. Install a supported verl, or set VERL_PLATFORM to run without the backend."
-        )
-
-
 @functools.cache
 def prepare_verl() -> None:
-    """Makes engines, rollout and process groups of this process work on the CPU."""
+    """Makes engines and process groups of this process work on the CPU."""
     # verl registers its FSDP engines for "cuda" and "npu" and looks them up by the platform's device, unless this
     # variable of its own names another. The engines themselves run on any device.
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
-    register_rollout()
     initialize_process_groups_with_gloo()
     share_keys_while_decoding()
     logger.info("verl_sspo: no accelerator in this process, verl runs on the CPU")
-
-
-def register_rollout() -> None:
-    """The rollout `hf`: the server's side in verl's public registry, the trainer's side in a private dictionary.
-
-    verl has no function for the second.
-    """
-    from verl.workers.rollout import base
-    from verl.workers.rollout.replica import RolloutReplicaRegistry
-
-    def load_replica():
-        from verl_sspo.cpu.rollout import HFReplica
-
-        return HFReplica
-
-    RolloutReplicaRegistry.register("hf", load_replica)
-    registry: Any = getattr(base, "_ROLLOUT_REGISTRY", None)
-    _expect(
-        isinstance(registry, dict) and isinstance(registry.get(("vllm", "async")), str),
-        "verl.workers.rollout.base._ROLLOUT_REGISTRY to map (name, mode) to the name of a class",
-    )
-    registry["hf", "async"] = "verl_sspo.cpu.rollout.HFServerAdapter"
 
 
 def initialize_process_groups_with_gloo() -> None:
@@ -120,7 +86,7 @@ def save_copies_of_weights() -> None:
 
 def _function(module: Any, name: str, *parameters: str) -> Any:
     function = getattr(module, name, None)
-    _expect(
+    expect(
         callable(function) and tuple(inspect.signature(function).parameters) == parameters,
         f"{module.__name__}.{name}({', '.join(parameters)})",
     )

@@ -16,7 +16,7 @@ from verl.utils.torch_dtypes import PrecisionType
 from verl_sspo.doctor.finding import Finding, error, ok
 from verl_sspo.doctor.rules import ACTOR, ROLLOUT, Facts
 
-#: Bytes per token and word of the vocabulary, in verl_sspo.cpu.engine: of an update, of one that also computes the
+#: Bytes per token and word of the vocabulary, in verl_sspo.hf.engine: of an update, of one that also computes the
 #: entropy, and of log-probs with entropy and without gradients.
 LOGITS = {"update": 12, "update with entropy": 20, "log-probs": 18}
 #: Bytes per response and word of the vocabulary for drawing a token.

@@ -9,13 +9,13 @@ import verl  # noqa: F401  loads the plugin
 from verl.checkpoint_engine import base
 from verl.workers.config import CheckpointEngineConfig
 
-from verl_sspo.cpu import weight_sync
+from verl_sspo.hf import weight_sync
 
 
 @pytest.fixture
 def manager(monkeypatch):
     """A manager as the recipes make it, whose trainers' answer is what `manager.answer` does."""
-    config = CheckpointEngineConfig(backend="naive", custom_backend_module="verl_sspo.cpu.weight_sync")
+    config = CheckpointEngineConfig(backend="naive", custom_backend_module="verl_sspo.hf.weight_sync")
     asked = []
     trainers = SimpleNamespace(update_weights=lambda **arguments: asked.append(arguments))
     manager = base.CheckpointEngineManager(config, trainers, replicas=[])

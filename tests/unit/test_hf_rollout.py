@@ -25,7 +25,7 @@ def make_server(model_path):
     from verl.workers.config import HFModelConfig, RolloutConfig
     from verl.workers.rollout.replica import RolloutMode
 
-    from verl_sspo.cpu.rollout import HFServer
+    from verl_sspo.hf.rollout import HFServer
 
     def make(replica_rank=0, **options) -> HFServer:
         config = RolloutConfig(
@@ -178,7 +178,7 @@ def test_stacked_experts_take_the_weights_that_verl_sends_one_by_one(tmp_path):
     from verl.workers.engine.fsdp.utils import unfuse_moe_params
     from verl.workers.rollout.replica import RolloutMode
 
-    from verl_sspo.cpu.rollout import HFServer
+    from verl_sspo.hf.rollout import HFServer
 
     create_moe_model(seed=0).save_pretrained(tmp_path)
     create_tokenizer().save_pretrained(tmp_path)
@@ -299,7 +299,7 @@ def test_one_of_several_requests_can_be_aborted(make_server):
 def test_a_replica_of_several_ranks_is_refused():
     from verl.workers.config import RolloutConfig
 
-    from verl_sspo.cpu.rollout import check_rollout_config
+    from verl_sspo.hf.rollout import check_rollout_config
 
     with pytest.raises(ValueError, match="its replica would span 2"):
         check_rollout_config(RolloutConfig(name="hf"))  # verl's default is tensor_model_parallel_size=2
@@ -360,7 +360,7 @@ class Trainer:
     ],
 )
 def test_the_replay_buffer_is_verls_own_with_its_settings_and_a_shorter_interval(overrides, expected):
-    from verl_sspo.cpu.sampler import POLL_INTERVAL
+    from verl_sspo.hf.sampler import POLL_INTERVAL
 
     buffer = Trainer(*overrides)._build_replay_buffer()
     assert buffer.poll_interval == POLL_INTERVAL

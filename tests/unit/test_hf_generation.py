@@ -16,7 +16,7 @@ from transformers import (
 from transformers.integrations import sdpa_attention
 
 from verl_sspo.cpu import internals
-from verl_sspo.cpu.generation import BatchedGenerator, Request, SamplingParams, sample
+from verl_sspo.hf.generation import BatchedGenerator, Request, SamplingParams, sample
 
 VOCABULARY = 50
 SIZE = dict(
@@ -304,7 +304,7 @@ def test_a_diverged_model_is_an_error():
 
 
 def test_shared_keys_and_values_give_what_repeated_ones_give(monkeypatch):
-    """With the CPU backend's rule for sdpa, no decoding step repeats keys, and the responses stay the same."""
+    """With the CPU platform's rule for sdpa, no decoding step repeats keys, and the responses stay the same."""
     model, requests = make_model(), make_requests(12)
     repeated = BatchedGenerator(model).generate(requests)
     queries = []

@@ -1,4 +1,4 @@
-"""The CPU backend's engine gives responses the log-probs, entropies and gradients of verl's own."""
+"""The engine for short responses gives responses the log-probs, entropies and gradients of verl's own."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPEngineConfig
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from verl_sspo.cpu.engine import SharedPromptEngine
+from verl_sspo.hf.engine import SharedPromptEngine
 from verl_sspo.quickstart.model import create_model, create_tokenizer
 
 # (tokens of the prompt, tokens of the response); prompts of one length are the same.

@@ -27,8 +27,8 @@ from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutMode, RolloutReplica, TokenOutput
 from verl.workers.rollout.utils import ensure_async_iterator
 
-from verl_sspo.cpu.generation import BatchedGenerator, Completion, Request, SamplingParams
-from verl_sspo.cpu.threads import use_cores
+from verl_sspo.hf.generation import BatchedGenerator, Completion, Request, SamplingParams
+from verl_sspo.hf.threads import use_cores
 
 # An idle server starts once no request has come for QUIET seconds, so that companions share its first batch.
 QUIET = 0.02

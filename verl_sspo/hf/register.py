@@ -1,0 +1,48 @@
+"""Registers the rollout `hf` in this process, when it is imported.
+
+The platform `cpu` imports it. On others, verl imports it in each of its processes where `VERL_USE_EXTERNAL_MODULES`
+names it; recipes/hardware/gpu_hf.yaml does.
+"""
+
+from importlib.metadata import version
+from typing import Any
+
+from verl.workers.rollout import base
+from verl.workers.rollout.replica import RolloutReplicaRegistry
+
+
+class IncompatibleVerlError(RuntimeError):
+    """The installed verl is not built as this package expects."""
+
+
+def expect(condition: bool, expected: str) -> None:
+    """Raises IncompatibleVerlError if the condition, an internal of verl that is described, does not hold."""
+    if not condition:
+        raise IncompatibleVerlError(
+            f"verl_sspo's CPU platform and rollout `hf` were written for verl 0.9 and do not fit verl "
+            f"{version('verl')}: they expect {expected}. Install a supported verl, or set VERL_PLATFORM to run without "
+            "the CPU platform."
+        )
+
+
+def register_rollout() -> None:
+    """The rollout `hf`: the server's side in verl's public registry, the trainer's side in a private dictionary.
+
+    verl has no function for the second.
+    """
+
+    def load_replica():
+        from verl_sspo.hf.rollout import HFReplica
+
+        return HFReplica
+
+    RolloutReplicaRegistry.register("hf", load_replica)
+    registry: Any = getattr(base, "_ROLLOUT_REGISTRY", None)
+    expect(
+        isinstance(registry, dict) and isinstance(registry.get(("vllm", "async")), str),
+        "verl.workers.rollout.base._ROLLOUT_REGISTRY to map (name, mode) to the name of a class",
+    )
+    registry["hf", "async"] = "verl_sspo.hf.rollout.HFServerAdapter"
+
+
+register_rollout()
