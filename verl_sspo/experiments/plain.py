@@ -25,7 +25,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.import_utils import load_extern_object
 
 from verl_sspo.compose import compose_config
-from verl_sspo.cpu.generation import BatchedGenerator, Request, SamplingParams
+from verl_sspo.hf.generation import BatchedGenerator, Request, SamplingParams
 from verl_sspo.run.folder import METRICS
 from verl_sspo.run.task import data_files
 
