@@ -431,6 +431,20 @@ def test_a_cluster_that_does_not_answer_loses_no_finding(monkeypatch):
     assert "10.0.0.1:6379: no answer after 30 s" in findings[1].message
 
 
+def test_a_cluster_that_asks_for_a_token(monkeypatch):
+    import ray
+
+    def refuse(**_):
+        # As Ray 2.60 raises it.
+        cause = RuntimeError("Failed to connect to GCS. [...] RPC error: InvalidAuthToken: Authentication token is ...")
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379") from cause
+
+    monkeypatch.setattr(ray, "init", refuse)
+    (finding,) = (each for each in environment.registration_findings("10.0.0.1:6379") if each.severity == "error")
+    assert "asks for a token" in finding.message
+    assert "RAY_AUTH_MODE=token" in finding.remedy
+
+
 @pytest.mark.parametrize(
     ("changed", "check", "said"),
     [
