@@ -358,6 +358,10 @@ def test_the_command_line_in_words(capsys):
             f"{ACTOR}.use_dynamic_bsz=perhaps": "use_dynamic_bsz='perhaps' must be true or false",
             "~trainer.nnodes": "trainer.nnodes is missing",
             "trainer.n_gpus_per_node=0": "trainer.n_gpus_per_node=0 must be a whole number of at least 1",
+            # verl's default is null.
+            "trainer.total_training_steps=many": "trainer.total_training_steps='many' must be a number",
+            "data.gen_batch_size=0": "data.gen_batch_size=0 must be a whole number of at least 1",
+            f"{ACTOR}.optim.lr=-1": f"{ACTOR}.optim.lr=-1 must not be negative",
             f"{ROLLOUT}.n=null": f"{ROLLOUT}.n=None must be a whole number",
         },
         {

@@ -245,3 +245,10 @@ def test_paths_for_workers_with_another_working_folder():
     Path("a").touch()
     paths = {"data": {"train_files": ["a", "hdfs://b"], "val_files": "absent"}, "model": {"path": "/", "name": "a"}}
     assert whole_paths(OmegaConf.create(paths)) == {"data.train_files": [str(Path("a").resolve()), "hdfs://b"]}
+
+
+def test_a_run_folder_that_is_a_file(capsys):
+    Path("file").touch()
+    with pytest.raises(SystemExit):
+        train.main(["quickstart", STEPS, "--run-dir", "file"])
+    assert "is not a folder to write to" in capsys.readouterr().err

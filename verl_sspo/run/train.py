@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from verl_sspo.cli import output_folder
 from verl_sspo.compose import RECIPES, compose_config, hydra_value
 from verl_sspo.run import checkpoints, launch, settings
 from verl_sspo.run.folder import ANSWERS, DOCTOR, LOG, keep_attempt, move_aside, write_atomically
@@ -56,7 +57,10 @@ def parse(
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="Hydra overrides, e.g. algo=gspo")
     parser.add_argument("--config-dir", type=Path, default=RECIPES, help="folder of recipes of your own")
     parser.add_argument(
-        "--run-dir", type=Path, default=os.environ.get("RUN_DIR"), help="default: runs/TASK/ALGORITHM (RUN_DIR)"
+        "--run-dir",
+        type=output_folder,
+        default=os.environ.get("RUN_DIR"),
+        help="default: runs/TASK/ALGORITHM (RUN_DIR)",
     )
     parser.add_argument("--verbose", action="store_true", help="also show everything that verl prints")
     parser.add_argument(
