@@ -5,6 +5,7 @@ module imports little: Ctrl-C is one line from the first moment on.
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -65,6 +66,11 @@ def main(argv: list[str] | None = None) -> int:
         # Commands that have more to say about it do so. This also holds while they are imported.
         print("\nverl-sspo: interrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(f"verl-sspo: {error}", file=sys.stderr)
+        return 1
 
 
 def _run(argv: list[str]) -> int:

@@ -76,14 +76,15 @@ def reference_config(model_engine: str) -> DictConfig:
 
 def hydra_overrides(*settings: Mapping[str, Any]) -> list[str]:
     """Mappings as Hydra overrides, later ones over earlier ones: nested keys are joined by dots."""
-    flat = {key: value for each in settings for key, value in _flat(each)}
-    return [f"{key}={hydra_value(value)}" for key, value in flat.items()]
+    values = {key: value for each in settings for key, value in flat(each)}
+    return [f"{key}={hydra_value(value)}" for key, value in values.items()]
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys and values of a mapping, nested keys joined by dots."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

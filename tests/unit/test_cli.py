@@ -1,5 +1,6 @@
 """The front door: every command has its help, and a missing extra is told in one line."""
 
+import errno
 import subprocess
 import sys
 from importlib.metadata import requires
@@ -84,6 +85,15 @@ def test_an_unknown_command_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["trian"])
     assert "trian" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/a/curves.png")
+
+    monkeypatch.setattr("importlib.import_module", full)
+    assert main(["quickstart"]) == 1
+    assert capsys.readouterr().err == "verl-sspo: [Errno 28] No space left on device: 'runs/a/curves.png'\n"
 
 
 def test_an_interrupt_is_one_line(monkeypatch, capsys):

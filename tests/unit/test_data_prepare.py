@@ -272,6 +272,14 @@ def test_places_that_cannot_be_written_are_refused_first(script, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
+def test_what_word_problems_do_not_read_is_refused(script, tmp_path, capsys):
+    for unread in (["--template", "boxed"], ["--source", "x.jsonl"], ["--skip-bad"]):
+        with pytest.raises(SystemExit):
+            script(["word-problems", "--output", str(tmp_path / "out"), *unread])
+        assert f"{unread[0]} has no effect here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_levels(tmp_path):
     source = _jsonl(tmp_path / "math.jsonl", [*MATH, {"problem": "p", "answer": "1", "level": "Level ?"}])
     (kept,) = prepare("math", source=source)

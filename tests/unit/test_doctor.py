@@ -361,6 +361,10 @@ def test_the_command_line_in_words(capsys):
             f"{ACTOR}.use_dynamic_bsz=perhaps": "use_dynamic_bsz='perhaps' must be true or false",
             "~trainer.nnodes": "trainer.nnodes is missing",
             "trainer.n_gpus_per_node=0": "trainer.n_gpus_per_node=0 must be a whole number of at least 1",
+            # verl's default is null.
+            "trainer.total_training_steps=many": "trainer.total_training_steps='many' must be a number",
+            "data.gen_batch_size=0": "data.gen_batch_size=0 must be a whole number of at least 1",
+            f"{ACTOR}.optim.lr=-1": f"{ACTOR}.optim.lr=-1 must not be negative",
             f"{ROLLOUT}.n=null": f"{ROLLOUT}.n=None must be a whole number",
         },
         {
@@ -432,6 +436,20 @@ def test_a_cluster_that_does_not_answer_loses_no_finding(monkeypatch):
     findings = list(environment.registration_findings("10.0.0.1:6379"))
     assert [finding.severity for finding in findings] == ["ok", "error"]
     assert "10.0.0.1:6379: no answer after 30 s" in findings[1].message
+
+
+def test_a_cluster_that_asks_for_a_token(monkeypatch):
+    import ray
+
+    def refuse(**_):
+        # As Ray 2.60 raises it.
+        cause = RuntimeError("Failed to connect to GCS. [...] RPC error: InvalidAuthToken: Authentication token is ...")
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379") from cause
+
+    monkeypatch.setattr(ray, "init", refuse)
+    (finding,) = (each for each in environment.registration_findings("10.0.0.1:6379") if each.severity == "error")
+    assert "asks for a token" in finding.message
+    assert "RAY_AUTH_MODE=token" in finding.remedy
 
 
 @pytest.mark.parametrize(

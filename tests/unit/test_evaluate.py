@@ -283,12 +283,15 @@ def test_a_session_of_several_outputs_is_one_sample(tmp_path):
         (["--samples", "-3"], "must be an integer of at least 0"),
         (["--samples", "2", "--temperature", "0"], "temperature must be above 0"),
         (["actor_rollout_ref.rollout.val_kwargs.n=4"], "an evaluation sets this itself"),
+        (["--benchmarks", "absent.parquet"], "absent.parquet"),
+        (["--benchmarks", __file__], f"{__file__} is not readable as parquet"),
+        ([], "there is no folder ./model"),
     ],
 )
 def test_the_command_refuses_before_anything_is_loaded(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(launch, "train", lambda *_, **__: pytest.fail("started"))
     with pytest.raises(SystemExit):
-        command.main(["model", "--recipe", "quickstart", "--output", str(tmp_path / "out"), *arguments])
+        command.main(["./model", "--recipe", "quickstart", "--output", str(tmp_path / "out"), *arguments])
     assert message in capsys.readouterr().err
 
 
@@ -297,5 +300,5 @@ def test_ctrl_c_ends_the_command_without_a_traceback(tmp_path, monkeypatch, caps
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluation, "evaluate", interrupt)
-    assert command.main(["model", "--recipe", "quickstart", "--output", str(tmp_path / "out")]) == 130
+    assert command.main([str(tmp_path), "--recipe", "quickstart", "--output", str(tmp_path / "out")]) == 130
     assert "interrupted" in capsys.readouterr().err

@@ -559,6 +559,8 @@ def test_public_reports():
     if not cases.is_file():
         pytest.skip(f"needs the cases of {cases} (VERL_SSPO_SHARED_DATA)")
     rows = [row for row in map(json.loads, cases.read_text().splitlines()) if row["kind"] == "code"]
+    # Python 3.12 limits recursion through C code.
+    refused = REFUSED | ({"cpython#112215 recursion"} if sys.version_info >= (3, 12) else set())
     for row in rows:
         options = (
             {"test_timeout": 3.0} if "while" in row["response"] else {"test_timeout": 60.0, "program_timeout": 90.0}
@@ -567,7 +569,7 @@ def test_public_reports():
             scored = code.score(row["response"], row["gold"], **options)
         except ValueError as error:
             scored = {"score": 0.0, "error": str(error)}
-        assert scored.get("score", 0.0) == (row["right"] and row["source"] not in REFUSED), (row, scored)
+        assert scored.get("score", 0.0) == (row["right"] and row["source"] not in refused), (row, scored)
     assert len(rows) > 90
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from omegaconf import OmegaConf
 
 from verl_sspo.doctor import Finding
-from verl_sspo.run import launch, train
+from verl_sspo.run import launch, result, train
 from verl_sspo.run.folder import attempts
+from verl_sspo.run.task import whole_paths
 
 # Trains and saves a checkpoint per step, as far as it is told to in the file `fail_at`.
 MAIN_PPO = """
@@ -200,6 +202,23 @@ def test_a_full_disk_is_told_before_the_start(monkeypatch, capsys):
     assert "settings.yaml: No space left on device" in capsys.readouterr().err
 
 
+def test_a_disk_that_fills_after_the_last_step(monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write = result.write_atomically
+    monkeypatch.setattr(result, "write_atomically", full)
+    assert train.main(["quickstart", STEPS]) == 1
+    shown = capsys.readouterr().err
+    assert "Not started" not in shown
+    assert f"{RUN.resolve()}: No space left on device" in shown
+    assert "This command shows the result: the training is complete, step 3 of 3 is saved:" in shown
+
+    monkeypatch.setattr(result, "write_atomically", write)
+    assert train.main(shlex.split(shown.splitlines()[-1])[2:]) == 0
+    assert json.loads((RUN / "summary.json").read_text())["steps"] == 3
+
+
 def test_on_a_running_cluster(monkeypatch):
     """What describes a cluster to start is not passed; variables and paths reach workers that do not inherit ours."""
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
@@ -207,7 +226,8 @@ def test_on_a_running_cluster(monkeypatch):
     rows = Path("data/arithmetic/digits3-seed0/train.parquet")
     rows.parent.mkdir(parents=True)
     rows.touch()
-    assert train.main(["quickstart", STEPS]) == 0
+    Path("reward.py").touch()
+    assert train.main(["quickstart", STEPS, "reward.custom_reward_function.path=reward.py"]) == 0
     log = (RUN / launch.LOG).read_text()
     assert "RAY_ADDRESS 10.0.0.1:6379" in log
     assert "'ray_kwargs.ray_init.num_cpus=null', 'ray_kwargs.ray_init.num_gpus=null'" in log
@@ -215,4 +235,20 @@ def test_on_a_running_cluster(monkeypatch):
     assert f"{variables}.VERL_FILE_LOGGER_PATH='{(RUN / launch.METRICS).resolve()}'" in log
     assert f"{variables}.VERL_LOGGING_LEVEL='DEBUG'" in log
     assert f"data.train_files={rows.resolve()}" in log
+    assert f"reward.custom_reward_function.path={Path('reward.py').resolve()}" in log
+    # Nothing that is no file here.
+    assert "custom_sampler.path" not in log
     assert "_temp_dir" not in log
+
+
+def test_paths_for_workers_with_another_working_folder():
+    Path("a").touch()
+    paths = {"data": {"train_files": ["a", "hdfs://b"], "val_files": "absent"}, "model": {"path": "/", "name": "a"}}
+    assert whole_paths(OmegaConf.create(paths)) == {"data.train_files": [str(Path("a").resolve()), "hdfs://b"]}
+
+
+def test_a_run_folder_that_is_a_file(capsys):
+    Path("file").touch()
+    with pytest.raises(SystemExit):
+        train.main(["quickstart", STEPS, "--run-dir", "file"])
+    assert "is not a folder to write to" in capsys.readouterr().err

@@ -59,6 +59,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--limit", type=at_least(1), help="keep only the first rows of each split")
     parser.add_argument("--seed", type=int, default=0, help="draws the rows of a mix, their order, and word problems")
     options = parser.parse_args(arguments)
+    if options.task == word_problems.TASK:
+        for name in ("source", "config", "split", "template", "skip_bad"):
+            if getattr(options, name):
+                parser.error(f"--{name.replace('_', '-')} has no effect here: the word problems are made, not read")
     options.tasks = MIXES.get(options.task, (options.task,))
     options.source = options.source or [None] * len(options.tasks)
     if len(options.source) != len(options.tasks):

@@ -33,6 +33,8 @@ LONGEST_SOCKET, OF_RAY = 107, "/ray/session_2026-01-01_00-00-00_000000_/sockets/
 WIDE = 512
 #: What `datasets.load_dataset`, with which verl reads parquet, does not take as the name of a file.
 PATTERN = re.compile(r"[*?]|\[.+\]|::")
+#: A head that finds ~/.ray/auth_token asks for it; Ray sends it to a given address only with this setting.
+TOKEN = "set RAY_AUTH_MODE=token here and before each `ray start`, with the head's ~/.ray/auth_token on all nodes"
 #: Seconds for a node to answer: a first `import verl` from a network file system takes long.
 PATIENCE = 120
 
@@ -131,7 +133,10 @@ def registration_findings(address: str | None = None, config: DictConfig | None 
         if config is not None:
             yield gpu_finding([node["Resources"].get("GPU", 0) for node in nodes], config)
     except Exception as failure:  # whatever Ray raises: the findings so far are not lost
-        yield error("cluster", f"no Ray cluster answers at {address}: {_last_line(failure)}", "see `ray status`")
+        why, remedy = _last_line(failure), "see `ray status`"
+        if "InvalidAuthToken" in str(failure.__cause__):
+            why, remedy = "it asks for a token", TOKEN
+        yield error("cluster", f"no Ray cluster answers at {address}: {why}", remedy)
     finally:
         if started:
             ray.shutdown()

@@ -27,11 +27,14 @@ OPEN_SECTIONS = (
 RECIPE_GROUPS = ("algo", "hardware", "model", "mode", "staleness")
 #: Top-level sections of older verls: verl 0.9 composes them and does not read them.
 LEGACY_SECTIONS = ("custom_reward_function", "reward_model", "sandbox_fusion")
-#: Batches, lengths and groups of GPUs are computed from these, wherever verl's default is a positive number.
+#: Batches, lengths and groups of GPUs are computed from these, wherever verl's default is a positive number or null.
 SIZES = re.compile(
     r"(data|trainer|actor_rollout_ref\.(actor|rollout))\.(?!.*turbo_config)(.*[._])?"
-    r"(batch_size|prompt_length|response_length|parallel_size|max_token_len_per_gpu|ppo_epochs|nnodes|n_gpus_per_node|n)"
+    r"(batch_size|prompt_length|response_length|parallel_size|max_token_len_per_gpu|ppo_epochs|nnodes|n_gpus_per_node|n"
+    r"|total_epochs|total_training_steps)"
 )
+#: torch's optimizers refuse negative ones, when the model is loaded.
+NOT_NEGATIVE = re.compile(r".*\.optim\.(lr|weight_decay)")
 #: Looked up or opened as they are.
 TEXTS = re.compile(
     r"trainer\.(default_local_dir|device)|data\.(prompt_key|reward_fn_key)|actor_rollout_ref\.model\.path"
@@ -109,12 +112,16 @@ def _must_be(path: str, value: Any, default: Any) -> str:
         return "" if isinstance(value, bool | None) else "must be true or false"
     if TEXTS.fullmatch(path):
         return "" if isinstance(value, str) else "must be a string"
+    if default is None and value is not None and SIZES.fullmatch(path):
+        default = 1
     if not isinstance(default, int | float):
         return ""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         return "must be a number"
     if isinstance(default, int) and default > 0 and SIZES.fullmatch(path):
         return "" if isinstance(value, int) and value >= 1 else "must be a whole number of at least 1"
+    if NOT_NEGATIVE.fullmatch(path) and (value or 0) < 0:
+        return "must not be negative"
     return ""
 
 

@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     from rich.console import Console
 
     from verl_sspo.compose import RECIPES, compose_config
-    from verl_sspo.experiments.evaluation import PROBLEMS, Evaluation, evaluate
+    from verl_sspo.doctor.environment import model_findings
+    from verl_sspo.experiments.evaluation import PROBLEMS, Evaluation, evaluate, read_benchmarks
     from verl_sspo.run import launch
 
     console, output = Console(stderr=True), arguments.output
@@ -48,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         if "rollout.val_kwargs." in each or each.lstrip("+~").startswith(("data.val_files=", "trainer.resume_")):
             parser.error(f"{each}: an evaluation sets this itself, see --samples, --temperature, --top-p, --benchmarks")
     try:
-        files = arguments.benchmarks or compose_config(arguments.recipe, arguments.overrides, RECIPES).data.val_files
+        config = compose_config(arguments.recipe, arguments.overrides, RECIPES)
+        files = arguments.benchmarks or config.data.val_files
         benchmarks = [files] if isinstance(files, str) else [str(file) for file in files]
         evaluation = Evaluation(
             [str(Path(file).resolve()) for file in benchmarks],
@@ -57,6 +59,13 @@ def main(argv: list[str] | None = None) -> int:
             arguments.temperature,
             arguments.top_p,
         )
+        # Before the recipe's task is made, which may take minutes.
+        if arguments.benchmarks:
+            read_benchmarks(arguments.benchmarks)
+        if not model.exists():
+            config.actor_rollout_ref.model.path = arguments.model
+            if wrong := [each.message for each in model_findings(config) if each.severity == "error"]:
+                parser.error(wrong[0])
         settings = {"recipe": arguments.recipe, "overrides": arguments.overrides, "recipes": RECIPES}
         metrics = evaluate(model, evaluation, output, **settings, console=console)
     except launch.TrainingFailedError as error:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from omegaconf import MISSING
+from pyarrow import ArrowInvalid
 from rich.console import Console
 
 from verl_sspo.compose import compose_config, hydra_overrides, hydra_value
@@ -156,7 +157,10 @@ def read_benchmarks(files: Sequence[str]) -> pd.DataFrame:
         raise ValueError(f"benchmarks are named by their folders, and these names repeat: {', '.join(files)}")
     tables = []
     for name, file in zip(names, files, strict=True):
-        rows = pd.read_parquet(file)
+        try:
+            rows = pd.read_parquet(file)
+        except ArrowInvalid as error:
+            raise ValueError(f"{file} is not readable as parquet") from error
         if missing := {"prompt", "reward_model"} - set(rows):
             raise ValueError(f"{file} has no {', '.join(sorted(missing))}: its columns are {', '.join(rows)}")
         questions = [messages[-1]["content"] for messages in rows["prompt"]]

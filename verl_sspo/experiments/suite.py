@@ -117,7 +117,7 @@ def load_suite(path: Path) -> Suite:
     except HydraException as error:
         raise ValueError(f"{path}: no overrides for Hydra: {error}") from error
     except (OmegaConfBaseException, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
     return suite
 
 

@@ -20,13 +20,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich.console import Console
 
-from verl_sspo.compose import compose_config, hydra_value, quoted
+from verl_sspo.compose import compose_config, hydra_overrides, quoted
 from verl_sspo.run.folder import LOG, METRICS
 from verl_sspo.run.processes import RUN_ID, WRITES_TO, Family, guarded
 from verl_sspo.run.screen import Screen, say
+from verl_sspo.run.task import whole_paths
 
 # Seconds that verl gets to fail by itself once one of its processes has died. verl lets Ray restart none of its actors;
 # one of the user's own has this long to come back.
@@ -200,20 +200,11 @@ def _to_join(overrides: Sequence[str], ours: dict[str, str], config_dir: Path, c
     forwarded = {name: value for name, value in os.environ.items() if name.startswith("VERL_")} | ours
     config = compose_config(config_name, overrides, config_dir)
     ray_init = config.ray_kwargs.ray_init
-    files = ("data.train_files", "data.val_files", "actor_rollout_ref.model.path")
     return [
         *(f"ray_kwargs.ray_init.{name}=null" for name in OF_A_NEW_CLUSTER if ray_init.get(name) is not None),
         *(f"++ray_kwargs.ray_init.runtime_env.env_vars.{k}={quoted(v)}" for k, v in forwarded.items()),
-        *(f"{key}={hydra_value(_absolute(OmegaConf.select(config, key)))}" for key in files),
+        *hydra_overrides(whole_paths(config)),
     ]
-
-
-def _absolute(name: Any) -> Any:
-    """A file of this machine by its whole path; names of the Hugging Face hub and addresses stay as they are."""
-    if not isinstance(name, str):
-        return [_absolute(each) for each in name or []]
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
 
 
 @contextlib.contextmanager

@@ -2,10 +2,10 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_sspo.compose import flat
 from verl_sspo.run.folder import write_atomically
 
 KEPT = "settings.yaml"
@@ -49,12 +49,6 @@ def differences(old: str, new: str) -> list[str]:
     """Keys in which two resolved configurations differ, with both values."""
     if old == new:
         return []
-
-    def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(node, dict):
-            return {prefix.removesuffix("."): node}
-        return {k: v for key, value in node.items() for k, v in flat(value, f"{prefix}{key}.").items()}
-
-    old_values, new_values = (flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (old, new))
+    old_values, new_values = (dict(flat(OmegaConf.to_container(OmegaConf.create(text)))) for text in (old, new))
     keys = [key for key in {**old_values, **new_values} if old_values.get(key) != new_values.get(key)]
     return [f"{key}: {old_values.get(key)} there, {new_values.get(key)} now" for key in keys]

@@ -28,13 +28,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from verl_sspo.cli import output_folder
 from verl_sspo.compose import RECIPES, compose_config, hydra_value
 from verl_sspo.run import checkpoints, launch, settings
 from verl_sspo.run.folder import ANSWERS, DOCTOR, LOG, keep_attempt, move_aside, write_atomically
 from verl_sspo.run.processes import running_in
 from verl_sspo.run.result import headline, report, short
 from verl_sspo.run.screen import say
-from verl_sspo.run.task import prepare_task
+from verl_sspo.run.task import prepare_task, whole_paths
 
 
 class NotStartedError(Exception):
@@ -56,7 +57,10 @@ def parse(
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="Hydra overrides, e.g. algo=gspo")
     parser.add_argument("--config-dir", type=Path, default=RECIPES, help="folder of recipes of your own")
     parser.add_argument(
-        "--run-dir", type=Path, default=os.environ.get("RUN_DIR"), help="default: runs/TASK/ALGORITHM (RUN_DIR)"
+        "--run-dir",
+        type=output_folder,
+        default=os.environ.get("RUN_DIR"),
+        help="default: runs/TASK/ALGORITHM (RUN_DIR)",
     )
     parser.add_argument("--verbose", action="store_true", help="also show everything that verl prints")
     parser.add_argument(
@@ -88,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     except NotStartedError as error:
         why = str(error)
     except OSError as error:
-        why = f"{error.filename or arguments.run_dir}: {error.strerror or error}"
+        why = _unwritten(arguments, error)
     say(console, f"Not started: {why}", style="bold red")
     return 2
 
@@ -141,25 +145,23 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
                 total=total,
                 verbose=arguments.verbose,
             )
+            seconds = time.monotonic() - started
+            report(config, arguments.task, arguments.overrides, run_dir, _command(arguments), seconds)
+            return 0
         except launch.TrainingFailedError as error:
             launch.report_failure(error, console)
             for folder in {run_dir, saved} if error.cause == launch.FULL else ():
                 say(console, f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free in {short(folder)}")
-            _say_how_to_resume(arguments, saved, console)
-            return 1
+            status = 1
+        except OSError as error:
+            # The disk may fill after the last step.
+            say(console, _unwritten(arguments, error), style="bold red")
+            status = 1
         except KeyboardInterrupt:
             say(console, f"Interrupted. Log: {short(run_dir / LOG)}")
-            _say_how_to_resume(arguments, saved, console)
-            return 130
-        report(
-            config,
-            arguments.task,
-            arguments.overrides,
-            run_dir,
-            _command(arguments),
-            seconds=time.monotonic() - started,
-        )
-        return 0
+            status = 130
+        _say_how_to_resume(arguments, saved, console)
+        return status
 
 
 def _compose(arguments: argparse.Namespace) -> tuple[DictConfig, list[str]]:
@@ -224,11 +226,14 @@ def _check(config: DictConfig, address: str, console: Console) -> list[Any]:
     tell(environment.package_findings(config))
     tell(environment.data_findings(config))
     tell(environment.model_findings(config))
-    tell(
-        environment.accelerator_findings(config)
-        if address == "local"
-        else environment.registration_findings(address, config)
-    )
+    if address == "local":
+        tell(environment.accelerator_findings(config))
+    else:
+        # Of the paths that main_ppo gets.
+        config = config.copy()
+        for key, path in whole_paths(config).items():
+            OmegaConf.update(config, key, path)
+        tell(environment.registration_findings(address, config))
     return found
 
 
@@ -268,9 +273,18 @@ def _total_steps(config: DictConfig, run_dir: Path, saved: Path) -> int | None:
     return None
 
 
+def _unwritten(arguments: argparse.Namespace, error: OSError) -> str:
+    return f"{error.filename or arguments.run_dir}: {error.strerror or error}"
+
+
 def _say_how_to_resume(arguments: argparse.Namespace, saved: Path, console: Console) -> None:
-    step = checkpoints.last(saved)
-    then = "starts anew, no checkpoint was saved" if step is None else f"resumes from step {step}"
+    step, total = checkpoints.last(saved), _total_steps(arguments.config, arguments.run_dir, saved)
+    if step is None:
+        then = "starts anew, no checkpoint was saved"
+    elif total is not None and step >= total:
+        then = f"shows the result: the training is complete, step {step} of {total} is saved"
+    else:
+        then = f"resumes from step {step}"
     say(console, f"This command {then}:\n  {_command(arguments)}")
 
 
