@@ -560,9 +560,8 @@ def test_public_reports():
         pytest.skip(f"needs the cases of {cases} (VERL_SSPO_SHARED_DATA)")
     rows = [row for row in map(json.loads, cases.read_text().splitlines()) if row["kind"] == "code"]
     for row in rows:
-        options = (
-            {"test_timeout": 3.0} if "while" in row["response"] else {"test_timeout": 60.0, "program_timeout": 90.0}
-        )
+        endless = "while" in row["response"] or row["source"] == "hack hash flood"
+        options = {"test_timeout": 3.0} if endless else {"test_timeout": 60.0, "program_timeout": 90.0}
         try:
             scored = code.score(row["response"], row["gold"], **options)
         except ValueError as error:
