@@ -10,19 +10,11 @@ from pathlib import Path
 import pytest
 
 from verl_sspo.quickstart import task as arithmetic
-from verl_sspo.quickstart.model import prepare_arithmetic
 from verl_sspo.run.launch import TrainingFailedError, train
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory):
-    """One-digit additions and a model half taught to solve them: some of its answers are right."""
-    root = tmp_path_factory.mktemp("arithmetic")
-    return prepare_arithmetic(root, digits=1, train_size=32, val_size=16, warm_up_steps=60)
 
 
 def run(tmp_path, task, *overrides):

@@ -120,10 +120,10 @@ def start(run, task, steps, *more):
     return Start(run, STARTED[-1])
 
 
-def start_until_there(victim, run, task, steps):
+def start_until_there(victim, run, task, steps, *more):
     """A start that has come so far that the victim is there, however often an overloaded machine makes Ray give up."""
     while True:
-        started = start(run, task, steps)
+        started = start(run, task, steps, *more)
         while started.process.poll() is None:
             if started.find(victim):
                 return started
@@ -204,9 +204,10 @@ def end(started, steps, patience, resumed_from=()):
 
 
 @pytest.mark.timeout(3600)
-def test_killed_server_then_killed_launcher_then_the_end(tmp_path, task):
-    run = tmp_path / "run"
-    first = start_until_there("HFServer", run, task, steps=8)
+def test_killed_server_of_two_ranks_then_the_end(tmp_path, task):
+    """A killed launcher is in test_launch.py, and among the random points."""
+    run, steps, ranks = tmp_path / "run", 6, "trainer.n_gpus_per_node=2"
+    first = start_until_there("HFServer", run, task, steps, ranks)
     wait_for(lambda: 1 in first.steps(), first, 600)
     check(kill(first, "HFServer", patience=600))
     # What a kill between emptying and writing verl's record leaves, and half of a newer checkpoint.
@@ -216,15 +217,8 @@ def test_killed_server_then_killed_launcher_then_the_end(tmp_path, task):
     half.mkdir(exist_ok=True)
     (half / "data.pt").write_bytes(b"PK")
 
-    second = start_until_there("launcher", run, task, steps=8)
-    wait_for(lambda: second.steps(), second, 600)
+    end(start(run, task, steps, ranks), steps, patience=1200, resumed_from=[saved])
     check_resumed(run, saved, run.with_suffix(".shown").read_text())
-    check(kill(second, "launcher", patience=180))
-    again = checkpoints.last(run / "checkpoints")
-
-    last = start(run, task, steps=8)
-    end(last, 8, patience=1200, resumed_from=[saved, again])
-    check_resumed(run, again, run.with_suffix(".shown").read_text())
 
 
 @pytest.mark.timeout(700)

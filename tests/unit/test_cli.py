@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from verl_sspo.cli import COMMANDS, extra_with, main
 
 # What a training imports, in the driver and in its workers.
-BASE = ("plugin", "algorithm", "rewards", "cpu", "run", "doctor")
+BASE = ("plugin", "algorithm", "rewards", "hf", "cpu", "run", "doctor")
 # Raises in imports by this package of a package that only an extra installs; other packages may import it.
 WITHOUT_EXTRAS = """
 import builtins, importlib, pkgutil, sys

@@ -5,18 +5,9 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import fresh_process
 import psutil
 import pytest
-
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("VERL_")}
-ON_CPU = {**ENVIRONMENT, "VERL_PLATFORM": "cpu"}
-
-
-def run_python(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-
 
 IS_UNTOUCHED = """
 import os, sys
@@ -46,9 +37,8 @@ assert not {"verl_sspo.cpu.internals", "verl_sspo.hf.register"} & sys.modules.ke
     ],
     ids=["cuda", "gpu-less-actor", "later-plugin"],
 )
-def test_nothing_is_touched_where_another_platform_is_available(pretend):
-    result = run_python(f"import verl\n{pretend}\n{IS_UNTOUCHED}", ENVIRONMENT)
-    assert result.returncode == 0, result.stderr
+def test_nothing_is_touched_where_another_platform_is_available(pretend, tmp_path):
+    fresh_process.run(f"import verl\n{pretend}\n{IS_UNTOUCHED}", tmp_path)
 
 
 def test_another_platform_knows_the_rollout_hf_where_it_is_asked_for():
@@ -67,13 +57,13 @@ from verl.plugin.platform import get_platform
 assert get_platform().device_name == "cuda"
 """
     on_gpu = {"VERL_PLATFORM": "nvidia", "VERL_USE_EXTERNAL_MODULES": "verl_sspo.hf.register"}
-    result = run_python(code, {**ENVIRONMENT, **on_gpu})
+    # verl reads the second variable at its import.
+    result = subprocess.run([sys.executable, "-c", code], env=os.environ | on_gpu, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
-def test_verl_platform_keeps_the_backend_out():
-    result = run_python(f"import verl\n{IS_UNTOUCHED}", {**ENVIRONMENT, "VERL_PLATFORM": "nvidia"})
-    assert result.returncode == 0, result.stderr
+def test_verl_platform_keeps_the_backend_out(tmp_path):
+    fresh_process.run(f"import verl\n{IS_UNTOUCHED}", tmp_path, VERL_PLATFORM="nvidia")
 
 
 FINDS_EVERYTHING = """
@@ -104,10 +94,9 @@ torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("environment", [ENVIRONMENT, ON_CPU], ids=["detected", "VERL_PLATFORM=cpu"])
-def test_verl_finds_platform_engine_rollout_and_process_group(environment):
-    result = run_python(FINDS_EVERYTHING, environment)
-    assert result.returncode == 0, result.stderr
+@pytest.mark.parametrize("environment", [{}, {"VERL_PLATFORM": "cpu"}], ids=["detected", "VERL_PLATFORM=cpu"])
+def test_verl_finds_platform_engine_rollout_and_process_group(environment, tmp_path):
+    fresh_process.run(FINDS_EVERYTHING, tmp_path, **environment)
 
 
 def test_another_verl_is_refused_by_its_version(monkeypatch):

@@ -1,11 +1,9 @@
 """The checkpoint engine `gloo`: what the first trainer rank sends is what every rollout gets."""
 
 import asyncio
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import fresh_process
 import pytest
 import torch
 
@@ -84,18 +82,9 @@ assert torch.equal(model.weight.full_tensor(), before)
 """
 
 
-def test_the_old_policy_that_verl_keeps_is_a_copy():
+def test_the_old_policy_that_verl_keeps_is_a_copy(tmp_path):
     """Without one, separate_async would restore the present policy, and every ratio would be 1."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("VERL_")}
-    result = subprocess.run(
-        [sys.executable, "-c", KEEPS_A_COPY],
-        env={**environment, "VERL_PLATFORM": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    fresh_process.run(KEEPS_A_COPY, tmp_path, VERL_PLATFORM="cpu")
 
 
 def test_another_verl_is_refused(monkeypatch):

@@ -4,13 +4,13 @@ import copy
 import json
 import math
 import re
-import subprocess
 import sys
 import textwrap
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import fresh_process
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -242,7 +242,7 @@ def test_the_effect_of_a_rollout_correction_is_told_once(overrides, said):
     assert not _checks(findings)
 
 
-def test_context_parallelism_is_as_the_doctor_says():
+def test_context_parallelism_is_as_the_doctor_says(tmp_path):
     """verl's own code, with Megatron as a mock: padded sequences raise, packed ones do not."""
     program = """
         import importlib.machinery, sys
@@ -283,8 +283,7 @@ def test_context_parallelism_is_as_the_doctor_says():
         import inspect, verl.workers.engine_workers as workers
         assert "engine_config.use_remove_padding = model_config.get" in inspect.getsource(workers)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    fresh_process.run(textwrap.dedent(program), tmp_path)
 
 
 # --- whole command lines -------------------------------------------------------------------------------------------
@@ -325,15 +324,20 @@ def test_a_lines_own_loss_wins_over_the_recipe_and_the_doctor_says_so(capsys):
     assert ("error", "gate_unused") in _doctor(capsys, *line)
 
 
-# A second and more each: CI runs them as a user of this package would, `-m slow` as they stand.
+# A second and more each: CI runs every eighth, `-m slow` all, with SSPO as a user of this package has them.
 @pytest.mark.parametrize(
-    "more", [pytest.param(MIGRATION, id="with sspo"), pytest.param([], id="as it stands", marks=pytest.mark.slow)]
+    ("more", "every"),
+    [
+        pytest.param(MIGRATION, 8, id="some with sspo"),
+        pytest.param(MIGRATION, 1, id="all with sspo", marks=pytest.mark.slow),
+        pytest.param([], 1, id="all as they stand", marks=pytest.mark.slow),
+    ],
 )
-def test_official_command_lines(more, capsys):
+def test_official_command_lines(more, every, capsys):
     if not LINES.is_file():
         pytest.skip("needs the command lines in ../shared/cases, which are not part of this repository")
     wrong = []
-    for line in LINES.read_text().splitlines():
+    for line in LINES.read_text().splitlines()[::every]:
         case = json.loads(line)
         found = _doctor(capsys, *case["args"], *more)
         errors = {check for severity, check in found if severity == "error"}

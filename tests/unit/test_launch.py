@@ -25,10 +25,14 @@ from verl_sspo.run import folder, launch, processes
 from verl_sspo.run.processes import running_in
 from verl_sspo.run.screen import Screen
 
+# Seconds that a cluster gets to end. Those below do not end by themselves.
+GRACE = 3
+
 
 @pytest.fixture
 def verl(tmp_path, monkeypatch):
     """A package `verl` whose main_ppo is what the test writes; returns the function that writes it."""
+    monkeypatch.setattr(processes, "GRACE", GRACE)
     package = tmp_path / "stand-in" / "verl" / "trainer"
     package.mkdir(parents=True)
     for each in (package.parent, package):
@@ -69,6 +73,7 @@ def launcher_code(tmp_path, before=""):
     return f"""
 from pathlib import Path
 from verl_sspo.run import processes as family, launch
+family.GRACE = {GRACE}
 {before}
 try:
     launch.train([], Path({str(tmp_path / "run")!r}), config_dir=Path("recipes"), config_name="some")

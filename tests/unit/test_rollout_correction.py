@@ -1,7 +1,9 @@
 """What every preset of verl's rollout correction does to SSPO: docs/rollout_correction.md against verl's code."""
 
 import math
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,12 +32,18 @@ def drifted() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.full((RESPONSES, LENGTH), -1.0), noise - 0.00125
 
 
-def update(algo: str, weights: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor:
-    """The gradient on policy, where only weights and mask can change it."""
+@cache
+def actor(algo: str) -> Any:
     config = omega_conf_to_dataclass(compose_config("quickstart", [f"algo={algo}"]).actor_rollout_ref.actor)
     config.global_batch_info.update(
         dp_size=1, batch_num_tokens=RESPONSES * LENGTH, global_batch_size=RESPONSES, loss_scale_factor=None
     )
+    return config
+
+
+def update(algo: str, weights: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor:
+    """The gradient on policy, where only weights and mask can change it."""
+    config = actor(algo)
     log_prob = drifted()[0].clone().requires_grad_()
     advantages = torch.tensor([1.0, -1.0]).repeat(RESPONSES // 2).unsqueeze(-1).expand(-1, LENGTH)
     loss, _ = get_policy_loss_fn(config.policy_loss.loss_mode)(

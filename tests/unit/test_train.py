@@ -168,6 +168,13 @@ def test_mistakes_are_told_in_one_line(arguments, said, capsys, monkeypatch):
     assert not list(Path("runs").rglob("train.log"))
 
 
+def test_what_the_doctor_refuses_is_not_started(capsys, monkeypatch):
+    monkeypatch.setattr(train, "_check", CHECK)
+    assert train.main(["quickstart", "actor_rollout_ref.actor.policy_loss.tau_pos=-1"]) == 2
+    assert "tau_pos=-1 must be a finite number > 0" in " ".join(capsys.readouterr().err.split())
+    assert not RUN.exists()
+
+
 def test_base_is_no_recipe(capsys):
     assert train.main(["nothing"]) == 2
     assert "has code, gsm8k, gsm8k_deepmath, math, quickstart" in capsys.readouterr().err

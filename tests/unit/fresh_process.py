@@ -1,0 +1,30 @@
+"""Code in a process in which verl has been imported and nothing else has happened.
+
+Each one is a fork of a server that has imported verl: the import takes 9 seconds of CPU time.
+"""
+
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["verl"])
+
+
+def _execute(code: str, environment: dict[str, str], output: Path) -> None:
+    with output.open("w") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    for name in [name for name in os.environ if name.startswith("VERL_")]:
+        del os.environ[name]
+    os.environ.update(environment)
+    exec(compile(code, "<test>", "exec"), {"__name__": "__test__"})
+
+
+def run(code: str, folder: Path, **environment: str) -> None:
+    """Runs `code`, with these of verl's variables and no others; the test fails if it raises."""
+    output = folder / "stderr"
+    process = SERVER.Process(target=_execute, args=(code, environment, output))
+    process.start()
+    process.join(timeout=300)
+    assert process.exitcode == 0, output.read_text()[-4000:]
