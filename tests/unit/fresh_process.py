@@ -27,4 +27,6 @@ def run(code: str, folder: Path, **environment: str) -> None:
     process = SERVER.Process(target=_execute, args=(code, environment, output))
     process.start()
     process.join(timeout=300)
+    process.kill()  # one that hangs
+    process.join()
     assert process.exitcode == 0, output.read_text()[-4000:]
