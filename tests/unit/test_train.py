@@ -259,3 +259,11 @@ def test_a_run_folder_that_is_a_file(capsys):
     with pytest.raises(SystemExit):
         train.main(["quickstart", STEPS, "--run-dir", "file"])
     assert "is not a folder to write to" in capsys.readouterr().err
+
+
+def test_without_a_task_the_error_names_the_task_alone(capsys):
+    with pytest.raises(SystemExit):
+        train.main([])
+    said = capsys.readouterr().err
+    assert "required: TASK" in said
+    assert "OVERRIDE" not in said.splitlines()[-1]

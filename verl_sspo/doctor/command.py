@@ -26,7 +26,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--address", help="address of a running Ray cluster, or `auto`: checks every node")
     parser.add_argument("--config-only", action="store_true", help="check the configuration alone, not this machine")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as algo=gspo")
+    parser.add_argument("overrides", nargs="*", default=[], help="Hydra overrides, such as algo=gspo")
     return parser.parse_intermixed_args(argv)
 
 

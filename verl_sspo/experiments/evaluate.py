@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--top-p", type=float, default=1.0, help="of the samples (default: %(default)s)")
     parser.add_argument("--no-greedy", action="store_true", help="leave the greedy answers out")
     parser.add_argument("--output", type=output_folder, default="runs/evaluation", help="default: %(default)s")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides of the recipe")
+    parser.add_argument("overrides", nargs="*", default=[], help="Hydra overrides of the recipe")
     arguments = parser.parse_intermixed_args(argv)
 
     import pandas as pd

@@ -54,7 +54,7 @@ def parse(
         parser.add_argument("task", metavar="TASK", help="a recipe, e.g. gsm8k, math, code, quickstart")
     else:
         parser.add_argument("--model", choices=tasks, default=next(iter(tasks)), help="default: %(default)s")
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="Hydra overrides, e.g. algo=gspo")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="OVERRIDE", help="Hydra overrides, e.g. algo=gspo")
     parser.add_argument("--config-dir", type=Path, default=RECIPES, help="folder of recipes of your own")
     parser.add_argument(
         "--run-dir",
