@@ -94,8 +94,6 @@ BROKEN = [
     ([f"{LOSS}.tau_pos=0"], "error", "gate"),
     ([f"{LOSS}.tau_neg=-1"], "error", "gate"),
     ([f"{LOSS}.tau_neg=1000"], "warning", "temperature"),
-    ([f"{LOSS}.gate_level=sequence", f"{LOSS}.tau_pos=100"], "warning", "temperature"),
-    ([f"{LOSS}.gate_level=sequence", f"{LOSS}.tau_pos=100", f"{LOSS}.tau_neg=9000"], "warning", "temperature"),
     ([f"{LOSS}.gate_level=response"], "error", "gate"),
     ([f"{LOSS}.tau_pos=1.0", f"{LOSS}.tau_neg=1.05"], "warning", "temperature"),
     (["algorithm.sspo.basline=mean"], "error", "estimator"),
@@ -287,6 +285,20 @@ def test_context_parallelism_is_as_the_doctor_says(tmp_path):
 
 
 # --- whole command lines -------------------------------------------------------------------------------------------
+
+
+def test_temperatures_of_tokens_and_of_responses_are_told_apart():
+    def said(tau, level):
+        settings = [f"{LOSS}.tau_pos={tau}", f"{LOSS}.tau_neg={tau}", f"{LOSS}.gate_level={level}"]
+        found = [each.message for each in configuration_findings(_changed(*settings)) if each.check == "temperature"]
+        assert len(found) in (0, 2)
+        return found
+
+    assert not said(12, "token")
+    assert not said(100, "sequence")
+    assert all("a token" in each for each in said(100, "token"))
+    assert all("wide open" in each for each in said(10, "sequence"))
+    assert all("a response" in each for each in said(9000, "sequence"))
 
 
 def _doctor(capsys, *arguments):

@@ -389,6 +389,13 @@ def wait_for(condition, seconds=240):
         time.sleep(0.1)
 
 
+def test_another_trainer_is_another_setting(tmp_path, recipes):
+    root, folder = tmp_path / "runs", tmp_path / "runs" / toy().name
+    run_all([toy(behaviour="fail")], root, recipes)
+    with pytest.raises(ValueError, match="trainer: verl there, plain now"):
+        cells.check_settings(replace(toy(behaviour="fail"), trainer="plain"), folder, recipes)
+
+
 def test_other_measures_of_an_evaluation_are_other_settings(tmp_path, recipes):
     root, folder = tmp_path / "runs", tmp_path / "runs" / toy().name
     run_all([toy(behaviour="fail")], root, recipes)

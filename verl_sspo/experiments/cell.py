@@ -78,6 +78,8 @@ def check_settings(cell: Cell, folder: Path, recipes: Path) -> DictConfig:
     if (folder / PLAN).exists():
         before, now = plan_of(folder)["evaluation"], asdict(cell)["evaluation"]
         different += [f"evaluation: {before} there, {now} now"] if before != now else []
+        trained_by = plan_of(folder)["trainer"]
+        different += [f"trainer: {trained_by} there, {cell.trainer} now"] if trained_by != cell.trainer else []
     if different:
         raise ValueError(
             f"{folder} holds a run with other settings ({', '.join(different[:5])}): "
@@ -152,8 +154,11 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
 def plan_of(folder: Path) -> dict[str, Any]:
     """cell.json of a cell; `versions` are those of what started the training and, if others, of what continued it."""
     plan = json.loads((folder / PLAN).read_text())
-    # Version 0.1 had two keys.
-    return {"versions": [plan[key] for key in ("ran_with",) if key in plan] + plan.get("went_on_with", [])} | plan
+    # Version 0.1 had two other keys, and one trainer.
+    return {
+        "trainer": "verl",
+        "versions": [plan[key] for key in ("ran_with",) if key in plan] + plan.get("went_on_with", []),
+    } | plan
 
 
 def record_failure(folder: Path, error: BaseException) -> None:

@@ -42,7 +42,6 @@ def main(argv: list[str] | None = None) -> int:
 
     from verl_sspo.compose import RECIPES
     from verl_sspo.experiments import cell as cells_
-    from verl_sspo.experiments import plain
     from verl_sspo.experiments.runner import run
     from verl_sspo.experiments.suite import expand, load_suite
     from verl_sspo.run import launch
@@ -74,7 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     (root / "suite.yaml").write_text(text)
     console.print(f"{suite.title}: {len(cells)} cells, into {root}")
     try:
-        train = plain.train if suite.trainer == "plain" else launch.train
+        train: cells_.Trainer = launch.train
+        if suite.trainer == "plain":
+            from verl_sspo.experiments.plain import train
         outcome = run(cells, root, RECIPES, jobs=arguments.jobs, console=console, train=train)
     except KeyboardInterrupt:
         console.print("interrupted; the same command resumes")

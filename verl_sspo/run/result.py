@@ -20,7 +20,7 @@ def headline(config: DictConfig, task: str) -> list[str]:
     actor, loss = config.actor_rollout_ref.actor, config.actor_rollout_ref.actor.policy_loss
     method = loss.loss_mode.upper()
     if loss.loss_mode == "sspo":
-        domain = ("mean " if loss.gate_level == "sequence" else "") + (
+        domain = ("mean " if loss.get("gate_level") == "sequence" else "") + (
             "log-ratio" if loss.gate_domain == "log" else "ratio"
         )
         side = "" if loss.gate_side == "both" else ", forward side only"
