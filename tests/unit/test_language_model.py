@@ -1,6 +1,8 @@
 """`verl-sspo prepare-model`: what is written, and what is said where there is no model to be had."""
 
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from verl_sspo.data import language_model
@@ -35,9 +37,14 @@ def test_a_folder_that_somebody_else_made_is_not_written_to(local, tmp_path):
         language_model.main(["smollm2-135m", "--source", str(local), "--output", str(tmp_path)])
 
 
-@pytest.mark.parametrize("source", ["package", "/nowhere"])
+def no_network(*_, **__):
+    raise LocalEntryNotFoundError("cannot find the appropriate snapshot folder")
+
+
+@pytest.mark.parametrize("source", ["package", "hub", "/nowhere"])
 def test_a_missing_source_says_what_to_do_and_leaves_nothing(source, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(language_model, "package_folder", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
     assert language_model.main(["smollm2-135m", "--source", source, "--output", str(tmp_path / "m" / "x")]) == 1
     error = capsys.readouterr().err
     assert "pip install" in error or "give one" in error

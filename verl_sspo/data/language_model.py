@@ -52,6 +52,7 @@ def load(source: str | None):
     Raises:
         ModelError: the source is missing, damaged or cannot be reached.
     """
+    from huggingface_hub import snapshot_download
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = package_folder()
@@ -71,6 +72,9 @@ def load(source: str | None):
         if name != HUB_ID and not (Path(name) / "config.json").is_file():
             raise ModelError(f"{name} is not a Hugging Face folder (no config.json): give one, `package` or `hub`")
     try:
+        if name == HUB_ID:
+            # First: without a network this fails at once, while from_pretrained tries each file for half a minute.
+            name = snapshot_download(HUB_ID, allow_patterns=["*.json", "*.safetensors", "*.txt"])
         model = AutoModelForCausalLM.from_pretrained(name, dtype="float32" if options else "auto", **options)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
