@@ -1,4 +1,7 @@
-"""kill -9 of a run's processes: the launcher says so, nothing is left, the same command resumes from the checkpoint."""
+"""The life of a run with the real main_ppo: killed, interrupted, resumed, to its end, and what it leaves.
+
+After kill -9 of one of its processes the launcher says so, nothing is left, and the same command resumes.
+"""
 
 import functools
 import json
@@ -18,6 +21,7 @@ import psutil
 import pytest
 from processes import of_run
 
+from verl_sspo.quickstart import command as quickstart
 from verl_sspo.quickstart.model import prepare_arithmetic
 from verl_sspo.report.summary import read_attempts, read_metrics
 from verl_sspo.run import checkpoints
@@ -87,8 +91,13 @@ class Start:
     def steps(self):
         """Steps that it has trained."""
         metrics = self.run / "metrics.jsonl"
-        lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
-        return [json.loads(line)["step"] for line in lines]
+        return trained(metrics.read_text()) if metrics.exists() else []
+
+
+def trained(text):
+    """The steps of a metrics file that have more than a validation."""
+    lines = map(json.loads, text.split("\n")[:-1])
+    return [line["step"] for line in lines if "actor/grad_norm" in line["data"]]
 
 
 def title(process):
@@ -98,8 +107,9 @@ def title(process):
         return ""
 
 
-def start(run, task, steps, *more):
-    overrides = [
+def arguments(run, task, steps, *more):
+    return [
+        f"--run-dir={run}",
         f"task.folder={task}",
         "task.digits=2",
         f"trainer.total_training_steps={steps}",
@@ -112,7 +122,10 @@ def start(run, task, steps, *more):
         "actor_rollout_ref.rollout.n=4",
         *more,
     ]
-    command = [sys.executable, "-m", "verl_sspo", "train", "quickstart", f"--run-dir={run}", *overrides]
+
+
+def start(run, task, steps, *more):
+    command = [sys.executable, "-m", "verl_sspo", "quickstart", *arguments(run, task, steps, *more)]
     shown = run.with_suffix(".shown").open("w")
     # A shell's background job ignores SIGINT, and passes that on.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -183,7 +196,7 @@ def check(outcome):
 
 def check_resumed(run, step, shown):
     """The last start in `run` resumed from the checkpoint of `step`."""
-    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["step"]
+    first = trained((run / "metrics.jsonl").read_text())[0]
     if step is None:
         assert "Resuming" not in shown
         assert first == 1
@@ -197,28 +210,82 @@ def end(started, steps, patience, resumed_from=()):
     run = started.run
     assert started.process.wait(timeout=patience) == 0, run.with_suffix(".shown").read_text()
     assert checkpoints.last(run / "checkpoints") == steps
-    logged = read_attempts([*attempts(run), run]).index
+    logged = read_attempts([*attempts(run), run])["actor/grad_norm"].dropna().index
     assert json.loads((run / "summary.json").read_text())["steps"] == len(logged)
     # verl logs a step after its checkpoint: killed in between, it has trained a step that is in no metrics.
     assert set(range(1, steps + 1)).difference(logged) <= set(resumed_from)
 
 
 @pytest.mark.timeout(3600)
-def test_killed_server_of_two_ranks_then_the_end(tmp_path, task):
+def test_quickstart_on_two_ranks_killed_then_interrupted_then_to_its_end(tmp_path, task, capsys):
     """A killed launcher is in test_launch.py, and among the random points."""
-    run, steps, ranks = tmp_path / "run", 6, "trainer.n_gpus_per_node=2"
-    first = start_until_there("HFServer", run, task, steps, ranks)
+    run, steps = tmp_path / "run", 6
+    options = ["trainer.n_gpus_per_node=2", "trainer.val_before_train=true"]
+    first = start_until_there("HFServer", run, task, steps, *options)
     wait_for(lambda: 1 in first.steps(), first, 600)
     check(kill(first, "HFServer", patience=600))
     # What a kill between emptying and writing verl's record leaves, and half of a newer checkpoint.
-    saved = checkpoints.last(run / "checkpoints")
+    killed_at = checkpoints.last(run / "checkpoints")
     (run / "checkpoints" / checkpoints.RECORD).write_text("")
-    half = run / "checkpoints" / f"global_step_{saved + 1}"
+    half = run / "checkpoints" / f"global_step_{killed_at + 1}"
     half.mkdir(exist_ok=True)
     (half / "data.pt").write_bytes(b"PK")
 
-    end(start(run, task, steps, ranks), steps, patience=1200, resumed_from=[saved])
-    check_resumed(run, saved, run.with_suffix(".shown").read_text())
+    second = start(run, task, steps, *options)
+    wait_for(lambda: killed_at + 1 in second.steps(), second, 600)
+    check_resumed(run, killed_at, run.with_suffix(".shown").read_text())
+    check(kill(second, "Ctrl-C", patience=600))
+    interrupted_at = checkpoints.last(run / "checkpoints")
+
+    end(start(run, task, steps, *options), steps, patience=1200, resumed_from=[killed_at, interrupted_at])
+    shown = run.with_suffix(".shown").read_text()
+    check_resumed(run, interrupted_at, shown)
+    check_result(run, steps, shown)
+
+    # The same command says at once that the run is complete.
+    assert quickstart.main(arguments(run, task, steps, *options)) == 0
+    assert f"is trained to step {steps} of {steps}" in capsys.readouterr().err
+    # What another run has saved is not written over.
+    elsewhere = [f"trainer.default_local_dir={run / 'checkpoints'}", "trainer.resume_mode=disable"]
+    assert quickstart.main(arguments(tmp_path / "other", task, steps, *elsewhere)) == 2
+    assert f"{run / 'checkpoints'} has checkpoints of another run" in " ".join(capsys.readouterr().err.split())
+
+
+def check_result(run, steps, shown):
+    """What a quickstart leaves and shows at its end."""
+    summary = json.loads((run / "summary.json").read_text())
+    assert list(summary) == [
+        "accuracy_before",
+        "accuracy_after",
+        "entropy_before",
+        "entropy_after",
+        "effective_update_ratio",
+        "steps",
+        "seconds_per_step",
+        "seconds",
+    ]
+    assert 0 < summary["seconds_per_step"] < summary["seconds"]
+    assert 0 <= summary["accuracy_before"] <= 1
+    assert summary["entropy_before"] > 0
+    # Later mini-batches of a rollout are off-policy, so the gate attenuates something, but not much in a few steps.
+    assert 0.5 < summary["effective_update_ratio"] < 1
+
+    # The flood is in the log, progress and result are on the screen.
+    assert f"{summary['accuracy_before']:.3f} → {summary['accuracy_after']:.3f}" in shown
+    assert re.search(rf"^ +{steps}/{steps} +\d\.\d{{3}} +\d\.\d{{3}} +\d\.\d{{3}} +\d+\.\d +0:00$", shown, re.MULTILINE)
+    assert str(run / "train.log") in shown
+    assert "answers of the first and the last validation" in shown
+    assert str(run / "curves.png") in shown
+    assert len(shown.splitlines()) < 80
+    assert len((run / "train.log").read_text().splitlines()) > 200
+    assert (run / "curves.png").stat().st_size > 10_000
+    assert (run / "hydra" / ".hydra" / "config.yaml").exists()
+
+    # Rollout and actor agree although the weights change at each step: they were synchronised, also after a resume.
+    logged = read_attempts([*attempts(run), run])
+    assert logged["training/rollout_probs_diff_max"].max() < 1e-5
+    shards = {path.name for path in (run / "checkpoints" / f"global_step_{steps}" / "actor").glob("model_*.pt")}
+    assert shards == {"model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"}
 
 
 @pytest.mark.timeout(700)

@@ -71,19 +71,6 @@ def check_training_step(metrics: dict[str, float]) -> None:
     assert 0 < metrics["response_length/mean"] <= 12
 
 
-def test_two_ranks_with_a_checkpoint(task, tmp_path):
-    """test_crash.py resumes one of two ranks."""
-    steps = run_main_ppo(task, tmp_path, "trainer.n_gpus_per_node=2", "trainer.total_training_steps=2")
-    assert steps.keys() == {0, 1, 2}
-    validation = [key for key in steps[0] if key.startswith("val-core/")]
-    assert validation
-    assert set(validation) <= steps[2].keys()
-    check_training_step(steps[1])
-    check_training_step(steps[2])
-    shards = {path.name for path in (tmp_path / "checkpoints" / "global_step_2" / "actor").glob("model_*.pt")}
-    assert shards == {"model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"}
-
-
 @pytest.fixture
 def train(task, tmp_path, train_in_one_cluster):
     """A function that trains with Hydra overrides; it returns what each step logged."""
@@ -127,8 +114,8 @@ def micro_batches(rows: int) -> list[str]:
 
 def test_micro_batches_change_no_curve(train):
     """The same training writes the same metrics, whatever the micro-batches."""
-    cuts = [micro_batches(1), micro_batches(4), [f"{ACTOR}.ppo_max_token_len_per_gpu=64"]]
-    one, *others = (train("+algo=sspo_forward", "trainer.total_training_steps=2", *cut) for cut in cuts)
+    cuts = [micro_batches(1), [f"{ACTOR}.ppo_max_token_len_per_gpu=64"]]
+    one, other = (train("+algo=sspo_forward", "trainer.total_training_steps=2", *cut) for cut in cuts)
     assert len(one) == 2
     for step in one:
         # The second update of each step is off policy, and the responses differ in length.
@@ -138,11 +125,10 @@ def test_micro_batches_change_no_curve(train):
     compared = ("actor/", "critic/", "response_length/")
     names = [name for name in one[0] if name.startswith(compared) and not name.startswith("actor/perf/")]
     assert sum(name.startswith("actor/sspo/") for name in names) == 14
-    for other in others:
-        for step, same in zip(one, other, strict=True):
-            # float32 rounds differently in another batch: by up to 7e-7 of a value (measured, over four updates).
-            expected = pytest.approx({name: step[name] for name in names}, rel=1e-5, abs=1e-7)
-            assert {name: same[name] for name in names} == expected
+    for step, same in zip(one, other, strict=True):
+        # float32 rounds differently in another batch: by up to 7e-7 of a value (measured, over four updates).
+        expected = pytest.approx({name: step[name] for name in names}, rel=1e-5, abs=1e-7)
+        assert {name: same[name] for name in names} == expected
 
 
 def preset(name: str) -> list[str]:
