@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shlex
 import sys
 import textwrap
@@ -79,6 +80,8 @@ def test_to_the_end_and_again(capsys):
     assert "0+1=\n  step    0  0.5    0\n  step    3  0.5    3\n" in shown.out
     assert f"checkpoints   {RUN}/checkpoints" in shown.out
     assert f"verl-sspo evaluate {RUN}/checkpoints/global_step_3 --recipe quickstart\n" in shown.out
+    (longer,) = (line for line in shown.out.splitlines() if line.startswith("train longer"))
+    assert re.findall(r"total_training_steps=\S+", longer) == ["total_training_steps=N"]
     assert max(map(len, shown.err.splitlines())) <= 80
 
     assert train.main(["quickstart", STEPS]) == 0

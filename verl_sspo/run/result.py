@@ -1,6 +1,7 @@
 """What a training is, in a few lines, and its result: a table, a few answers, where everything is, what to do next."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def report(
         same = [each for each in overrides if not each.startswith("trainer.")]
         words = ["verl-sspo", "evaluate", short(saved / f"global_step_{step}"), "--recipe", task, *same]
         say(out, f"{'evaluate':13} {shlex.join(words)}")
-        say(out, f"{'train longer':13} {command} trainer.total_training_steps=N")
+        longer = re.sub(r" trainer\.total_training_steps=\S+", "", command)
+        say(out, f"{'train longer':13} {longer} trainer.total_training_steps=N")
 
 
 def short(path: Path) -> str:
