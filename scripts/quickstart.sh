@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A tiny model learns to add with SSPO, in verl's own main_ppo, in minutes and without a GPU. Needs Python alone.
+# A tiny model learns to carry with SSPO, in verl's own main_ppo, in minutes and without a GPU. Needs only Python 3.10 to 3.12.
 #   scripts/quickstart.sh [OVERRIDES]          for example: scripts/quickstart.sh algo=gspo task.seed=1
 #   scripts/quickstart.sh --model smollm2-135m [OVERRIDES]        a pretrained language model instead
 # Makes the clone's .venv and installs (scripts/setup.sh), then runs `verl-sspo quickstart`; --help explains it.

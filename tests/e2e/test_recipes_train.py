@@ -40,7 +40,7 @@ def _checked(steps):
     return steps
 
 
-# Slow: the quickstart's own test runs algo=sspo, the tasks below three more, and the tests of the objectives call every
+# Slow: the quickstart in test_crash.py runs algo=sspo, the tasks below three more, and the tests of the objectives call every
 # loss.
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["sspo_forward", "sspo_v1", "grpo", "dr_grpo", "gspo", "gmpo", "sapo"])

@@ -1,4 +1,4 @@
-"""The real main_ppo on the CPU: rollout, reward, advantage, FSDP2, weight sync, validation, checkpoint, resume."""
+"""verl's trainer on the CPU: micro-batches and agent loop, rollout correction, a mixture of experts, hardware=gpu_hf."""
 
 import json
 import os
