@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,8 +155,12 @@ def folder(tmp_path_factory):
     tokenizer.save_pretrained(folder / "model")
     (folder / "rows.json").write_text(json.dumps(_rows(model)))
     (folder / "settings.json").write_text(json.dumps({name: s.as_json() for name, s in SETTINGS.items()}))
-    for ranks in (1, 2):
+
+    def run(ranks):
         _run(folder, ranks, [name for name, setting in SETTINGS.items() if setting.ranks == ranks])
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, (1, 2)))
     return folder
 
 

@@ -40,10 +40,12 @@ def _checked(steps):
     return steps
 
 
-# Slow: the quickstart in test_crash.py runs algo=sspo, the tasks below three more, and the tests of the objectives call every
-# loss.
+# Slow: the quickstart in test_crash.py runs algo=sspo, the tasks below two more, and the tests of the objectives call
+# every loss.
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["sspo_forward", "sspo_v1", "grpo", "dr_grpo", "gspo", "gmpo", "sapo"])
+@pytest.mark.parametrize(
+    "algorithm", ["sspo_forward", "sspo_sequence", "sspo_v1", "grpo", "dr_grpo", "gspo", "gmpo", "sapo"]
+)
 def test_algorithm_trains(task, run, algorithm):
     steps = run(
         "quickstart",
@@ -69,27 +71,28 @@ def _ran(algorithm, steps):
 
 
 ROWS = {
-    # recipe: (algorithm, name for prepare-data, file, options)
-    "gsm8k": ("sspo_forward", "gsm8k", "gsm8k.jsonl", []),
-    "math": ("gmpo", "math", "math.jsonl", ["--levels", "all"]),
-    "code": ("dr_grpo", "humaneval", "humaneval.jsonl", ["--split", "test"]),
+    # recipe: (algorithm, [(name for prepare-data, file, options)])
+    "math": ("gmpo", [("gsm8k", "gsm8k.jsonl", []), ("math", "math.jsonl", ["--levels", "all"])]),
+    "code": ("dr_grpo", [("humaneval", "humaneval.jsonl", ["--split", "test"])]),
 }
 
 
 @pytest.mark.parametrize("recipe", ROWS)
-def test_task_runs_on_real_rows(tmp_path, task, run, recipe):
-    algorithm, name, file, options = ROWS[recipe]
-    rows = tmp_path / "rows"
-    arguments = [name, "--source", str(FIXTURES / file), "--output", str(rows), "--limit", "8", *options]
-    assert prepare_data.main(arguments) == 0
-    parquet = next(rows.glob("*.parquet"))
+def test_tasks_run_on_real_rows(tmp_path, task, run, recipe):
+    algorithm, sources = ROWS[recipe]
+    files = []
+    for name, file, options in sources:
+        rows = tmp_path / name
+        arguments = [name, "--source", str(FIXTURES / file), "--output", str(rows), "--limit", "8", *options]
+        assert prepare_data.main(arguments) == 0
+        files.append(str(next(rows.glob("*.parquet"))))
     steps = run(
         recipe,
         f"algo={algorithm}",
         "model=tiny",
         f"actor_rollout_ref.model.path={task}/model",
-        f"data.train_files={parquet}",
-        f"data.val_files={parquet}",
+        f"data.train_files=[{','.join(files)}]",
+        f"data.val_files=[{','.join(files)}]",
         "data.max_prompt_length=2500",
         "data.max_response_length=32",
         "actor_rollout_ref.rollout.val_kwargs.n=1",
@@ -97,7 +100,8 @@ def test_task_runs_on_real_rows(tmp_path, task, run, recipe):
     _ran(algorithm, steps)
     # The graders ran on what was sampled, in training and in validation.
     assert 0 <= steps[1]["critic/score/mean"] <= 1
-    assert any(metric.startswith("val-core/") for metric in steps[0])
+    scored = {name.split("/acc/")[0] for name in steps[0] if name.startswith("val-core/") and "/acc/" in name}
+    assert len(scored) == len(sources)
 
 
 @pytest.mark.slow

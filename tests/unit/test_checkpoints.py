@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from verl_sspo.compose import compose_config
 from verl_sspo.run import checkpoints, settings
@@ -136,11 +137,12 @@ def test_what_torch_saves_is_recognised(tmp_path):
     assert not checkpoints.is_complete(folder)
 
 
-@pytest.fixture
-def kept(tmp_path):
-    """Settings of a run as its start has kept them."""
-    settings.keep(compose_config("gsm8k", [], RECIPES), tmp_path)
-    return tmp_path
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory):
+    """What has changed by an override since the start of a run kept its settings."""
+    folder, config = tmp_path_factory.mktemp("kept"), compose_config("gsm8k", [], RECIPES)
+    settings.keep(config, folder)
+    return lambda override: settings.changed(OmegaConf.merge(config, OmegaConf.from_dotlist([override])), folder)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +159,8 @@ def kept(tmp_path):
         "trainer.total_epochs=9",
     ],
 )
-def test_what_saves_memory_or_time_may_change(kept, override):
-    assert settings.changed(compose_config("gsm8k", [override], RECIPES), kept) == []
+def test_what_saves_memory_or_time_may_change(changed, override):
+    assert changed(override) == []
 
 
 @pytest.mark.parametrize(
@@ -176,5 +178,5 @@ def test_what_saves_memory_or_time_may_change(kept, override):
         ("actor_rollout_ref.actor.optim.lr=1e-5", "actor_rollout_ref.actor.optim.lr: 1e-06 there, 1e-05 now"),
     ],
 )
-def test_what_is_trained_may_not(kept, override, said):
-    assert settings.changed(compose_config("gsm8k", [override], RECIPES), kept)[0] == said
+def test_what_is_trained_may_not(changed, override, said):
+    assert changed(override)[0] == said

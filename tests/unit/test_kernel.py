@@ -32,7 +32,7 @@ for name in ("verl", "ray", "omegaconf", "hydra", "pandas", "tabulate", "pyarrow
     sys.modules[name] = None  # importing it raises ModuleNotFoundError
 from verl_sspo.cli import main
 from verl_sspo.benchmark import gpu_check
-assert not main(["gpu-check", "--part", "float32", "--quick"])
+assert not main(["gpu-check", "--part", "bfloat16", "--quick"])
 assert "not installed" in next(gpu_check.speed(1)) + next(gpu_check.log_prob_noise())
 """
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"}

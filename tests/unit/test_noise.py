@@ -15,8 +15,10 @@ PROMPT = [49, 43, 50]
 
 @pytest.fixture(scope="module")
 def model():
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    return create_model(create_tokenizer(), seed=0).eval()
+    yield create_model(create_tokenizer(), seed=0).eval()
+    torch.set_num_threads(threads)
 
 
 @torch.no_grad()

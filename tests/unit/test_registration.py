@@ -1,10 +1,8 @@
-"""verl finds the plugin by itself: in this process, in a new one, in a Ray worker; and says when it cannot."""
+"""verl finds the plugin by itself: in this process and in a new one; and says when it cannot."""
 
 import os
 import subprocess
 import sys
-
-import pytest
 
 FIND = """
 import verl
@@ -21,7 +19,7 @@ def python(code: str, tmp_path, **env: str) -> subprocess.CompletedProcess:
         env={**os.environ, **env},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -65,22 +63,4 @@ def test_the_configuration_may_be_imported_before_verl(tmp_path):
 
 def test_loading_twice_is_harmless(tmp_path):
     done = python("import verl_sspo.plugin, verl\n" + FIND, tmp_path, VERL_USE_EXTERNAL_MODULES="verl_sspo.plugin")
-    assert done.stdout.split() == ["verl_sspo.algorithm.registration", "verl_sspo.algorithm.registration"], done.stderr
-
-
-@pytest.mark.timeout(180)
-def test_a_ray_worker_finds_them_too(tmp_path):
-    code = """
-import ray
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-
-@ray.remote
-def find():
-    import verl
-    from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
-    return get_policy_loss_fn("sspo").__module__, get_adv_estimator_fn("sspo").__module__
-
-print(*ray.get(find.remote()))
-"""
-    done = python(code, tmp_path)
     assert done.stdout.split() == ["verl_sspo.algorithm.registration", "verl_sspo.algorithm.registration"], done.stderr
