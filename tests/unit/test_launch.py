@@ -146,7 +146,7 @@ sys.exit(3)
 
 
 def test_a_run_folder_may_have_any_name(tmp_path, verl):
-    verl("import sys, time; print(sys.argv[1:], flush=True); time.sleep(2)")
+    verl("import sys, time; print(sys.argv[1:], flush=True); time.sleep(5)")
     named = tmp_path / "Jürgen's runs, lr=1e-4 (old) [1] #2"
     found = []
     watcher = threading.Thread(target=lambda: wait_for(lambda: found.append(running_in(named)) or found[-1]))
@@ -250,7 +250,7 @@ def test_killed_launcher_leaves_no_process(tmp_path, verl):
 DEATH = """
 import subprocess, sys, time
 worker = subprocess.Popen(["ray::HFServer.generate", "-c", "import time; time.sleep(600)"], executable=sys.executable)
-time.sleep(2)
+time.sleep(4)
 worker.kill()
 print(f"Worker port: 1 Worker PID: {worker.pid} Worker exit type: SYSTEM_ERROR Worker exit detail: unexpected")
 print(worker.pid, file=open(sys.argv[-1], "w"), flush=True)
