@@ -180,8 +180,8 @@ def test_the_report_is_printed_and_written(tmp_path, monkeypatch, capsys):
     [
         (["--only", "loss"], "choose from"),
         (["--device", "cuda"], "finds no CUDA device"),
-        (["--output", "{file}"], "File exists"),
-        (["--output", "{file}/below"], "Not a directory"),
+        (["--output", "{file}"], "is not a folder to write to"),
+        (["--output", "{file}/below"], "is not a folder to write to"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys, arguments, reason):

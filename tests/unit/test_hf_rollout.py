@@ -23,7 +23,6 @@ def model_path(tmp_path_factory):
 @pytest.fixture
 def make_server(model_path):
     from verl.workers.config import HFModelConfig, RolloutConfig
-    from verl.workers.rollout.replica import RolloutMode
 
     from verl_sspo.hf.rollout import HFServer
 
@@ -40,7 +39,7 @@ def make_server(model_path):
             }
         )
         model_config = HFModelConfig(path=model_path, override_config={"attn_implementation": "sdpa"})
-        return HFServer(config, model_config, RolloutMode.HYBRID, replica_rank)
+        return HFServer(config, model_config, replica_rank)
 
     return make
 
@@ -176,7 +175,6 @@ def test_the_model_leaves_its_device_during_the_update(make_server):
 def test_stacked_experts_take_the_weights_that_verl_sends_one_by_one(tmp_path):
     from verl.workers.config import HFModelConfig, RolloutConfig
     from verl.workers.engine.fsdp.utils import unfuse_moe_params
-    from verl.workers.rollout.replica import RolloutMode
 
     from verl_sspo.hf.rollout import HFServer
 
@@ -185,7 +183,7 @@ def test_stacked_experts_take_the_weights_that_verl_sends_one_by_one(tmp_path):
     trained = create_moe_model(seed=1)
     config = RolloutConfig(name="hf", tensor_model_parallel_size=1, dtype="float32", load_format="auto")
     model_config = HFModelConfig(path=str(tmp_path), override_config={"attn_implementation": "sdpa"})
-    server = HFServer(config, model_config, RolloutMode.HYBRID, replica_rank=0)
+    server = HFServer(config, model_config, replica_rank=0)
     sent = dict(unfuse_moe_params(trained.state_dict().items(), "qwen3_moe"))
     assert "model.layers.0.mlp.experts.1.gate_proj.weight" in sent
 
@@ -279,21 +277,6 @@ def test_a_server_that_leaves_rejects_those_who_wait_and_those_who_come(make_ser
 
     outputs = asyncio.run(asyncio.wait_for(leave(), timeout=30))
     assert [(o.stop_reason, o.token_ids) for o in outputs] == [("aborted", [])] * 2
-
-
-def test_one_of_several_requests_can_be_aborted(make_server):
-    server = make_server(ignore_eos=True, max_model_len=4000, response_length=3900)
-
-    async def abort_one():
-        long = asyncio.create_task(ask(server, "long"))
-        short = asyncio.create_task(ask(server, "short", max_tokens=3))
-        await asyncio.sleep(0.1)
-        assert (await server.abort_request("nobody"))["aborted"] is False
-        assert (await server.abort_request("long"))["aborted"] is True
-        return await long, await short
-
-    long, short = asyncio.run(abort_one())
-    assert (long.stop_reason, short.stop_reason) == ("aborted", "completed")
 
 
 def test_a_replica_of_several_ranks_is_refused():

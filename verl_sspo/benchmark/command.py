@@ -25,6 +25,7 @@ import torch
 
 from verl_sspo.benchmark import advantages, losses, noise, rollout, sandbox, startup, step
 from verl_sspo.benchmark.measure import Section
+from verl_sspo.cli import output_folder
 from verl_sspo.quickstart.model import prepare_arithmetic
 
 SECTIONS = ("losses", "advantages", "rollout", "sandbox", "startup", "step", "noise")
@@ -101,16 +102,10 @@ def main(argv: list[str] | None = None) -> int:
         default=(),
         help="Hugging Face folders for `noise`; default: the quickstart's",
     )
-    parser.add_argument("--output", type=Path, help="folder for results.md")
+    parser.add_argument("--output", type=output_folder, help="folder for results.md")
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device")
-    if arguments.output:
-        try:
-            arguments.output.mkdir(parents=True, exist_ok=True)
-            (arguments.output / "results.md").touch()
-        except OSError as error:
-            parser.error(f"--output {arguments.output}: {error.strerror}")
 
     device = torch.device(arguments.device)
     command = shlex.join(["verl-sspo", "benchmark", *(sys.argv[1:] if argv is None else argv)])
@@ -126,5 +121,6 @@ def main(argv: list[str] | None = None) -> int:
     text = "\n\n".join([f"Measured with `{command}`.", heading, *(section.as_markdown() for section in sections)])
     print(text)
     if arguments.output:
+        arguments.output.mkdir(parents=True, exist_ok=True)
         (arguments.output / "results.md").write_text(f"# Measured figures\n\n{text}\n")
     return 0

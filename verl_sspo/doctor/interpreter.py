@@ -22,18 +22,14 @@ def interpreter_findings(config: DictConfig) -> Iterator[Finding]:
     command = (ray_init.get("runtime_env") or {}).get("py_executable")
     if not command:
         return
-    present, why = _uv(command) if _is_uv(command) else _asked(command)
+    words = shlex.split(str(command))
+    present, why = _uv(command) if words and Path(words[0]).stem in ("uv", "uvx") else _asked(words)
     if present:
         yield ok("py_executable", f"{command!r} has verl-sspo {why}")
         return
     kind, state = (error, "has no") if present is False else (warning, "may have no")
     message = f"workers start with {command!r}, which {state} verl-sspo ({why})"
     yield kind("py_executable", message, f"install verl-sspo there, or set {KEY}=null")
-
-
-def _is_uv(command: str) -> bool:
-    words = shlex.split(str(command))
-    return bool(words) and Path(words[0]).stem in ("uv", "uvx")
 
 
 def _uv(command: str) -> tuple[bool | None, str]:
@@ -47,10 +43,9 @@ def _uv(command: str) -> tuple[bool | None, str]:
     return '"verl-sspo"' in lock.read_text(), f"in {lock}"
 
 
-def _asked(command: str) -> tuple[bool | None, str]:
-    words = [*shlex.split(str(command)), "-c", PROBE]
+def _asked(words: list[str]) -> tuple[bool | None, str]:
     try:
-        answer = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        answer = subprocess.run([*words, "-c", PROBE], capture_output=True, text=True, timeout=PATIENCE, check=False)
     except (OSError, subprocess.TimeoutExpired) as failure:
         return None, f"it did not answer: {failure}"
     if "PackageNotFoundError" in answer.stderr:

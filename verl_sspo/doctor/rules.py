@@ -132,10 +132,8 @@ def _gate(f: Facts) -> Iterator[Finding]:
         else ("a response whose mean log-ratio is 0.005", 0.005, "100")
     )
     for name, tau in taus.items():
-        at, temperature = (
-            torch.tensor([-moved, moved, 0.05], dtype=torch.float64),
-            torch.tensor(tau, dtype=torch.float64),
-        )
+        at = torch.tensor([-moved, moved, 0.05], dtype=torch.float64)
+        temperature = torch.tensor(tau, dtype=torch.float64)
         slopes = gate.log_value_and_slope(at, temperature)[1] / gate.on_policy_slope(temperature)
         kept = float(slopes[:2].max())
         if kept < SMALLEST_SLOPE:

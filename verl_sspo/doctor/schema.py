@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from verl_sspo.compose import hydra_value, reference_config
+from verl_sspo.compose import flat, hydra_value, reference_config
 from verl_sspo.config import SSPOPolicyLossConfig
 from verl_sspo.doctor.finding import Finding, error
 
@@ -143,24 +143,15 @@ def _unknown(path: str, key: str, known: list[str]) -> Finding:
 
 
 def _legacy(values: dict) -> Iterator[Finding]:
-    for section in LEGACY_SECTIONS:
-        for path, value in _leaves(values.get(section), section):
-            if value is not None:
-                new = path.replace("reward_model.reward_manager", "reward_manager.name")
-                yield error("legacy", f"verl 0.9 does not read {path}", f"set reward.{new} instead")
-
-
-def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(node, dict):
-        yield path, node
-        return
-    for key, child in node.items():
-        yield from _leaves(child, f"{path}.{key}" if path else str(key))
+    for path, value in flat({section: values.get(section) for section in LEGACY_SECTIONS}):
+        if value is not None:
+            new = path.replace("reward_model.reward_manager", "reward_manager.name")
+            yield error("legacy", f"verl 0.9 does not read {path}", f"set reward.{new} instead")
 
 
 def _classes(values: dict) -> Iterator[Finding]:
     """Whether every `_target_` exists: verl imports most of them in its workers, after the GPUs are taken."""
-    for path, target in _leaves(values, ""):
+    for path, target in flat(values):
         if path.split(".")[-1] == "_target_":
             try:
                 get_class(str(target))

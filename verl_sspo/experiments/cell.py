@@ -166,7 +166,6 @@ def record_failure(folder: Path, error: BaseException) -> None:
     failure = {"error": f"{type(error).__name__}: {error}"}
     if isinstance(error, launch.TrainingFailedError):
         failure |= {"log": str(error.log), "excerpt": error.excerpt}
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / FAILURE, json.dumps(failure, indent=2) + "\n")
 
 

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.import_utils import load_extern_object
+from verl.utils.metric import reduce_metrics
 
 from verl_sspo.compose import compose_config
 from verl_sspo.hf.generation import BatchedGenerator, Request, SamplingParams
@@ -174,12 +175,14 @@ class Trainer:
             entropy = -(distribution.exp() * distribution).sum(-1)
         rewards = torch.zeros_like(old)
         rewards[torch.arange(len(old)), groups.mask.sum(-1) - 1] = scores
-        advantages, _ = get_adv_estimator_fn(self.config.algorithm.adv_estimator)(
+        algorithm = self.config.algorithm
+        grpo = algorithm.adv_estimator == "grpo"
+        advantages, _ = get_adv_estimator_fn(algorithm.adv_estimator)(
             token_level_rewards=rewards,
             response_mask=groups.mask,
             index=np.repeat(np.arange(len(rows)), n),
-            config=self.config.algorithm,
-            **self._estimator_options(),
+            config=algorithm,
+            **({"norm_adv_by_std_in_grpo": algorithm.norm_adv_by_std_in_grpo} if grpo else {}),
         )
         updates = []
         for _ in range(actor.ppo_epochs):
@@ -195,11 +198,6 @@ class Trainer:
             "actor/entropy": (entropy * groups.mask).sum().div(groups.mask.sum()).item(),
             "response_length/mean": groups.mask.sum(-1).float().mean().item(),
         }
-
-    def _estimator_options(self) -> dict[str, Any]:
-        if self.config.algorithm.adv_estimator == "grpo":
-            return {"norm_adv_by_std_in_grpo": self.config.algorithm.norm_adv_by_std_in_grpo}
-        return {}
 
     def update(
         self, groups: "Groups", prompts: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor
@@ -217,15 +215,13 @@ class Trainer:
         )
         self.optimizer.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.config.actor_rollout_ref.actor.optim.clip_grad
-        )
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.actor.optim.clip_grad)
         if norm.isfinite():  # verl skips such an update as well
             self.optimizer.step()
         z = (log_prob.detach() - old[rows]) * part.mask
         lengths = part.mask.sum(-1)
         # verl's trainer puts `actor/` before names that lack it.
-        return {f"actor/{name.removeprefix('actor/')}": _number(value) for name, value in metrics.items()} | {
+        return {f"actor/{name.removeprefix('actor/')}": value for name, value in reduce_metrics(metrics).items()} | {
             "actor/grad_norm": norm.item(),
             # Of all algorithms alike: the drift of a token and of the mean of a response, and of the two the means.
             "plain/abs_log_ratio": (z.abs().sum() / lengths.sum()).item(),
@@ -289,8 +285,3 @@ class Groups:
         own = logits[:, 1:].unflatten(1, (self.n, width))[:, :, :-1]
         first = logits[:, :1, None].expand(-1, self.n, -1, -1)
         return torch.cat([first, own], dim=2).flatten(0, 1)
-
-
-def _number(value: Any) -> float:
-    """A metric of verl, which is a number or an object that aggregates several."""
-    return float(value.aggregate() if hasattr(value, "aggregate") else value)

@@ -38,9 +38,8 @@ def sections(results: Results, output: Path) -> list[str]:
     data = over_lag(results)
     if data.empty:
         return []
-    output.mkdir(parents=True, exist_ok=True)
-    data.round(5).to_csv(output / "staleness.csv", index=False)
     path = draw(results.suite, data, output / "pictures" / "staleness.svg")
+    data.round(5).to_csv(output / "staleness.csv", index=False)
     shown = picture(path, output, "Metrics over the lag of the rollout", CAPTION)
     return ["## Over the lag of the rollout", means_table(results.suite, data), shown]
 

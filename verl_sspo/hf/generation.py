@@ -5,7 +5,7 @@ prompts pass through the model once, and several batches take turns, so new requ
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -295,24 +295,13 @@ class BatchedGenerator:
         return taken
 
     @torch.inference_mode()
-    def abort(self, request_ids: Iterable[str] | None = None) -> list[Completion]:
-        """Ends requests, by default all of them, and returns what they have drawn so far."""
-        ending = None if request_ids is None else set(request_ids)
-
-        def ends(request: Request) -> bool:
-            return ending is None or request.request_id in ending
-
-        aborted = []
+    def abort(self) -> list[Completion]:
+        """Ends all requests and returns what they have drawn so far."""
         # `submit` may append meanwhile, so the queue is never replaced.
-        for request in [self._waiting.popleft() for _ in range(len(self._waiting))]:
-            if ends(request):
-                aborted.append(Completion(request, [], [], "aborted"))
-            else:
-                self._waiting.append(request)
+        aborted = [Completion(self._waiting.popleft(), [], [], "aborted") for _ in range(len(self._waiting))]
         for batch in self._batches:
-            rows = torch.tensor([ends(request) for request in batch.requests], device=batch.running.device)
-            aborted += batch.end(rows, "aborted")
-        self._batches = [batch for batch in self._batches if len(batch)]
+            aborted += batch.end(batch.running, "aborted")
+        self._batches = []
         return aborted
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:

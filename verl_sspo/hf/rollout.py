@@ -24,7 +24,7 @@ from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.config import HFModelConfig, RolloutConfig
 from verl.workers.engine.fsdp.utils import unfuse_moe_params
 from verl.workers.rollout.base import BaseRollout
-from verl.workers.rollout.replica import RolloutMode, RolloutReplica, TokenOutput
+from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 from verl.workers.rollout.utils import ensure_async_iterator
 
 from verl_sspo.hf.generation import BatchedGenerator, Completion, Request, SamplingParams
@@ -60,12 +60,9 @@ class HFServer:
         replicas_per_node: servers that share this node's cores, if they compute on the CPU.
     """
 
-    def __init__(
-        self, config: Any, model_config: Any, rollout_mode: RolloutMode, replica_rank: int, replicas_per_node: int = 1
-    ) -> None:
+    def __init__(self, config: Any, model_config: Any, replica_rank: int, replicas_per_node: int = 1) -> None:
         self.config: RolloutConfig = omega_conf_to_dataclass(config)
         self.model_config: HFModelConfig = omega_conf_to_dataclass(model_config, dataclass_type=HFModelConfig)
-        self.rollout_mode = rollout_mode
         self.replica_rank = replica_rank
         self.platform = get_platform()
         self.device = torch.device(self.platform.device_name)
@@ -285,8 +282,9 @@ class HFServer:
     async def abort_all_requests(self, reject_request: bool = False) -> dict[str, Any]:
         """Ends all requests with what they have; later ones wait for `resume_generation`, or are rejected."""
         await self._pause(True, reject_request)
-        aborted = await self._abort()
-        return {"aborted_count": len(aborted), "request_ids": aborted}
+        aborted = await self._in_thread(self.generator.abort)
+        self._resolve(aborted)
+        return {"aborted_count": len(aborted), "request_ids": [each.request.request_id for each in aborted]}
 
     async def resume_generation(self) -> None:
         await self._pause(False, False)
@@ -295,14 +293,6 @@ class HFServer:
         async with self._changed:
             self._paused, self._rejecting = paused, rejecting
             self._changed.notify_all()
-
-    async def abort_request(self, request_id: str) -> dict[str, Any]:
-        return {"aborted": bool(await self._abort([request_id])), "request_id": request_id}
-
-    async def _abort(self, request_ids: list[str] | None = None) -> list[str]:
-        aborted = await self._in_thread(self.generator.abort, request_ids)
-        self._resolve(aborted)
-        return [completion.request.request_id for completion in aborted]
 
     async def sleep(self) -> None:
         """With `free_cache_engine`, frees the device's memory for the trainer: the model moves to the CPU."""
@@ -351,7 +341,7 @@ class HFReplica(RolloutReplica):
                 max_concurrency=self.max_concurrency,
                 num_cpus=1,
             )
-            .remote(self.config, self.model_config, self.rollout_mode, self.replica_rank, self.gpus_per_node)
+            .remote(self.config, self.model_config, self.replica_rank, self.gpus_per_node)
         )
         # Waits for the model to be there; an error in it surfaces here.
         await server.wait_for_requests_to_drain.remote()
@@ -359,9 +349,6 @@ class HFReplica(RolloutReplica):
         self._server_handle = server
         # verl's load balancer tells servers apart by this.
         self._server_address = server_name(self.replica_rank)
-
-    async def abort_request(self, request_id: str) -> dict[str, Any]:
-        return await self._server_handle.abort_request.remote(request_id)
 
 
 class HFServerAdapter(BaseRollout):

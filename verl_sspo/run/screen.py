@@ -1,8 +1,6 @@
 """What the user sees while verl trains: a bar, and one line per step that fits into 80 columns."""
 
-import math
 import time
-from types import TracebackType
 
 import pandas as pd
 from rich.console import Console
@@ -54,7 +52,7 @@ class Screen:
         self.progress.start()
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None):
+    def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
     def phase(self, text: str) -> None:
@@ -95,6 +93,4 @@ class Screen:
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    if value is None:
-        return ""
-    return "nan" if math.isnan(value) else f"{value:.{digits}f}"
+    return "" if value is None else f"{value:.{digits}f}"
