@@ -220,6 +220,17 @@ def test_a_single_validation_is_a_dot_per_seed_and_their_mean(root, tmp_path, mo
     assert panel.get_xlabel() == "after step 2"
 
 
+def test_the_accuracy_of_several_data_sets_is_drawn_as_their_mean(root, tmp_path, monkeypatch):
+    for seed in range(2):
+        folder = write_run(root, "grpo", seed, [0.3, 0.5, 0.6])
+        path = folder / "attempt-1" / launch.METRICS
+        path.write_text(path.read_text().replace(f'"{ACCURACY}"', f'"val-core/other/acc/mean@1": 0.1, "{ACCURACY}"'))
+    results = read_results(root)
+    results.suite.measures["final accuracy"].metrics.append("val-core/other/acc/mean@1")
+    panel = drawn(monkeypatch, figures.draw_curves, results, "lr1e-4", ["grpo"], tmp_path / "x.svg").axes[0]
+    assert list(panel.get_lines()[0].get_ydata()) == pytest.approx([0.2, 0.3, 0.35])
+
+
 def test_a_gradient_of_zero_draws_no_block_on_the_logarithmic_axis(root, tmp_path, monkeypatch):
     for seed in range(2):
         folder = write_run(root, "grpo", seed, [0.3, 0.5, 0.6])

@@ -59,19 +59,20 @@ def draw_curves(results: Results, variant: str, algorithms: Sequence[str], path:
     suite = results.suite
     steps = results.steps[results.steps["variant"] == variant]
     figure, axes = style.new_figure(4, 2, 4.6, 2.5)
-    accuracies = [measure.metrics[0] for measure in suite.measures.values() if measure.metrics[0].startswith("val-")]
+    accuracies = next((m.metrics for m in suite.measures.values() if m.metrics[0].startswith("val-")), [])
     for panel, (title, metric) in zip(axes, PANELS.items(), strict=True):
         style.label(panel, title, "step")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         panel.ticklabel_format(axis="y", useOffset=False)
-        name = metric or (accuracies[0] if accuracies else None)
-        logged = steps.dropna(subset=[name]) if name in steps else steps.iloc[:0]
+        # Of several data sets the mean, as in the table.
+        names = [metric] if metric else accuracies
+        logged = steps.assign(value=steps.reindex(columns=names).mean(axis=1)).dropna(subset=["value"])
         if logged.empty:
             panel.text(0.5, 0.5, "not logged (yet)", transform=panel.transAxes, ha="center", color=style.GREY)
             continue
         for index, key in enumerate(algorithms):
-            values = logged.loc[logged["algorithm"] == key, ["step", name]]
-            _draw_curve(panel, values.groupby("step")[name], index, suite.algorithms[key].title)
+            values = logged.loc[logged["algorithm"] == key, ["step", "value"]]
+            _draw_curve(panel, values.groupby("step")["value"], index, suite.algorithms[key].title)
         if title == "gradient norm":
             panel.set_yscale("log")
             panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

@@ -50,8 +50,8 @@ def write_suite_report(root: Path, output: Path) -> Path:
             path = figures.draw_curves(results, variant, algorithms, pictures / f"curves-{variant}-{number}.svg")
             caption = (
                 f"Recipe {suite.recipe}{of_variant}: mean over seeds, unfinished runs included as far as they are. "
-                "Seeds start from different models, so their spread is not drawn: differences are measured seed by "
-                "seed above. The last four panels are logged by SSPO alone."
+                "Seeds differ in their problems, and some also in their first model, so their spread is not drawn: "
+                "differences are measured seed by seed above. The last four panels are logged by SSPO alone."
             )
             parts.append(picture(path, output, f"Metrics over steps{of_variant}", caption))
     if suite.staleness:
