@@ -145,7 +145,8 @@ def test_validation_metrics_are_those_that_verl_will_log(path):
                 assert match[1] in {Path(file).parent.name for file in suite.evaluation.benchmarks}
                 assert suite.evaluation.greedy if match[2] == "greedy" else suite.evaluation.samples == int(match[3])
             else:
-                assert metric in {"critic/score/mean", "actor/entropy"}
+                plain = {"plain/abs_log_ratio"} if suite.trainer == "plain" else set()
+                assert metric in {"critic/score/mean", "actor/entropy", "actor/pg_clipfrac"} | plain
 
 
 def test_tiny_has_every_algorithm_of_the_recipes_at_16_updates_a_rollout():
