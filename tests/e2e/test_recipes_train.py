@@ -40,8 +40,8 @@ def _checked(steps):
     return steps
 
 
-# Slow: the quickstart in test_crash.py runs algo=sspo, the tasks below two more, and the tests of the objectives call
-# every loss.
+# Slow: the quickstart in test_life_of_a_run.py runs algo=sspo, the tasks below two more, and the tests of the objectives
+# call every loss.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm", ["sspo_forward", "sspo_sequence", "sspo_v1", "grpo", "dr_grpo", "gspo", "gmpo", "sapo"]

@@ -45,6 +45,8 @@ def no_network(*_, **__):
 def test_a_missing_source_says_what_to_do_and_leaves_nothing(source, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(language_model, "package_folder", lambda: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
+    # It would try every file of the hub for half a minute.
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("tried to load"))
     assert language_model.main(["smollm2-135m", "--source", source, "--output", str(tmp_path / "m" / "x")]) == 1
     error = capsys.readouterr().err
     assert "pip install" in error or "give one" in error
