@@ -40,7 +40,7 @@ def _checked(steps):
     return steps
 
 
-# Slow: the quickstart in test_life_of_a_run.py runs algo=sspo, the tasks below two more, and the tests of the objectives
+# Slow: the quickstart in test_life_of_a_run.py runs algo=sspo, the tasks below two more, and tests of the objectives
 # call every loss.
 @pytest.mark.slow
 @pytest.mark.parametrize(
