@@ -2,8 +2,8 @@
 # A tiny model learns to carry with SSPO, in verl's own main_ppo, in minutes and without a GPU. Needs only Python 3.10 to 3.12.
 #   scripts/quickstart.sh [OVERRIDES]          for example: scripts/quickstart.sh algo=gspo task.seed=1
 #   scripts/quickstart.sh --model smollm2-135m [OVERRIDES]        a pretrained language model instead
-# Makes the clone's .venv and installs (scripts/setup.sh), then runs `verl-sspo quickstart`; --help explains it.
-# SETUP=0 takes the Python of the shell as it is.
+# Makes .venv in the clone and installs (scripts/setup.sh), then runs `verl-sspo quickstart`, see --help.
+# SETUP=0 uses the Python of the shell and installs nothing.
 set -euo pipefail
 clone=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ "${SETUP:-1}" != 0 ]; then
@@ -11,5 +11,5 @@ if [ "${SETUP:-1}" != 0 ]; then
   # shellcheck disable=SC1091
   source "$(cd "$clone" && cd "${VENV:-.venv}" && pwd)/bin/activate"
 fi
-# exec: Ctrl-C and kill reach Python itself, which ends what it started.
+# exec: Ctrl-C and kill reach Python itself, which ends its processes.
 exec python -m verl_sspo quickstart "$@"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the virtual environment .venv and installs verl_sspo into it, again after each change of pyproject.toml.
+# Makes the virtual environment .venv and installs verl_sspo into it. Installs again when pyproject.toml has changed.
 #   scripts/setup.sh [EXTRAS]     default: all (tables, pictures, data); for GPUs: gpu,all; for tests: dev
 # PYTHON=/path/to/python chooses the interpreter (3.10 to 3.12), VENV=/path another folder.
 set -euo pipefail
@@ -23,9 +23,9 @@ install() {
     { tail -n 20 "$log" >&2 && fail "pip install $* failed; its output is in $log"; }
 }
 echo "Installing verl_sspo[$extras] into $venv (a few minutes the first time; log: $log)"
-# The pip of Python 3.10 and 3.11 takes very long to resolve this.
+# The pip of Python 3.10 and 3.11 resolves this very slowly.
 install --upgrade 'pip>=25'
-# verl's GPU stack pins its own torch. Otherwise an exact one first, or pip may choose a newer build.
+# verl's GPU stack pins its own torch. Otherwise install this one first, or pip may choose a newer build.
 [[ ,$extras, == *,gpu,* ]] || "$venv/bin/python" -c 'import torch' 2>/dev/null || install torch==2.13.0
 install -e ".[$extras]"
 touch "$stamp"

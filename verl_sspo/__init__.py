@@ -5,7 +5,7 @@ verl loads `verl_sspo.plugin` (entry-point group `verl.plugins`). Importing this
 
 
 def __getattr__(name: str) -> str:
-    """`verl_sspo.__version__`, looked up only when it is asked for: that takes a tenth of a second."""
+    """`verl_sspo.__version__`, looked up on demand because that takes a tenth of a second."""
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib.metadata import version

@@ -1,7 +1,7 @@
 """The command line: `verl-sspo COMMAND`, or `python -m verl_sspo COMMAND`.
 
-A command is a module with `main(argv)`, which parses its own arguments. It is imported only when it is called. This
-module imports little: Ctrl-C is one line from the first moment on.
+A command is a module with `main(argv)`, which parses its own arguments and is imported only when called. This module
+imports little, so that Ctrl-C prints a single line even during startup.
 """
 
 import argparse
@@ -16,30 +16,30 @@ COMMANDS = {
     "quickstart": ("verl_sspo.quickstart.command", "train a tiny or a small language model on a laptop"),
     "train": ("verl_sspo.run.train", "check, train and resume a recipe in a run folder"),
     "doctor": ("verl_sspo.doctor.command", "check a machine, a recipe and its overrides before a run"),
-    "prepare-data": ("verl_sspo.data.command", "turn a data set into verl's rows"),
+    "prepare-data": ("verl_sspo.data.command", "convert a data set to verl's format"),
     "prepare-model": ("verl_sspo.data.language_model", "make a small pretrained language model"),
     "evaluate": ("verl_sspo.experiments.evaluate", "measure a model or a checkpoint on benchmarks"),
     "reproduce": ("verl_sspo.experiments.reproduce", "run a suite of experiments"),
     "report": ("verl_sspo.experiments.report", "write the tables and pictures of a suite"),
-    "gpu-check": ("verl_sspo.benchmark.gpu_check", "check the loss's GPU kernel, on a GPU or without one"),
-    "benchmark": ("verl_sspo.benchmark.command", "measure speed and memory beside verl's own code"),
+    "gpu-check": ("verl_sspo.benchmark.gpu_check", "check the GPU kernel of the loss, with or without a GPU"),
+    "benchmark": ("verl_sspo.benchmark.command", "compare speed and memory with verl's own code"),
 }
 
 
 def extra_with(package: str | None) -> str | None:
-    """The extra of this distribution that installs `package`; None if no extra does."""
+    """The extra of this distribution that installs `package`, or None."""
     from importlib.metadata import requires
 
     from packaging.requirements import Requirement
 
-    for requirement in map(Requirement, requires("verl-sspo") or []):  # the base's come first
+    for requirement in map(Requirement, requires("verl-sspo") or []):  # base requirements come first
         if requirement.name == package:
             return str(requirement.marker).split('"')[1] if requirement.marker else None  # extra == "report"
     return None
 
 
 def at_least(low: int) -> Callable[[str], int]:
-    """An integer of `low` or more."""
+    """An argparse type: an integer of at least `low`."""
 
     def integer(text: str) -> int:
         if not text.lstrip("+-").isdecimal() or int(text) < low:
@@ -50,7 +50,7 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def output_folder(text: str) -> Path:
-    """A folder that is there and writable, or can be made."""
+    """An argparse type: a folder that is writable or can be created."""
     path = Path(text).expanduser().resolve()
     there = next(each for each in (path, *path.parents) if each.exists())
     if not (text and there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
-        # Commands that have more to say about it do so. This also holds while they are imported.
+        # Commands with more to say catch it themselves. This also covers their import.
         print("\nverl-sspo: interrupted", file=sys.stderr)
         return 130
     except OSError as error:

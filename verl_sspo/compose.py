@@ -1,4 +1,4 @@
-"""Configurations composed the way verl's main_ppo does it, and settings as Hydra overrides. Starts nothing."""
+"""Composes configurations as verl's main_ppo does, and turns settings into Hydra overrides. Starts nothing."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Quote, QuotedString
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 # The recipes as installed; in a clone they are the top-level folder `recipes`.
 RECIPES = Path(__file__).parent / "recipes"
 
-# What Hydra's override grammar reads as one unquoted string.
+# Text that Hydra's override grammar reads as one unquoted string.
 _PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)\Z)[A-Za-z_/][A-Za-z0-9_./@-]*", re.IGNORECASE)
 
 
@@ -25,7 +25,7 @@ def verl_config_dir() -> Path:
     """verl's own `verl/trainer/config`."""
     spec = find_spec("verl")
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("verl is not installed: pip install -e . in the project's clone brings it")
+        raise ModuleNotFoundError("verl is not installed: run pip install -e . in a clone of this project")
     return Path(spec.submodule_search_locations[0]) / "trainer" / "config"
 
 
@@ -35,27 +35,26 @@ def compose_config(
     config_dir: str | Path | None = None,
     config_path: str | Path = "config",
 ) -> DictConfig:
-    """What `main_ppo` would run with `--config-dir`, `--config-path`, `--config-name` and overrides.
+    """Composes what `main_ppo` would run with `--config-dir`, `--config-path`, `--config-name` and overrides.
 
     Args:
         config_name: a recipe, or one of verl's own configurations.
         overrides: Hydra overrides.
         config_dir: folder of the recipe; None for verl's own configurations alone.
-        config_path: folder in place of verl's own; a relative one starts at the folder of `main_ppo`.
+        config_path: folder to use instead of verl's own; a relative path starts at the folder of `main_ppo`.
 
     Raises:
-        hydra.errors.HydraException: a name or an override does not compose.
-        omegaconf.errors.OmegaConfBaseException: likewise.
+        hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException: a name or an override does not compose.
         ValueError: a group is set to a number.
         FileNotFoundError: there is no such folder or recipe.
     """
     base = (verl_config_dir().parent / config_path).resolve()
     own = Path(config_dir).resolve() if config_dir is not None else None
     if own is not None and not own.is_dir():
-        raise FileNotFoundError(f"there is no folder of recipes {own}")
+        raise FileNotFoundError(f"there is no recipe folder {own}")
     name = config_name.removesuffix(".yaml")
     if own is not None and not any((folder / f"{name}.yaml").is_file() for folder in (own, base)):
-        # `base` is what the recipes share, and nothing to train by itself.
+        # `base` holds what the recipes share; it cannot be trained by itself.
         there = sorted(path.stem for path in own.glob("*.yaml") if path.stem != "base")
         close = difflib.get_close_matches(name, there, n=1)
         meant = f"did you mean {close[0]}? " if close else ""
@@ -69,13 +68,14 @@ def compose_config(
 
 
 @lru_cache
-def reference_config(model_engine: str) -> DictConfig:
-    """verl's own ppo_trainer with this engine and nothing set: every key that verl knows. Do not change it."""
-    return compose_config("ppo_trainer", [f"model_engine={model_engine}"])
+def reference_config(model_engine: str) -> dict[str, Any]:
+    """verl's own ppo_trainer with this engine and no overrides: every key that verl knows. Do not modify the result."""
+    config = compose_config("ppo_trainer", [f"model_engine={model_engine}"])
+    return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
 
 
 def hydra_overrides(*settings: Mapping[str, Any]) -> list[str]:
-    """Mappings as Hydra overrides, later ones over earlier ones: nested keys are joined by dots."""
+    """Turns mappings into Hydra overrides: later ones win, and nested keys are joined by dots."""
     values = {key: value for each in settings for key, value in flat(each)}
     return [f"{key}={hydra_value(value)}" for key, value in values.items()]
 
@@ -90,7 +90,7 @@ def flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def hydra_value(value: Any) -> str:
-    """A value in Hydra's grammar. Anything but a number, list or mapping is text, e.g. a path."""
+    """Formats a value in Hydra's grammar. A value of any other type, e.g. a path, becomes text."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
@@ -103,5 +103,5 @@ def hydra_value(value: Any) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text in Hydra's quotes."""
+    """Puts a text in Hydra's quotes."""
     return QuotedString(text=text, quote=Quote.single).with_quotes()

@@ -1,4 +1,4 @@
-"""Configuration of SSPO as verl sees it.
+"""SSPO's configuration in verl.
 
 `SSPOPolicyLossConfig` reaches the loss on the FSDP and the Megatron actor through
 `actor_rollout_ref.actor.policy_loss._target_=verl_sspo.config.SSPOPolicyLossConfig`;
@@ -24,9 +24,9 @@ class SSPOAdvantageConfig:
     """Options of the advantage estimator `sspo`, read from `algorithm.sspo`.
 
     Args:
-        baseline: "mean" subtracts the mean reward of the group (GRPO), "leave_one_out" the mean of the others.
+        baseline: "mean" subtracts the mean reward of the group (GRPO), "leave_one_out" that of the others.
         std_floor: smallest standard deviation to divide a group by, >= 0; 0 is GRPO.
-        stop_on_nonfinite: end the run at the first reward that is NaN or infinite, instead of a warning.
+        stop_on_nonfinite: stop the run at the first NaN or infinite reward, instead of warning.
 
     Raises:
         ValueError: on an unknown key or value; the message names what is allowed.
@@ -46,19 +46,19 @@ class SSPOAdvantageConfig:
 
     @classmethod
     def from_algorithm(cls, algorithm: Mapping[str, Any] | None) -> "SSPOAdvantageConfig":
-        """Reads `algorithm.sspo`, a mapping or absent."""
+        """Reads `algorithm.sspo`, which may be absent."""
         options = None if algorithm is None else algorithm.get("sspo")
         if options is None:
             return cls()
         allowed = [field.name for field in fields(cls)]
         if not isinstance(options, Mapping):
-            raise ValueError(f"algorithm.sspo={options!r} must be a section with keys of {allowed}")
+            raise ValueError(f"algorithm.sspo={options!r} must be a section with keys from {allowed}")
         if unknown := sorted(str(key) for key in options if key not in allowed):
             raise ValueError(f"algorithm.sspo has unknown keys {unknown}: use {allowed}")
         return cls(**options)
 
 
-# Below the class above: importing verl loads this package as its plugin, which needs that class.
+# Imported only here: importing verl loads our plugin, which needs the class above.
 from verl.workers.config import PolicyLossConfig  # noqa: E402
 
 
@@ -68,12 +68,11 @@ class SSPOPolicyLossConfig(PolicyLossConfig):
 
     Args:
         gate, gate_domain, tau_pos, tau_neg, gate_side, gate_level: see `verl_sspo.algorithm.gates.Gate`.
-        kernel: "auto" computes the loss by a Triton kernel on a GPU and by PyTorch elsewhere; "torch", "triton".
-        stop_on_nonfinite: end the run at the first NaN or infinity among the inputs of the loss, instead of a warning.
+        kernel: "auto" uses a Triton kernel on a GPU and PyTorch elsewhere; "torch" and "triton" force one of them.
+        stop_on_nonfinite: stop the run at the first NaN or infinity in the inputs of the loss, instead of warning.
 
     Raises:
-        ValueError: on an unknown kernel, or on a value or a combination that `Gate` refuses; the message names what is
-            allowed.
+        ValueError: on an unknown kernel, or on settings that `Gate` rejects; the message names what is allowed.
     """
 
     gate: str = "arctan"

@@ -1,7 +1,7 @@
 """The module that verl imports in the driver and in every worker (entry-point group `verl.plugins`).
 
-verl logs the failure of a plugin at DEBUG level and continues without it. So a failure is printed here before it is
-raised; otherwise the user would only see, later, that `sspo` is unknown.
+verl logs a plugin's failure at DEBUG level and continues without the plugin. So the failure is printed here before it
+is raised; otherwise the user would only learn later that `sspo` is unknown.
 """
 
 import sys

@@ -1,1 +1,1 @@
-"""The mathematics of SSPO without verl, and `registration`, which hands it to verl."""
+"""The mathematics of SSPO without verl, and `registration`, which registers it with verl."""

@@ -1,8 +1,8 @@
-"""Group-relative advantages: the reward of a response against the other responses to its prompt.
+"""Group-relative advantages: each response's reward compared with the other responses to its prompt.
 
-A_i = (R_i - mean) / (std + epsilon) over the group of responses to one prompt, std unbiased: GRPO,
-arXiv:2402.03300; without the division Dr. GRPO, arXiv:2503.20783. The leave-one-out baseline is RLOO's,
-arXiv:2402.14740.
+A_i = (R_i - mean) / (std + epsilon) over the group of responses to one prompt, with the unbiased std. This is GRPO
+(arXiv:2402.03300); without the division it is Dr. GRPO (arXiv:2503.20783). The leave-one-out baseline is RLOO's
+(arXiv:2402.14740).
 """
 
 import torch
@@ -17,7 +17,7 @@ def group_relative_advantages(
     std_floor: float = 0.0,
     epsilon: float = 1e-6,
 ) -> torch.Tensor:
-    """Computes one advantage per response, vectorised over groups of any sizes and order.
+    """Computes one advantage per response, vectorised over groups of any size and order.
 
     A group whose rewards are all equal gives exactly 0. A group of one has baseline 0 and std 1, as in verl's grpo.
     A non-finite reward makes the advantages of its group NaN.
@@ -27,7 +27,7 @@ def group_relative_advantages(
         groups: group of each response as an integer 0..G-1, (bs,), int64.
         normalize_by_std: whether to divide by std + epsilon.
         baseline: "mean" of the group, or "leave_one_out", the mean of the other responses.
-        std_floor: smallest std that is divided by.
+        std_floor: smallest std to divide by.
         epsilon: added to the std.
 
     Returns:
@@ -38,7 +38,7 @@ def group_relative_advantages(
     exact = rewards.double()
     zeros = exact.new_zeros(int(groups.max()) + 1)
     size = zeros.index_add(0, groups, torch.ones_like(exact))
-    # Distances to one member of the group are exact zeros where all rewards are equal: no residue to divide.
+    # Subtract one member's reward first: equal rewards then give exact zeros, without a rounding residue.
     member = zeros.index_put((groups,), exact)
     deviation = exact - member[groups]
     mean = zeros.index_add(0, groups, deviation) / size

@@ -1,4 +1,4 @@
-"""The soft gates of SSPO: what replaces PPO's clip on a token's importance ratio.
+"""The soft gates of SSPO, which replace PPO's clip on a token's importance ratio.
 
 All gates come from four odd, bounded, increasing shapes G with G(0) = 0 and G'(0) = 1. With z = log r the
 log-ratio of a token and tau its temperature:
@@ -6,9 +6,10 @@ log-ratio of a token and tau its temperature:
 * log domain:    log f = G(tau z) / tau,                       kappa = G'(tau z)
 * ratio domain:  f = f(1) + G(tau (r - 1)) / tau,              kappa = r f'(r) / f(r),  f' = G'(tau (r - 1))
 
-kappa = d log f / dz is the slope: the fraction of a token's policy gradient that the gate lets through. f(1) = 1, and
-on policy the gradient is the plain policy gradient. The exception is the sigmoid in the ratio domain, SAPO's own gate
-(4 / tau) sigma(tau (r - 1)): f(1) = 2 / tau and kappa(0) = tau / 2. There f(1) kappa(0) = 1 gives the same gradient.
+kappa = d log f / dz is the slope: the fraction of a token's policy gradient that the gate lets through. On policy,
+f(1) = kappa(0) = 1, and the gradient is the plain policy gradient. The exception is the sigmoid in the ratio domain,
+SAPO's own gate (4 / tau) sigma(tau (r - 1)): it has f(1) = 2 / tau and kappa(0) = tau / 2. Their product is 1, so the
+gradient is the same.
 
 Sources: gates on token ratios inside a geometric mean, SSPO arXiv:2602.19327; sigmoid, SAPO arXiv:2511.20347;
 the other families, arXiv:2602.19345v2. `side="forward"` and `level="sequence"` are our own extensions.
@@ -33,18 +34,18 @@ LEVELS = ("token", "sequence")
 class Gate:
     """A gate with its temperatures. The defaults are the preset v3.
 
-    Its gate, the arctan of the log-ratio, is restated by third parties. Its temperatures are our choice: the best of
-    arXiv:2602.19345v2 for SAPO gates.
+    The preset's gate, the arctan of the log-ratio, is restated by third parties. Its temperatures are our choice: the
+    best of arXiv:2602.19345v2 for SAPO gates.
 
     Args:
         shape: one of `SHAPES`.
         domain: "log" gates the log-ratio, "ratio" gates the ratio.
-        tau_pos: temperature of tokens with a positive advantage, finite and > 0. Larger closes earlier.
+        tau_pos: temperature of tokens with a positive advantage, finite and > 0. A larger one closes the gate earlier.
         tau_neg: temperature of all other tokens.
         side: "both" is the papers' gate. "forward" (our extension) applies the slope only to tokens whose ratio
             already moved the way the advantage pushes, sgn(A) z > 0; the others have slope 1.
-        level: "token" is the papers': a gate on the log-ratio of each token. "sequence" (our extension): z is the mean
-            log-ratio of the response, GSPO's, at each of its tokens.
+        level: "token" is the papers' gate, on each token's own log-ratio. "sequence" (our extension) uses the mean
+            log-ratio of the response, as GSPO does, for each of its tokens.
 
     Raises:
         ValueError: on any other value; the message names what is allowed.
@@ -78,7 +79,7 @@ class Gate:
 
     @classmethod
     def of_policy_loss(cls, policy_loss: Mapping[str, Any]) -> "Gate":
-        """The gate of a `policy_loss` configuration, with the default of every setting that is not there."""
+        """The gate of a `policy_loss` configuration. Missing settings take their defaults."""
         names = {"shape": "gate", "domain": "gate_domain", "side": "gate_side", "level": "gate_level"}
         settings = {field.name: policy_loss.get(names.get(field.name, field.name)) for field in fields(cls)}
         return cls(**{name: value for name, value in settings.items() if value is not None})
@@ -114,14 +115,14 @@ class Gate:
             u = tau * deviation
             return F.logsigmoid(u) + torch.log(4.0 / tau), tau * (1.0 + deviation) * torch.sigmoid(-u)
         value, slope = _SHAPE_FUNCTIONS[self.shape](tau * deviation)
-        # |G(u)| <= |u| gives f >= r for r < 1; rounding must not break it, or log f is lost for tiny tau.
+        # |G(u)| <= |u| gives f >= r for r < 1. Rounding must not break this, or log f is lost for tiny tau.
         f_minus_1 = torch.maximum(value.div_(tau), deviation.clamp(max=0.0))
         slope = slope.mul_(deviation.add_(1.0)).div_(f_minus_1 + 1.0)
         return f_minus_1.log1p_(), slope
 
 
 def _representable(log_ratio: torch.Tensor) -> torch.Tensor:
-    """Clamps z so that r - 1 > -1 and r^2 is finite; at both ends every gate has long saturated. NaN stays NaN."""
+    """Clamps z so that r - 1 > -1 and r^2 is finite. Every gate saturates long before. NaN stays NaN."""
     info = torch.finfo(log_ratio.dtype)
     return log_ratio.clamp(min=math.log(info.eps), max=0.45 * math.log(info.max))
 

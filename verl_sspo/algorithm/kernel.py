@@ -1,8 +1,8 @@
 """The sweep of `loss` over the tokens as one Triton kernel, for CUDA and ROCm.
 
-One program reads a block of one row, writes the gradient without its factor per response, and writes the sums of the
-block. Nothing else of shape (bs, T) exists. The sums of the blocks of a row are added afterwards, in a fixed order and
-without atomics, so the same input gives the same bits.
+Each program reads a block of one row and writes its gradient, without the factor per response, and its sums. No other
+tensor of shape (bs, T) exists. The block sums of a row are added afterwards, in a fixed order and without atomics, so
+the same input gives the same bits.
 """
 
 from typing import Any
@@ -16,10 +16,10 @@ from verl_sspo.algorithm.metrics import FAR, MOVED, SUMS, TOTALS
 
 COUNT = len(TOTALS) + len(SUMS)
 _MOVED, _FAR = tl.constexpr(MOVED), tl.constexpr(FAR)
-# r = exp(z) is clamped where every gate has long saturated: r - 1 > -1, and r^2 is finite in float32.
+# z is clamped so that r - 1 > -1 and r^2 is finite in float32. Every gate saturates long before.
 _LOG_SMALLEST, _LOG_LARGEST = tl.constexpr(-15.942385), tl.constexpr(39.92)
 WARPS = 4
-# Tokens per program. Micro-batches below 2^20 tokens get the smaller blocks: 8 x 4,096 tokens still are 128 programs.
+# Tokens per program. Micro-batches below 2^20 tokens get the smaller blocks, so that 8 x 4,096 tokens are 128 programs.
 BLOCKS = (256, 1024)
 _HALF_PI = tl.constexpr(1.5707963267948966)
 
@@ -145,7 +145,7 @@ def sweep_kernel(
 
 
 def constants(gate: Gate, weighted: bool, block: int) -> dict[str, Any]:
-    """What the kernel is compiled for."""
+    """The kernel's compile-time constants."""
     return {
         "SHAPE": gate.shape,
         "RATIO": gate.domain == "ratio",
@@ -167,7 +167,7 @@ def sweep(
     """`loss.sweep` in float32 as a kernel, with the same results.
 
     Raises:
-        RuntimeError: if Triton cannot compile or launch the kernel; the message names the way around.
+        RuntimeError: if Triton cannot compile or launch the kernel; the message names a workaround.
     """
     rows, length = log_prob.shape
     gradient = torch.empty(log_prob.shape, dtype=torch.float32, device=log_prob.device)
@@ -191,7 +191,7 @@ def sweep(
             **constants(gate, rollout_is_weights is not None, size),
             num_warps=WARPS,
         )
-    except Exception as error:  # whatever Triton, the driver or a missing compiler raise
+    except Exception as error:  # whatever Triton, the driver or a missing compiler raises
         raise RuntimeError(
             f"SSPO's Triton kernel failed ({type(error).__name__}: {error}). Train without it: "
             "actor_rollout_ref.actor.policy_loss.kernel=torch"

@@ -6,8 +6,8 @@ For response i with valid tokens t = 1..n_i, z_t = log_prob - old_log_prob, gate
     loss_t       = -A_t w_i S_i                           w_i: rollout correction, 1 without
     dloss_t/dz_t = -A_t w_i S_i kappa(z_t)
 
-`sweep` makes the one pass over the tokens; `kernel.sweep` is the same on a GPU. What follows is on one number per
-response: lengths, weights, and the factor that the gradient of its tokens gets in the backward pass.
+`sweep` makes the only pass over the tokens; `kernel.sweep` does the same on a GPU. All later steps work on one number
+per response: lengths, weights, and the factor that scales the gradient of its tokens in the backward pass.
 
 With A constant over a response and `loss_agg_mode="seq-mean-token-mean"` this is -mean_i A_i w_i S_i and its exact
 gradient. Otherwise it is the token-wise form s_t = sg[S_i] exp(log f_t - sg[log f_t]), with its value and gradient.
@@ -51,9 +51,9 @@ def sspo_loss(
     """Computes the SSPO loss of a micro-batch and its diagnostics.
 
     Computed in float32, or in float64 if any input is float64. A token takes part if `response_mask` is true and its
-    rollout weight is not exactly 0. What stands at other tokens, NaN included, changes neither value nor gradient. A
-    response without a token that takes part contributes exactly 0. A NaN at a token that takes part makes the loss
-    NaN, and so does a negative rollout weight. An infinite log-ratio saturates its gate.
+    rollout weight is not exactly 0. Values at other tokens, even NaN, change neither the loss nor its gradient. A
+    response without a token that takes part contributes exactly 0. A NaN or a negative rollout weight at a token that
+    takes part makes the loss NaN. An infinite log-ratio saturates its gate.
 
     Args:
         log_prob: log-probabilities of the current policy, (bs, response_length), any float dtype; gets the gradient.
@@ -65,7 +65,7 @@ def sspo_loss(
         rollout_is_weights: verl's rollout-correction weights, (bs, response_length) or None. Each response gets one
             weight, the geometric mean over its tokens. A token of weight 0 is treated as if it were masked.
         dp_size, batch_num_tokens, global_batch_size, loss_scale_factor: verl's `config.global_batch_info`. With
-            these, micro-batches sum and data-parallel ranks average to the loss of the mini-batch.
+            these, the sum over micro-batches, averaged over data-parallel ranks, is the loss of the mini-batch.
         kernel: "torch", "triton", or "auto": Triton on a GPU where it is installed, unless an input is float64.
 
     Returns:
@@ -74,7 +74,7 @@ def sspo_loss(
     Raises:
         ValueError: if shapes differ, the mode is unknown, dp_size > 1 without the global size the mode needs, or
             kernel="triton" with an input in float64.
-        RuntimeError: if the Triton kernel cannot be compiled or launched, or if the first result of a gate differs
+        RuntimeError: if the Triton kernel cannot be compiled or launched, or if its first result for a gate differs
             from PyTorch's.
     """
     inputs = {"log_prob": log_prob.detach(), "old_log_prob": old_log_prob, "advantages": advantages}
@@ -126,11 +126,10 @@ def sspo_loss(
 def mean_log_ratios(
     response_mask: torch.Tensor, dtype: torch.dtype, inputs: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """What stands for `log_prob` and `old_log_prob` at sequence level: each response's mean log-ratio, and 0.
+    """Replaces `log_prob` and `old_log_prob` at sequence level: by each response's mean log-ratio, and by 0.
 
-    The mean is over the tokens that take part. Its derivative by the log-ratio of one of them is 1 / n, a factor that
-    the mean over the tokens of the loss has anyway: so the gradient of a token is A kappa(mean z), as A kappa(z_t) is
-    at token level.
+    The mean is over the tokens that take part. Its derivative with respect to one token's log-ratio is 1 / n, a factor
+    that the loss's mean over tokens already has. So the gradient of a token is A kappa(mean z) instead of A kappa(z_t).
     """
     mask, weights = response_mask.bool(), inputs.get("rollout_is_weights")
     if weights is not None:
@@ -149,7 +148,7 @@ def runs_in_triton(kernel: str, device: torch.device, dtype: torch.dtype) -> boo
         ValueError: if `kernel` is "triton" and the computation is in float64.
     """
     if kernel == "triton" and dtype != torch.float32:
-        raise ValueError(f"kernel='triton' computes in float32, an input is {dtype}: use kernel='torch'")
+        raise ValueError(f"kernel='triton' computes in float32, but an input is {dtype}: use kernel='torch'")
     return kernel == "triton" or (
         kernel == "auto" and device.type == "cuda" and dtype == torch.float32 and _triton_is_installed()
     )
@@ -166,13 +165,13 @@ _compared: set[Gate] = set()  # gates whose kernel agrees with PyTorch on this m
 def _sweep_in_triton(
     gate: Gate, response_mask: torch.Tensor, dtype: torch.dtype, inputs: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`sweep` by the kernel. The first micro-batch is computed both ways: a kernel that a compiler breaks trains on."""
+    """`sweep` by the kernel. A gate's first micro-batch is compared with PyTorch, to catch a miscompiled kernel."""
     from verl_sspo.algorithm.kernel import sweep as triton_sweep
 
     results = triton_sweep(gate, response_mask, **inputs)
     if gate not in _compared:
         expected = sweep(gate, response_mask, dtype, **inputs)
-        # Far above rounding, far below a wrong formula; `verl-sspo gpu-check` measures exactly.
+        # Far above rounding errors, far below those of a wrong formula; `verl-sspo gpu-check` measures exactly.
         agree = [
             torch.allclose(*pair, rtol=1e-3, atol=1e-2, equal_nan=True) for pair in zip(results, expected, strict=True)
         ]
@@ -198,7 +197,7 @@ def sweep(
 
     Returns:
         A kappa(z) of each token, (bs, response_length), 0 at tokens that take no part; and the sums over the tokens of
-        each response, (bs, len(TOTALS) + len(SUMS)) of `metrics`.
+        each response, (bs, len(TOTALS) + len(SUMS)), see `metrics`.
     """
     batch_size, response_length = log_prob.shape
     rows = max(1, _CPU_BLOCK_TOKENS // max(1, response_length)) if log_prob.is_cpu else max(1, batch_size)
@@ -219,7 +218,7 @@ def _sweep_rows(
     gradient: torch.Tensor,
     rollout_is_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`sweep` of a block of rows, which writes `gradient` and returns the sums."""
+    """`sweep` for a block of rows: writes `gradient` and returns the sums."""
     dtype, mask = gradient.dtype, response_mask.bool()
     # Counts are floats, exact below 2^24: a CPU sums them several times faster than booleans.
     lengths = valid_lengths = mask.to(dtype).sum(dim=-1)
@@ -239,7 +238,7 @@ def _sweep_rows(
         log_f.masked_fill_(masked, 0.0)
         log_gates_on_policy = gate.on_policy_value(tau).log_().masked_fill_(masked, 0.0).sum(dim=-1)
     log_gates = log_f.sum(dim=-1)
-    del log_f  # its memory serves the next tensor: on a CPU, fresh memory costs more than the arithmetic on it
+    del log_f  # the next tensor reuses its memory: on a CPU, new memory costs more than the arithmetic on it
     toward = torch.sign(advantages).mul_(z)  # > 0: the token moved the way its advantage pushes
     if gate.side == "forward":  # slope 1 elsewhere
         slope.sub_(1.0).mul_(torch.gt(toward, 0.0, out=torch.empty_like(z))).add_(1.0)
@@ -261,12 +260,12 @@ def sequence_coefficients(
     global_batch_size: int | torch.Tensor | None = None,
     loss_scale_factor: float | None = None,
 ) -> torch.Tensor:
-    """Computes the factor of each response's token losses in the loss that verl's `agg_loss` aggregates.
+    """Computes the factor that verl's `agg_loss` gives to the token losses of each response.
 
     Args:
         lengths: tokens of each response that take part, (bs,).
         loss_agg_mode: one of verl's modes. In all of them the tokens of one response have the same factor.
-        response_length: padded length, the norm of "seq-mean-token-sum-norm" without `loss_scale_factor`.
+        response_length: padded length, the divisor of "seq-mean-token-sum-norm" without `loss_scale_factor`.
         dtype: of the result.
         dp_size, batch_num_tokens, global_batch_size, loss_scale_factor: as in `sspo_loss`.
 
@@ -299,9 +298,9 @@ def sequence_coefficients(
 
 
 class _WithGradient(torch.autograd.Function):
-    """A loss whose gradient with respect to `log_prob` is given, as a tensor and one factor for each of its rows.
+    """A loss with a given gradient with respect to `log_prob`: a tensor, and a factor for each of its rows.
 
-    The two are all that is kept for backward.
+    Only these two are kept for the backward pass.
     """
 
     @staticmethod

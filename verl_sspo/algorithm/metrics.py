@@ -2,15 +2,15 @@
 
 z is the log-ratio log_prob - old_log_prob of a token, A its advantage. The slope of a token is kappa(z) / kappa(0):
 the fraction of its on-policy gradient that the gate lets through. 1 - slope is its lost gradient. A forward token has
-moved the way its advantage pushes, sgn(A) z > 0, a corrective token against it, sgn(A) z < 0. The weight of a response
-is S_i / f(1), the geometric mean of its gates, 1 on policy.
+moved the way its advantage pushes, sgn(A) z > 0; a corrective token has moved against it, sgn(A) z < 0. The weight of
+a response is S_i / f(1), the geometric mean of its gates, 1 on policy.
 
-verl averages what a loss returns over micro-batches, ranks and updates without regard to their sizes. So every
-diagnostic here is a sum over tokens divided by the tokens of the whole mini-batch, and is returned as one number per
-response whose mean over the responses of the mini-batch is that quotient, however the mini-batch is split. A token
-that is left out, by rollout weight 0 or by verl's rejection, stays in the denominator and adds 0 to the sums.
+verl averages the metrics of a loss over micro-batches, ranks and updates, whatever their sizes. Every diagnostic here
+is a sum over tokens divided by the tokens of the whole mini-batch. So it is returned as one number per response, and
+their mean over the mini-batch is the diagnostic, however the mini-batch is split. A token that is left out, by rollout
+weight 0 or by verl's rejection, stays in the denominator and adds 0 to the sums.
 
-A response with a NaN or an infinity among its inputs adds 0 to all diagnostics but `sspo/nonfinite`.
+A response with a NaN or an infinity among its inputs adds 0 to all diagnostics except `sspo/nonfinite`.
 """
 
 import math
@@ -24,11 +24,11 @@ from verl_sspo.algorithm.nonfinite import unusable
 MOVED = 0.1  # |z| beyond which a token counts as moved
 FAR = 1.0  # |z| beyond which a log-ratio counts as far off: a factor of e in probability
 
-# What `sweep` sums over the tokens of a response, before `SUMS`: tokens in `response_mask`, tokens that take
-# part, and over these A, log f(z), log f(0) and the logarithm of the rollout weight.
+# Per response, `sweep` returns these sums and then `SUMS`: the tokens in `response_mask`, the tokens that take part,
+# and over the latter A, log f, log f on policy and the logarithm of the rollout weight.
 TOTALS = ("valid", "tokens", "advantages", "log_gates", "log_gates_on_policy", "log_rollout_weights")
 
-# What `token_sums` sums over the tokens of a response, in its order.
+# The sums over the tokens of a response that `token_sums` returns, in this order.
 SUMS = (
     "lost",
     "actor/ppo_kl",
@@ -75,7 +75,7 @@ def token_sums(z: torch.Tensor, toward: torch.Tensor, slope: torch.Tensor, advan
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What the loss saw of a micro-batch, still on the device.
+    """Inputs and results of the loss for a micro-batch, still on the device.
 
     Args:
         losses: loss of each response, (bs,).
@@ -83,7 +83,7 @@ class Diagnostics:
         token_sums: see `token_sums`, (bs, len(SUMS)).
         lengths: tokens of each response that take part, (bs,).
         valid_lengths: tokens of each response in `response_mask`, those of rollout weight 0 included, (bs,).
-        inputs: what the loss was computed from, by name, each (bs, T).
+        inputs: inputs of the loss by name, each (bs, T).
         response_mask: (bs, T).
         batch_num_tokens: valid tokens of the mini-batch on all ranks. None: this is the whole mini-batch.
         global_batch_size: responses of the mini-batch on all ranks, verl's padding rows included. None: as above.
@@ -109,7 +109,7 @@ class Diagnostics:
     def as_metrics(self) -> dict[str, list[float]]:
         """The diagnostics: always the same keys, each with one finite number per response.
 
-        Makes one transfer from the device, and another one only if a number is not finite.
+        Makes one transfer from the device, and a second one only if a number is not finite.
         """
         others = torch.stack([self.losses, self.log_weights, self.lengths, self.valid_lengths], dim=-1)
         columns = torch.cat([others, self.token_sums], dim=-1).T.tolist()
@@ -133,7 +133,7 @@ class Diagnostics:
         }
 
     def _per_response(self, sums: list[float], lengths: list[float]) -> list[float]:
-        """Scales sums over tokens: their mean over the responses becomes the mean over the tokens of the mini-batch."""
+        """Scales sums over tokens so that their mean over responses is the mean over the tokens of the mini-batch."""
         tokens = sum(lengths) if self.batch_num_tokens is None else float(self.batch_num_tokens)
         responses = len(lengths) if self.global_batch_size is None else float(self.global_batch_size)
         return [value * responses / max(tokens, 1.0) for value in sums]

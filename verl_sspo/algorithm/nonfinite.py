@@ -1,4 +1,4 @@
-"""Reports values that loss or estimator cannot use: a warning, once per input, or the error that ends the run.
+"""Reports values that the loss or the estimator cannot use: one warning per input, or an error that stops the run.
 
 Nothing is repaired. A NaN makes the loss NaN, and verl's FSDP engine skips an update whose gradient is not finite. An
 infinite log-ratio saturates its gate.
@@ -15,13 +15,13 @@ _reported: set[str] = set()
 
 
 def unusable(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Where `tensor` is NaN or infinite or, for `rollout_is_weights`, negative; bool, of its shape."""
+    """A bool mask: where `tensor` is NaN, infinite or, for `rollout_is_weights`, negative."""
     bad = ~tensor.isfinite()
     return bad | (tensor < 0) if name == "rollout_is_weights" else bad
 
 
 def describe(name: str, tensor: torch.Tensor, mask: torch.Tensor) -> str:
-    """Says how many and which values of `tensor` are unusable where `mask` is true; both of one shape."""
+    """Says how many and which values of `tensor` are unusable where `mask`, of the same shape, is true."""
     bad = mask & unusable(name, tensor)
     inf = float("inf")
     kinds = {"NaN": tensor.isnan(), "+inf": tensor == inf, "-inf": tensor == -inf, "negative": tensor.isfinite()}
@@ -32,11 +32,11 @@ def describe(name: str, tensor: torch.Tensor, mask: torch.Tensor) -> str:
 
 
 def report(tensors: Mapping[str, torch.Tensor], mask: torch.Tensor, call: int, consequence: str, *, stop: bool) -> None:
-    """Warns of unusable values, once per input name in this process, or stops the run.
+    """Warns about unusable values, once per input name in this process, or stops the run.
 
     Args:
         tensors: the inputs by name.
-        mask: the values that count, bool, of the tensors' shape.
+        mask: which values count, bool, of the tensors' shape.
         call: number of the call in this process, from 1.
         consequence: what happens next if the run continues.
         stop: raise instead of warning.

@@ -1,7 +1,7 @@
 """The SSPO loss as a plain formula with autograd; the tests compare `loss` with it.
 
-Written from the papers alone (SSPO arXiv:2602.19327; gate families arXiv:2602.19345v2): it shares no code with
-`verl_sspo.algorithm.gates`.
+Written from the papers alone (SSPO arXiv:2602.19327; gate families arXiv:2602.19345v2): it shares the settings with
+`verl_sspo.algorithm.gates`, but no formula.
 """
 
 import math
@@ -52,7 +52,7 @@ def sspo_loss_matrix(
         mask = mask & (rollout_is_weights != 0)
     z = torch.where(mask, log_prob - old_log_prob, 0.0)
     lengths = mask.sum(dim=-1, keepdim=True).clamp(min=1)
-    if gate.level == "sequence":  # the mean's value, the token's own gradient: GSPO-token's form
+    if gate.level == "sequence":  # value of the mean, gradient of the token itself: the form of GSPO-token
         z = torch.where(mask, z.sum(dim=-1, keepdim=True).detach() / lengths + z - z.detach(), 0.0)
     a = torch.where(mask, advantages, 0.0)
     tau = torch.where(a > 0, torch.full_like(z, gate.tau_pos), torch.full_like(z, gate.tau_neg))

@@ -56,7 +56,7 @@ def compute_policy_loss_sspo(
         (loss, metrics): a scalar, and the diagnostics of `verl_sspo.algorithm.metrics`, one number per response.
 
     Raises:
-        ValueError: if `config` is not an ActorConfig, or on shapes or a mode that `sspo_loss` refuses.
+        ValueError: if `config` is not an ActorConfig, or on shapes or a mode that `sspo_loss` rejects.
         FloatingPointError: if `policy_loss.stop_on_nonfinite` is set and an input is unusable at a valid token.
     """
     if not isinstance(config, ActorConfig):
@@ -115,14 +115,14 @@ def compute_sspo_outcome_advantage(
         (advantages, returns): the same tensor, (bs, response_length), 0 outside of `response_mask`.
 
     Raises:
-        ValueError: if `index` has another length than the batch, or on invalid options.
+        ValueError: if the length of `index` is not that of the batch, or on invalid options.
         FloatingPointError: if `algorithm.sspo.stop_on_nonfinite` is set and a reward is not finite.
     """
     if len(index) != len(token_level_rewards):
-        raise ValueError(f"index names {len(index)} prompts for {len(token_level_rewards)} responses")
+        raise ValueError(f"index has {len(index)} entries for {len(token_level_rewards)} responses")
     options = SSPOAdvantageConfig.from_algorithm(config)
     keys = _output_keys()
-    # Rows whose rewards are compared, and for each row of the batch the one of these that it belongs to.
+    # The rows whose rewards are compared, and for each row of the batch the position of its session among them.
     final, session = _sessions(keys) if keys is not None else (list(range(len(index))),) * 2
     # pandas.factorize is hardly faster, and importing pandas takes 6 % of `import verl` in every process of a run.
     numbers: dict[Any, int] = {}
@@ -130,7 +130,7 @@ def compute_sspo_outcome_advantage(
     with torch.no_grad():
         rewards = token_level_rewards.sum(dim=-1)
         call = next(_estimator_calls)
-        # One number to the host: a sum is finite only if all are.
+        # Transfers one number to the host: a sum is finite only if all of its terms are.
         if not math.isfinite(rewards.sum()):
             nonfinite.report(
                 {"rewards": rewards},
@@ -151,7 +151,7 @@ def compute_sspo_outcome_advantage(
         if len(final) < len(index):
             # As in verl's grpo, a session whose final output is masked has advantage 0.
             advantages = (advantages * response_mask[final].any(dim=-1))[session]
-        # In place: a product with an integer mask would convert a second copy of it, and fresh memory is what costs.
+        # In place: multiplying by an integer mask would convert it once more, and new memory is the main cost.
         advantages = response_mask.to(advantages.dtype, copy=True).mul_(advantages.unsqueeze(-1))
     return advantages, advantages
 
@@ -159,11 +159,11 @@ def compute_sspo_outcome_advantage(
 def _output_keys() -> Sequence[str] | None:
     """The keys "{uid}_{session}_{output}" of the batch's rows, or None if the caller is not verl's V1 trainer.
 
-    verl handles sessions of several outputs itself, but only under the name grpo
-    (`compute_advantage_for_multi_trajectories` in verl/trainer/ppo/v1/utils.py). To another estimator verl 0.9.1 passes
-    rewards, mask, uid and the section `algorithm`, not the keys. An agent loop cannot add them: the trainer reads seven
-    fixed fields of each row (`PPOTrainer._compute_advantage`). So they are read from the frame of that function, which
-    calls the estimator. tests/unit/test_advantage.py goes this way through the installed verl.
+    verl handles sessions of several outputs itself, but only for the estimator grpo
+    (`compute_advantage_for_multi_trajectories` in verl/trainer/ppo/v1/utils.py). verl 0.9.1 passes other estimators the
+    rewards, mask, uid and the section `algorithm`, but not the keys. An agent loop cannot add them: the trainer reads
+    seven fixed fields of each row (`PPOTrainer._compute_advantage`). So they are read from the stack frame of that
+    function, which calls the estimator. tests/unit/test_advantage.py tests this with the installed verl.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None:
@@ -174,7 +174,7 @@ def _output_keys() -> Sequence[str] | None:
 
 
 def _sessions(keys: Sequence[str]) -> tuple[list[int], list[int]]:
-    """The row of each session's final output, and the session of each row, as a position in the former."""
+    """The row of each session's final output, and for each row the position of its session in that list."""
     names = [key.rsplit("_", 1) for key in keys]
     last: dict[str, tuple[int, int]] = {}
     for row, (name, output) in enumerate(names):

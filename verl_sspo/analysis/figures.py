@@ -42,14 +42,14 @@ GATES = (
 
 
 def draw_bias(table: pd.DataFrame, path: Path) -> Path:
-    """A row per direction, a column per figure of `theory.bias_and_variance`."""
+    """Plots `theory.bias_and_variance`: a row per direction, a column per quantity."""
     figure, panels = style.new_figure(2, 3, 3.9, 2.8)
     directions = {"random": "random direction", "learnt": "along the gradient"}
     places = itertools.product(directions.items(), ("bias", "cosine", "variance"))
     for panel, ((direction, where), column) in zip(panels, places, strict=True):
         shown = table[(table["direction"] == direction) & (table["drift"] > 0)]
         curves = shown.pivot(index="drift", columns="objective", values=column)[shown["objective"].unique()]
-        # Exact weights have no bias, which has no place on a logarithmic axis.
+        # Exact weights have bias 0, which a logarithmic axis cannot show.
         style.draw_curves(panel, curves.drop(columns=EXACT if column == "bias" else []), markers=True)
         panel.set_xscale("log")
         panel.set_yscale("linear" if column == "cosine" else "log")
@@ -59,7 +59,7 @@ def draw_bias(table: pd.DataFrame, path: Path) -> Path:
 
 
 def draw_limits(limits: Mapping[str, pd.DataFrame], path: Path) -> Path:
-    """The tables of `theory.limits`."""
+    """Plots the tables of `theory.limits`."""
     figure, panels = style.new_figure(1, 3, 4.2, 3.2)
     titles = {
         "temperature": ("distance to unclipped GSPO", "temperature τ"),
@@ -81,7 +81,7 @@ def draw_limits(limits: Mapping[str, pd.DataFrame], path: Path) -> Path:
 
 
 def draw_trust_regions(objectives: Mapping[str, ActorConfig], path: Path) -> Path:
-    """Coefficients of the policy gradient over the log-ratio."""
+    """Plots the coefficients of the policy gradient over the log-ratio."""
     z = torch.linspace(-1.0, 1.0, 1001, dtype=torch.float64)
     figure, panels = style.new_figure(2, 2, 4.6, 2.9)
     for panel, (together, advantage) in zip(panels, itertools.product((False, True), (1.0, -1.0)), strict=True):
@@ -98,7 +98,7 @@ def draw_trust_regions(objectives: Mapping[str, ActorConfig], path: Path) -> Pat
 
 
 def draw_gates(path: Path) -> Path:
-    """Value and slope of every gate shape in both domains."""
+    """Plots value and slope of every gate shape in both domains."""
     z, tau = torch.linspace(-1.0, 1.0, 801, dtype=torch.float64), torch.tensor(TAU, dtype=torch.float64)
     figure, panels = style.new_figure(2, 2, 4.4, 2.8)
     for row, (domain, name) in enumerate({"log": "gate on the log-ratio", "ratio": "gate on the ratio"}.items()):

@@ -13,7 +13,7 @@ from verl.workers.config import ActorConfig
 
 from verl_sspo.compose import RECIPES, compose_config
 
-#: What is compared: title -> Hydra overrides of the quickstart.
+#: The objectives to compare: title -> Hydra overrides of the quickstart.
 COMPARED = {
     "GRPO": ["algo=grpo"],
     "GSPO": ["algo=gspo"],
@@ -27,7 +27,7 @@ COMPARED = {
 
 
 def actor_config(overrides: Sequence[str]) -> ActorConfig:
-    """The actor's configuration as verl's workers hold it, of the quickstart with these Hydra overrides."""
+    """The actor's configuration, as in verl's workers, for the quickstart with these Hydra overrides."""
     return omega_conf_to_dataclass(compose_config("quickstart", overrides, RECIPES).actor_rollout_ref.actor)
 
 
@@ -50,7 +50,7 @@ def policy_loss(
         log_prob, old_log_prob, advantages: (bs, response_length), floating point.
         response_mask: (bs, response_length), bool.
     """
-    # `sspo` prints its settings when it is first called, which is for the log of a training.
+    # On its first call `sspo` prints its settings, which belong in the log of a training.
     with redirect_stdout(None):
         loss, _ = get_policy_loss_fn(config.policy_loss.loss_mode)(
             old_log_prob=old_log_prob,
@@ -67,7 +67,7 @@ def policy_loss(
 def policy_gradient(
     config: ActorConfig, log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantages: torch.Tensor
 ) -> torch.Tensor:
-    """The gradient that the optimizer climbs, -dloss / dlog_prob, all (bs, response_length); every token is valid."""
+    """The ascent direction -dloss / dlog_prob, with all tokens valid; all tensors are (bs, response_length)."""
     leaf = log_prob.detach().clone().requires_grad_()
     mask = torch.ones_like(leaf, dtype=torch.bool)
     return -torch.autograd.grad(policy_loss(config, leaf, old_log_prob, advantages, mask), leaf)[0]

@@ -1,4 +1,4 @@
-"""The report of the losses themselves: bias and variance, limits, trust regions, gates."""
+"""The report on the losses alone: bias and variance, limits, trust regions, gates."""
 
 from pathlib import Path
 

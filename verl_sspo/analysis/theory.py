@@ -1,13 +1,13 @@
 """Bias and variance of each objective's gradient where the exact gradient is known, limits of SSPO, trust regions.
 
-The toy policy is a table: a softmax over `tokens` tokens for every prefix of sequences of `length` tokens, few enough
-to enumerate. With rewards R(y) for every sequence, the exact policy gradient at theta is
+The toy policy is a table: a softmax over `tokens` tokens for every prefix of a sequence of `length` tokens. There are
+few enough sequences to enumerate. With a reward R(y) for each, the exact policy gradient at theta is
 
     g = sum_y pi_theta(y) A(y) grad log pi_theta(y),     A(y) = (R(y) - mean) / std under the old policy,
 
-and an objective, fed with one response sampled from the old policy, gives the random vector ghat(y). Its mean and
-variance under the old policy are sums over all y too. Each objective is scaled by the one constant that makes it exact
-on policy.
+and an objective gives the random vector ghat(y) for one response y sampled from the old policy. Its mean and variance
+under the old policy are sums over all y too. Each objective is scaled by the one constant that makes it exact on
+policy.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from verl.workers.config import ActorConfig
 from verl_sspo.algorithm.gates import SHAPES
 from verl_sspo.analysis.objectives import actor_config, policy_gradient, policy_loss, with_policy_loss
 
-#: Exact importance weights beside the objectives: no bias, for comparison.
+#: Shown for comparison: exact importance weights, which have no bias.
 EXACT = "exact importance weights"
 DRIFTS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 # Tokens of a response in `token_coefficients`.
@@ -45,7 +45,7 @@ class Toy:
 
     @classmethod
     def draw(cls, tokens: int, length: int, generator: torch.Generator) -> "Toy":
-        """All sequences, with rewards 0 or 1 of which at least one is 1 and one is 0."""
+        """All sequences, with reward 1 for a random third of them (at least one) and 0 for the rest."""
         sequences = list(itertools.product(range(tokens), repeat=length))
         prefixes = [p for n in range(length) for p in itertools.product(range(tokens), repeat=n)]
         states = torch.tensor([[prefixes.index(s[:t]) for t in range(length)] for s in sequences])
@@ -58,28 +58,28 @@ class Toy:
         return torch.log_softmax(logits, dim=-1)[self.states, self.sequences]
 
     def probability(self, logits: torch.Tensor) -> torch.Tensor:
-        """Of every sequence, (count,)."""
+        """Probability of every sequence, (count,)."""
         return self.log_prob(logits).sum(-1).exp()
 
     def advantages(self, old: torch.Tensor) -> torch.Tensor:
-        """Of an infinite group sampled from the old policy, (count,)."""
+        """Advantages in an infinite group sampled from the old policy, (count,)."""
         weight = self.probability(old)
         centred = self.rewards - (weight * self.rewards).sum()
         return centred / (weight * centred**2).sum().sqrt()
 
     def exact_gradient(self, logits: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-        """g, (states, tokens)."""
+        """The exact gradient g, (states, tokens)."""
         return torch.func.grad(lambda theta: (self.probability(theta) * advantages).sum())(logits)
 
     def coefficients(
         self, config: ActorConfig | None, logits: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor
     ) -> torch.Tensor:
-        """Of grad log pi of each token in ghat(y), (count, length); without `config` exact importance weights."""
+        """Coefficient of each token's grad log pi in ghat(y), (count, length); exact weights if `config` is None."""
         log_prob, old_log_prob = self.log_prob(logits), self.log_prob(old)
         token_advantages = advantages[:, None].expand_as(log_prob).contiguous()
         if config is None:
             return token_advantages * (log_prob - old_log_prob).sum(-1, keepdim=True).exp()
-        # On policy every token of the exact gradient has the coefficient A: that fixes the loss's scale.
+        # On policy, every token of the exact gradient has coefficient A. This fixes the scale of the loss.
         on_policy = policy_gradient(config, old_log_prob, old_log_prob, token_advantages)[0, 0]
         gradient = policy_gradient(config, log_prob, old_log_prob, token_advantages)
         return gradient * token_advantages[0, 0] / on_policy
@@ -88,7 +88,7 @@ class Toy:
         self, config: ActorConfig | None, logits: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor
     ) -> torch.Tensor:
         """ghat(y) of one response for every y, (count, states, tokens)."""
-        # sum_t c_t grad log pi(y_t): the table's entry for the token itself, less the softmax of its state.
+        # sum_t c_t grad log pi(y_t): 1 at the token's own entry of the table, minus the softmax of its state.
         coefficients = self.coefficients(config, logits, old, advantages)
         token = torch.nn.functional.one_hot(self.sequences, logits.shape[1])
         scores = coefficients[..., None] * (token - torch.softmax(logits, dim=-1)[self.states])
@@ -137,7 +137,7 @@ def bias_and_variance(
 
 
 def step_for(toy: Toy, old: torch.Tensor, direction: torch.Tensor, drift: float) -> float:
-    """How far along `direction` the mean |log-ratio| of a token under the old policy is `drift`."""
+    """The step along `direction` at which the mean |log-ratio| of a token under the old policy is `drift`."""
     before, weight = toy.log_prob(old), toy.probability(old)
 
     def missing(step: float) -> float:
@@ -148,10 +148,10 @@ def step_for(toy: Toy, old: torch.Tensor, direction: torch.Tensor, drift: float)
 
 
 def limits(compared: Mapping[str, ActorConfig]) -> dict[str, pd.DataFrame]:
-    """The limit cases of SSPO through the real losses: curves as columns, over the index.
+    """The limit cases of SSPO, computed with the real losses; each column is a curve over the index.
 
     Args:
-        compared: objectives by title, "SSPO", "SSPO v1" and "SAPO" among them.
+        compared: objectives by title, including "SSPO", "SSPO v1" and "SAPO".
 
     Returns:
         temperature: relative distance of gradients to GSPO's with a clip range that never binds, per gate shape;
@@ -193,13 +193,13 @@ def limits(compared: Mapping[str, ActorConfig]) -> dict[str, pd.DataFrame]:
 
 
 def token_coefficients(config: ActorConfig, z: torch.Tensor, advantage: float, together: bool) -> torch.Tensor:
-    """The coefficient of the policy gradient of a response's first token, 1 on policy, (count,).
+    """The policy-gradient coefficient of a response's first token, (count,); 1 on policy.
 
     Args:
         config: the objective.
         z: log-ratios, (count,), float64.
         advantage: of the response.
-        together: all of its `LENGTH` tokens have the log-ratio, instead of the first alone.
+        together: all `LENGTH` tokens of the response have the log-ratio, not only the first.
     """
     old = torch.full((len(z), LENGTH), -4.0, dtype=torch.float64)
     moved = torch.zeros_like(old)

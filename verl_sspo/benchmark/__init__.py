@@ -1,1 +1,1 @@
-"""Measures the project beside verl's own code and transformers (`verl-sspo benchmark`). Nothing else imports it."""
+"""Compares the project with verl's own code and transformers (`verl-sspo benchmark`). Nothing else imports it."""

@@ -1,4 +1,4 @@
-"""The estimator `sspo` beside verl's grpo and grpo_vectorized, through verl's registry."""
+"""Compares the estimator `sspo` with verl's grpo and grpo_vectorized, all from verl's registry."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -36,7 +36,7 @@ def measure(sizes: Sequence[int], tokens: int, seconds: float) -> list[Section]:
     Args:
         sizes: numbers of responses.
         tokens: per response, padding included.
-        seconds: for the timing of one size.
+        seconds: time to spend on one size.
     """
     sections = []
     for responses in sizes:

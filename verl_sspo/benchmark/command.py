@@ -1,11 +1,11 @@
-"""Measures the project beside verl's own code and transformers, side by side in one run, and prints ratios.
+"""Compares the project with verl's own code and transformers, side by side in one run, and prints ratios.
 
     verl-sspo benchmark                              everything
     verl-sspo benchmark --quick                      smaller sizes, a few minutes
     verl-sspo benchmark --only losses advantages
     verl-sspo benchmark --output docs/performance    also writes results.md there
 
-The report goes to stdout, progress to stderr. Use a machine that does nothing else.
+The report goes to stdout, progress to stderr. Use an otherwise idle machine.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import tabulate  # noqa: F401  pandas needs it for Markdown, after everything is measured
+import tabulate  # noqa: F401  pandas needs it for Markdown: fails now, not after measuring
 import torch
 
 from verl_sspo.benchmark import advantages, losses, noise, rollout, sandbox, startup, step
@@ -54,7 +54,7 @@ def measure(section: str, device: torch.device, quick: bool, metrics: Path, mode
 
 
 def measure_noise(models: Sequence[Path], device: torch.device, lengths: Sequence[int]) -> list[Section]:
-    """The noise of log-probs, of these models or of the quickstart's."""
+    """The noise of log-probs, for these models or else the quickstart's."""
     loaded = [noise.load(folder) for folder in models]
     if not loaded:
         with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +68,7 @@ def measure_noise(models: Sequence[Path], device: torch.device, lengths: Sequenc
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a reader needs to judge the figures."""
+    """The machine and versions that the figures depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     described = {
@@ -87,20 +87,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="default: all of them")
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="of losses and noise; default: %(default)s"
+        "--device", choices=("cpu", "cuda"), default="cpu", help="for losses and noise; default: %(default)s"
     )
     parser.add_argument(
         "--quickstart-metrics",
         type=Path,
         default=Path("runs/quickstart/sspo/metrics.jsonl"),
-        help="the metrics of a run, for `step`; default: %(default)s",
+        help="metrics of a run, for `step`; default: %(default)s",
     )
     parser.add_argument(
         "--models",
         type=Path,
         nargs="+",
         default=(),
-        help="Hugging Face folders for `noise`; default: the quickstart's",
+        help="Hugging Face folders, for `noise`; default: the quickstart's model",
     )
     parser.add_argument("--output", type=output_folder, help="folder for results.md")
     arguments = parser.parse_args(argv)

@@ -1,9 +1,9 @@
-"""Checks the Triton kernel of the loss: exact, compiled without spills, and on a GPU how fast it is.
+"""Checks the Triton kernel of the loss: exact results, no register spills, and its speed on a GPU.
 
     verl-sspo gpu-check                 on a machine with a GPU; writes docs/results/gpu. Has never run
-    verl-sspo gpu-check --without-gpu   in Triton's interpreter, and compiled for GPUs that are not there
+    verl-sspo gpu-check --without-gpu   in Triton's interpreter, and compiled for GPUs that need not be there
 
-Prints a table. The exit status is 1 if a check fails. Needs torch, numpy and Triton alone, and no installation:
+Prints a table. The exit status is 1 if a check fails. Needs only torch, numpy and Triton, and no installation:
 `python -m verl_sspo gpu-check` in a clone. With verl it also measures speed, with transformers the noise of log-probs.
 """
 
@@ -37,16 +37,16 @@ TARGETS: dict[str, tuple] = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
-# Relative to the largest gradient and to 1. The rounding of a log-ratio in float32 is multiplied by temperatures of 12.
+# Relative to the largest gradient and to 1. Temperatures up to 12 multiply the float32 rounding of a log-ratio.
 TOLERANCE = 5e-6
 OUTPUT = Path("docs/results/gpu")
 NOISE_LENGTHS = (20, 200, 1000)
-# Where a row has to fill a GPU, and where many do.
+# Sizes where few rows must fill a GPU, and where many do.
 SIZES = ((64, 16384), (8, 4096), (512, 2048), (4, 131072))
 
 
 def gates() -> Iterator[Gate]:
-    """Every gate, domain and side, and one gate on sequences, for which the kernel is the same."""
+    """Every gate, domain and side, and one gate of level "sequence", which uses the same kernel."""
     for shape, domain, side in itertools.product(SHAPES, DOMAINS, SIDES):
         if not (shape == "sigmoid" and domain == "ratio" and side == "forward"):
             yield Gate(shape, domain, 10.0, 12.0, side)
@@ -54,10 +54,10 @@ def gates() -> Iterator[Gate]:
 
 
 def batch(length: int, dtype: torch.dtype, device: str, weighted: bool) -> dict[str, Any]:
-    """The arguments of `sspo_loss` but for the gate: six responses of `length` tokens with padding.
+    """The arguments of `sspo_loss` except the gate: six responses of `length` tokens with padding.
 
     One is full, one has holes, one no valid token, one only weights of 0, one infinite log-ratios, one a huge
-    log-ratio. What is masked is NaN or infinite.
+    log-ratio. Masked values are NaN or infinite.
     """
     random = torch.Generator().manual_seed(0)
     mask = torch.rand(6, length, generator=random) < 0.7
@@ -79,7 +79,7 @@ def batch(length: int, dtype: torch.dtype, device: str, weighted: bool) -> dict[
 
 
 def error(gate: Gate, tensors: dict[str, Any]) -> float:
-    """Largest error of loss, gradient and diagnostics of the kernel; the PyTorch loss in float64 is exact."""
+    """Largest error of the kernel's loss, gradient and diagnostics, against the PyTorch loss in float64."""
     exact = {name: each.cpu() if name == "response_mask" else each.cpu().double() for name, each in tensors.items()}
     results = []
     for kernel, inputs in (("triton", tensors), ("torch", exact)):
@@ -125,7 +125,7 @@ def exactness(dtype: torch.dtype, device: str, quick: bool) -> list[dict[str, An
 
 
 def compiled(quick: bool) -> list[dict[str, Any]]:
-    """A row per target and block: registers, spills and shared memory, the most over all gates."""
+    """A row per target and block: the maximum of registers, spills and shared memory over all gates."""
     from verl_sspo.algorithm import kernel
 
     chosen = [Gate(), Gate("sigmoid", "ratio", 1.0, 1.05)] if quick else list(gates())
@@ -140,7 +140,6 @@ def compiled(quick: bool) -> list[dict[str, Any]]:
 
 def resources(gate: Gate, target: str, block: int) -> dict[str, int]:
     """Registers, spills and shared memory (bytes) of the largest variant: bfloat16 inputs with rollout weights."""
-    import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
@@ -154,25 +153,28 @@ def resources(gate: Gate, target: str, block: int) -> dict[str, int]:
     binary = compile(source, target=GPUTarget(*TARGETS[target]), options={"num_warps": kernel.WARPS})
     if "amdgcn" in binary.asm:
         found = dict(re.findall(r"\.(vgpr_count|[vs]gpr_spill_count):\s*(\d+)", binary.asm["amdgcn"]))
-        spills = int(found["vgpr_spill_count"]) + int(found["sgpr_spill_count"])
-        return {"registers": int(found["vgpr_count"]), "spills": spills, "shared": binary.metadata.shared}
-    arch = re.findall(r"\.target (\w+)", binary.asm["ptx"])[0]
+        registers, spills = found["vgpr_count"], [found["vgpr_spill_count"], found["sgpr_spill_count"]]
+    else:
+        registers, spills = _from_ptxas(binary.asm["ptx"])
+    return {"registers": int(registers), "spills": sum(map(int, spills)), "shared": binary.metadata.shared}
+
+
+def _from_ptxas(code: str) -> tuple[str, list[str]]:
+    """Registers, and bytes of each kind of spill, as NVIDIA's assembler reports them."""
+    import triton
+
+    arch = re.findall(r"\.target (\w+)", code)[0]
     tool = Path(triton.__file__).parent / "backends/nvidia/bin" / ("ptxas-blackwell" if "sm_1" in arch else "ptxas")
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder) / "kernel.ptx"
-        ptx.write_text(binary.asm["ptx"])
+        ptx.write_text(code)
         command = [str(tool), "-v", f"--gpu-name={arch}", str(ptx), "-o", str(ptx.with_suffix(".cubin"))]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    spills = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
-    return {
-        "registers": int(re.findall(r"Used (\d+) registers", said)[0]),
-        "spills": spills,
-        "shared": binary.metadata.shared,
-    }
+    return re.findall(r"Used (\d+) registers", said)[0], re.findall(r"(\d+) bytes spill", said)
 
 
 def host_synchronisations() -> dict[str, Any]:
-    """Transfers to the host in loss and backward pass, before the one of the diagnostics."""
+    """Checks that loss and backward pass do not wait for the GPU; only reading the diagnostics does."""
     from verl_sspo.benchmark.losses import random_batch
 
     log_prob, old_log_prob, advantages, mask = random_batch(8, 4096, torch.device("cuda"))
@@ -188,7 +190,7 @@ def host_synchronisations() -> dict[str, Any]:
     return {"check": "host synchronisations of the loss", "result": result, "ok": ok}
 
 
-# What one process computes. Interpreter and compiler exclude each other in one.
+# The checks of one process. Triton's interpreter and compiler cannot share a process.
 PARTS: dict[str, Callable[[bool], list[dict[str, Any]]]] = {
     "float32": lambda quick: [*exactness(torch.float32, "cpu", quick), nan_is_kept("cpu")],
     "bfloat16": partial(exactness, torch.bfloat16, "cpu"),
@@ -198,13 +200,13 @@ PARTS: dict[str, Callable[[bool], list[dict[str, Any]]]] = {
 
 
 def in_processes(parts: Sequence[str], quick: bool) -> list[dict[str, Any]]:
-    """The rows of these parts, a process each, as many at a time as there are cores."""
+    """Runs these parts in a process each, as many at a time as there are cores, and returns their rows."""
 
     def rows(part: str) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", "verl_sspo.benchmark.gpu_check", "--part", part, *["--quick"] * quick]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         if part != "compiled":
-            # numpy, which interprets, warns of every NaN.
+            # The interpreter uses numpy, which warns about every NaN.
             environment |= {"TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"}
         ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
         if ended.returncode:
@@ -216,7 +218,7 @@ def in_processes(parts: Sequence[str], quick: bool) -> list[dict[str, Any]]:
 
 
 def speed(seconds: float) -> Iterator[str]:
-    """Tables of time and memory beside verl's losses, and of the estimator."""
+    """Tables of time and memory, compared with verl's losses and estimators."""
     if importlib.util.find_spec("verl") is None:
         yield "Speed is not measured: verl is not installed."
         return
@@ -228,7 +230,7 @@ def speed(seconds: float) -> Iterator[str]:
 
 
 def log_prob_noise() -> Iterator[str]:
-    """Tables of the noise of log-probs, with a model of random weights."""
+    """Tables of the noise of log-probs, for a model with random weights."""
     if importlib.util.find_spec("transformers") is None:
         yield "The noise of log-probs is not measured: transformers is not installed."
         return
@@ -247,10 +249,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--without-gpu", action="store_true", help="interpreter and compiler only")
+    parser.add_argument("--without-gpu", action="store_true", help="only the interpreter and the compiler")
     parser.add_argument("--quick", action="store_true", help="fewer lengths, dtypes and gates; no tables of speed")
     parser.add_argument(
-        "--output", type=Path, default=OUTPUT, help="folder of the results on a GPU; default: %(default)s"
+        "--output", type=Path, default=OUTPUT, help="folder for the results on a GPU; default: %(default)s"
     )
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -278,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
         _write(arguments.output, device, rows, tables)
         for table in () if quick else itertools.chain(speed(seconds=10), log_prob_noise()):
             tables.append(table)
-            _write(arguments.output, device, rows, tables)  # an early end keeps what there is
+            _write(arguments.output, device, rows, tables)  # an early end keeps the results so far
     return int(any(row["ok"] != "ok" for row in rows))
 
 

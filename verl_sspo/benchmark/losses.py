@@ -1,4 +1,4 @@
-"""The loss `sspo` beside verl's own, all through verl's registry."""
+"""Compares the loss `sspo` with verl's own, all from verl's registry."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from verl_sspo.analysis.objectives import actor_config, policy_loss, with_policy
 from verl_sspo.benchmark.measure import Section, peak_bytes, saved_bytes, side_by_side
 
 VERL_LOSSES = ("vanilla", "gspo", "sapo", "geo_mean", "cispo")
-# The least that a loss with a separate backward pass moves per token. Forward: reads log_prob, old_log_prob and
+# The fewest bytes that a loss with a separate backward pass moves per token. Forward: reads log_prob, old_log_prob and
 # advantages (float32) and the mask (bool), writes the gradient. Backward: reads the gradient and writes its product.
 FLOOR_BYTES_PER_TOKEN = (3 * 4 + 1 + 4) + (4 + 4)
 FLOOR = "copy of the least bytes"
@@ -35,7 +35,7 @@ def random_batch(micro_batch: int, length: int, device: torch.device) -> list[to
 
 
 def contestants() -> dict[str, ActorConfig]:
-    """verl's losses and `sspo` with every gate, all aggregated alike."""
+    """verl's losses and `sspo` with every gate, all with the same aggregation."""
     ours = actor_config(["algo=sspo"])
     losses = {name: replace(ours, policy_loss=PolicyLossConfig(loss_mode=name)) for name in VERL_LOSSES}
     for domain in DOMAINS:
@@ -56,7 +56,7 @@ def measure(sizes: Sequence[tuple[int, int]], device: torch.device, seconds: flo
     Args:
         sizes: (micro-batch, length).
         device: where the losses are computed.
-        seconds: for the timing of one size.
+        seconds: time to spend on one size.
     """
     return [_measure_size(micro_batch, length, device, seconds) for micro_batch, length in sizes]
 

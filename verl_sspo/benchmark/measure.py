@@ -40,7 +40,7 @@ def side_by_side(calls: Mapping[str, Callable[[], object]], seconds: float) -> p
 
     Args:
         calls: what to time, by name.
-        seconds: how long all rounds may take; there are 5 at least.
+        seconds: time for all rounds; there are at least 5.
 
     Returns:
         A row per call: median and quartiles in milliseconds as `ms`, `q1`, `q3`.
@@ -60,10 +60,10 @@ def side_by_side(calls: Mapping[str, Callable[[], object]], seconds: float) -> p
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """The most bytes of tensors that `call` held at a time, beyond those that were there before.
+    """Peak bytes of tensors during `call`, beyond those that existed before.
 
     On CUDA the caching allocator counts. On a CPU the profiler records each allocation and release of torch's
-    allocator, those of the backward pass included; memory that a library takes otherwise is not seen.
+    allocator, including the backward pass, but not memory that libraries allocate in other ways.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -81,7 +81,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 def saved_bytes(forward: Callable[[], object], inputs: list[torch.Tensor]) -> int:
-    """Bytes that autograd keeps from `forward` for the backward pass beside the inputs; each storage counts once."""
+    """Bytes that autograd keeps for the backward pass of `forward`, without the inputs; each storage counts once."""
     kept: dict[int, torch.UntypedStorage] = {}  # the storages themselves, so that no address is reused
     there = {tensor.untyped_storage().data_ptr() for tensor in inputs}
 

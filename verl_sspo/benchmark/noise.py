@@ -1,8 +1,8 @@
-"""How much two log-probs of the same weights differ, and what a gate takes from the gradient because of it.
+"""How much log-probs of the same weights differ between passes, and how much gradient a gate removes because of it.
 
-verl computes the old log-probs in one pass and the current ones in another, which puts rows together differently. In
-bfloat16 a row's log-probs depend on that: the log-ratio z of a policy that has not changed is not 0. `docs/performance/
-bf16_noise.md` says what follows.
+verl computes the old log-probs in one pass and the current ones in another, which groups rows differently. In bfloat16
+a row's log-probs depend on its group, so the log-ratio z of an unchanged policy is not 0. The consequences are in
+`docs/performance/bf16_noise.md`.
 """
 
 import copy
@@ -25,7 +25,7 @@ ROWS = 16
 MICRO_BATCH = 8  # rows of the first pass
 QUANTILES = (0.5, 0.9, 0.99)
 TEMPERATURES = (1.0, 2.0, 5.0, 10.0, 20.0)
-KEPT = 0.99  # slope on policy that a temperature should leave
+KEPT = 0.99  # mean slope on policy that a temperature should keep
 ROLLOUT = "rollout, then trainer"
 
 
@@ -35,7 +35,7 @@ class Precision(NamedTuple):
     Args:
         weights: dtype of the parameters.
         autocast: dtype of torch's autocast, or None.
-        head: dtype of the output layer and of the logits, or None for that of the rest.
+        head: dtype of the output layer and of the logits, or None for the same as the rest.
     """
 
     weights: torch.dtype = torch.float32
@@ -67,7 +67,7 @@ def log_probs(
     """Log-probs of the responses, (rows, longest) float32, 0 where a response has ended.
 
     Args:
-        batches: rows that pass the model together, packed one after the other without padding, as verl packs them.
+        batches: rows of each forward pass, packed one after the other without padding, as in verl.
     """
     result = torch.zeros(len(responses), max(map(len, responses)), device=model.device)
     for rows in batches:
@@ -92,7 +92,7 @@ def batches(order: Sequence[int], size: int) -> list[list[int]]:
 
 
 def packings(rows: int) -> dict[str, list[list[int]]]:
-    """What the second pass puts together, where the first has micro-batches of `MICRO_BATCH` in order."""
+    """The micro-batches of the second pass. The first pass takes `MICRO_BATCH` rows at a time, in order."""
     shuffled = torch.randperm(rows, generator=torch.Generator().manual_seed(0)).tolist()
     return {
         "same micro-batches": batches(range(rows), MICRO_BATCH),
@@ -117,11 +117,11 @@ def sample(
 def log_ratios(
     model: PreTrainedModel, prompt: Sequence[int], length: int, precision: Precision
 ) -> dict[str, torch.Tensor]:
-    """z of all valid tokens, (tokens,) float64, by what the second pass puts together."""
-    # As with verl: rollouts have weights in the dtype that the trainer computes in.
+    """z of all valid tokens, (tokens,) float64, for each kind of second pass."""
+    # As in verl, the rollout's weights have the dtype that the trainer computes in.
     responses, seen = sample(prepare(model, Precision(precision.autocast or precision.weights)), prompt, length)
     model = prepare(model, precision)
-    # A fresh context per pass: autocast keeps the weights it has cast until its end.
+    # A new context per pass: autocast keeps the weights it has cast until it exits.
     passing: Callable[[], AbstractContextManager] = nullcontext
     if precision.autocast is not None:
         passing = partial(torch.autocast, model.device.type, precision.autocast)
@@ -139,13 +139,13 @@ def log_ratios(
 
 
 def slope(shape: str, domain: str, tau: float, z: torch.Tensor) -> float:
-    """What `actor/sspo/slope` says where these are the log-ratios and both temperatures are `tau`."""
+    """The value of `actor/sspo/slope` for these log-ratios, with both temperatures `tau`."""
     gate, temperature = Gate(shape, domain, tau, tau), torch.tensor(tau, dtype=z.dtype, device=z.device)
     return float((gate.log_value_and_slope(z, temperature)[1] / gate.on_policy_slope(temperature)).mean())
 
 
 def largest_temperature(shape: str, z: torch.Tensor) -> float:
-    """The temperature at which the gate in the log domain keeps `KEPT` of the gradient; infinite if z is 0."""
+    """The largest temperature at which the log-domain gate keeps `KEPT` of the gradient; infinite if z is 0."""
     low, high = 1e-3, 1e6
     if slope(shape, "log", high, z) > KEPT:
         return float("inf")
@@ -168,13 +168,13 @@ def noise(z: torch.Tensor) -> dict[str, float]:
 
 
 def load(folder: Path) -> tuple[str, PreTrainedModel, list[int]]:
-    """Name, model in float32 and prompt of a Hugging Face folder."""
+    """Loads a Hugging Face folder: its name, the model in float32 and the prompt's token ids."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     return folder.name, model.eval(), AutoTokenizer.from_pretrained(folder)(PROMPT)["input_ids"]
 
 
 def random_model(device: str) -> tuple[str, PreTrainedModel, list[int]]:
-    """As `load`: a Qwen2 of 100 million random weights, large enough for probabilities far from uniform."""
+    """As `load`: a Qwen2 with 100 million random weights, large enough for probabilities far from uniform."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=32_000,
@@ -193,9 +193,9 @@ def random_model(device: str) -> tuple[str, PreTrainedModel, list[int]]:
 def measure(
     name: str, model: PreTrainedModel, prompt: Sequence[int], lengths: Sequence[int]
 ) -> list[tuple[str, str, list[dict[str, Any]]]]:
-    """Two tables, each a title, a note and rows: the noise, and what each gate and temperature keeps of the gradient.
+    """Two tables, each a title, a note and rows: the noise, and the gradient that each gate and temperature keeps.
 
-    The second is of the noisiest case in which both passes are the trainer's.
+    The second table is for the noisiest case in which both passes are the trainer's.
     """
     noises = []
     worst, of = torch.zeros(1), ""

@@ -1,4 +1,4 @@
-"""The rollout engine for CPUs beside one batched `model.generate` of transformers: same model, same requests."""
+"""Compares the rollout engine on a CPU with one batched `model.generate` of transformers: same model and requests."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -48,8 +48,8 @@ def measure(requests: int, limits: Sequence[int], seconds: float) -> list[Sectio
 
     Args:
         requests: prompts of 4 to 64 tokens.
-        limits: on new tokens, a row each per engine.
-        seconds: for the timing of one limit.
+        limits: limits on new tokens; one row per limit and engine.
+        seconds: time to spend on one limit.
     """
     tokenizer = create_tokenizer()
     model = create_model(tokenizer, seed=0).eval()

@@ -1,6 +1,6 @@
-"""The sandbox of the grader of code beside verl's prime_code, on the same programs and tests.
+"""Compares the code grader's sandbox with verl's prime_code, on the same programs and tests.
 
-prime_code runs programs with the caller's rights. It only ever gets the harmless ones of this file.
+prime_code runs programs with the caller's rights. It only gets the harmless programs of this file.
 """
 
 import json
@@ -43,7 +43,7 @@ def sandboxed(response: str, tests: str) -> bool:
 
 
 def unsandboxed(response: str, tests: str) -> bool:
-    """Whether prime_code does, called as verl's `default_compute_score` calls it."""
+    """Whether prime_code accepts it, called as in verl's `default_compute_score`."""
     return prime_code.compute_score(response, tests, continuous=True)[0] == 1
 
 
@@ -60,7 +60,7 @@ def grade_all(grader: Callable[[str, str], bool], tasks: list[tuple[str, str, bo
 
 
 def measure(programs: int, seconds: float) -> list[Section]:
-    """Programs graded per second, one at a time and one per core; `seconds` for the timing of each."""
+    """Programs graded per second, one at a time and one per core. Each is timed for `seconds`."""
     title = "Grading programs"
     tasks = tasks_of(programs)
     try:

@@ -1,4 +1,4 @@
-"""What the plugin adds to the import of verl, which every process of a training pays."""
+"""The time that the plugin adds to the import of verl in every process of a training."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pandas as pd
 
 from verl_sspo.benchmark.measure import Section
 
-# core_algos: what the plugin registers with, and what every process of a training imports.
+# The plugin registers with core_algos, which every process of a training imports.
 CODE = """
 import time
 start = time.perf_counter()

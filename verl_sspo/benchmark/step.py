@@ -11,7 +11,7 @@ PREFIX = "timing_s/"
 
 
 def measure(metrics: Path) -> list[Section]:
-    """Median seconds of a step and of its parts, over the steps but the first and those that validated.
+    """Median seconds of a step and of its parts, over all steps except the first and those that validated.
 
     Args:
         metrics: verl's metrics of a run, as JSON lines.

@@ -2,10 +2,10 @@
 
 
 def register() -> None:
-    """Offers verl the platform `cpu`. verl chooses it later, if no other platform is available.
+    """Registers the platform `cpu` with verl, which chooses it if no other platform is available.
 
-    `VERL_PLATFORM`, verl's own variable, overrides the choice: `cpu` takes the CPU beside a GPU, `nvidia` keeps a
-    process without a GPU (the head node of a cluster, for example) out of it.
+    verl's own variable `VERL_PLATFORM` overrides the choice: `cpu` uses the CPU even if there is a GPU, `nvidia` keeps
+    a process without a GPU (for example on the head node of a cluster) off this platform.
     """
     from verl.plugin.platform import PlatformRegistry
 

@@ -1,6 +1,6 @@
-"""The places where the platform `cpu` changes verl. What is not one of verl's registries is described where it happens.
+"""The changes that the platform `cpu` makes inside verl and transformers.
 
-Every function checks what it relies on and raises an IncompatibleVerlError where this verl is built differently.
+Every function checks what it relies on and raises an IncompatibleVerlError if that is built differently.
 """
 
 import functools
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 def prepare_verl() -> None:
     """Makes engines and process groups of this process work on the CPU."""
     # verl registers its FSDP engines for "cuda" and "npu" and looks them up by the platform's device, unless this
-    # variable of its own names another. The engines themselves run on any device.
+    # variable of verl names another. The engines themselves run on any device.
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
     initialize_process_groups_with_gloo()
     share_keys_while_decoding()
@@ -29,10 +29,10 @@ def prepare_verl() -> None:
 
 
 def initialize_process_groups_with_gloo() -> None:
-    """Default backend "cpu:gloo" for verl's process groups; and the cores for their ranks.
+    """Makes "cpu:gloo" the default backend of verl's process groups, and gives each rank its cores.
 
-    verl asks torch for f"cpu:gloo,{device}:{backend}": on the CPU "cpu:gloo,cpu:gloo", and torch refuses two backends
-    for one device. The function takes the backend as an argument, but no caller passes it.
+    verl asks torch for f"cpu:gloo,{device}:{backend}". On the CPU this is "cpu:gloo,cpu:gloo", and torch rejects two
+    backends for one device. verl's function takes the backend as an argument, but no caller passes it.
     """
     from verl.utils import distributed
 
@@ -51,10 +51,10 @@ def initialize_process_groups_with_gloo() -> None:
 
 
 def share_keys_while_decoding() -> None:
-    """Lets sdpa share keys and values between query heads where there is a mask and one new token per sequence.
+    """Lets sdpa share keys and values between query heads when there is a mask and one new token per sequence.
 
-    transformers repeats them for every query head where there is a mask: on GPUs sdpa has no fast kernel for both. Its
-    kernel for CPUs takes both. For longer queries it is no faster.
+    With a mask, transformers repeats them for every query head, because on GPUs sdpa has no fast kernel for both. Its
+    CPU kernel supports both. For longer queries sharing is not faster.
     """
     from transformers.integrations import sdpa_attention
 
@@ -67,10 +67,10 @@ def share_keys_while_decoding() -> None:
 
 
 def save_copies_of_weights() -> None:
-    """Makes the weights that `separate_async` keeps of the start of a cycle a copy.
+    """Makes `separate_async` keep a copy of the weights at the start of a cycle.
 
-    verl brings them to the CPU by `tensor.cpu()`, which for a tensor on the CPU is the tensor itself: the old policy
-    that is restored later would be the present one.
+    verl saves them with `tensor.cpu()`, which for a tensor on the CPU returns the tensor itself. So the old policy that
+    is restored later would be the current one.
     """
     from verl.utils import fsdp_utils
 

@@ -15,7 +15,7 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 
 class Device:
-    """The part of `torch.cuda` that verl calls on its device module. Memory figures, in bytes, are this process's."""
+    """The part of `torch.cuda` that verl calls on its device module. Memory is that of this process, in bytes."""
 
     set_device = synchronize = empty_cache = ipc_collect = reset_peak_memory_stats = staticmethod(_nothing)
     manual_seed = manual_seed_all = staticmethod(torch.manual_seed)
@@ -67,14 +67,14 @@ class PlatformCPU(PlatformBase):
     profiler_start = profiler_stop = cudart = _nothing
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        """Whether no other registered platform is available: verl takes the first that says yes, in any order."""
+        """Whether no other registered platform is available: verl takes the first available one, in any order."""
         names = PlatformRegistry.registered_names()
         others = [platform() for name in names if name != "cpu" and (platform := PlatformRegistry.get(name))]
-        # Where nvidia-smi is missing but a GPU is there, no platform says yes: verl takes its default, `nvidia`.
+        # With a GPU but without nvidia-smi, no platform is available, and verl takes its default, `nvidia`.
         return not (torch.cuda.is_available() or any(other.is_platform_available(use_smi_check) for other in others))
 
     def is_available(self) -> bool:
-        """True. verl asks this when it has chosen the platform: then the rest of verl is prepared for it.
+        """True. verl calls this after it has chosen the platform, so this also prepares the rest of verl.
 
         Raises:
             IncompatibleVerlError: an internal of verl is not as expected.

@@ -1,6 +1,6 @@
-"""vLLM on a CPU under a trainer: keeps the weights that vLLM would delete once they are packed.
+"""vLLM on a CPU during training: keeps the weights that vLLM would delete after packing them.
 
-vLLM packs the weight of each linear layer for its CPU kernels and replaces the original by an empty tensor. The first
+vLLM packs the weight of each linear layer for its CPU kernels and replaces the original with an empty tensor. The first
 weight update then has nothing to write to: vLLM raises, and verl's trainer, which waits for an acknowledgement, hangs.
 """
 
@@ -8,7 +8,7 @@ weight update then has nothing to write to: vLLM raises, and verl's trainer, whi
 def keep_weights() -> None:
     """Entry point of `vllm.general_plugins`: vLLM calls it in each of its processes before it loads a model.
 
-    Does nothing where vLLM does not run on a CPU. After an update verl has vLLM pack the weights again.
+    Does nothing if vLLM does not run on a CPU. After an update verl makes vLLM pack the weights again.
 
     Raises:
         AttributeError: vLLM has no `dispatch_cpu_unquantized_gemm` any more.

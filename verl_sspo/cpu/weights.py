@@ -1,8 +1,8 @@
-"""Weights from the trainer to rollouts in other processes, over gloo: the checkpoint engine `gloo`.
+"""The checkpoint engine `gloo`: sends weights over gloo from the trainer to rollouts in other processes.
 
-For `trainer.v1.trainer_mode=separate_async`, whose engines in verl (NCCL and others) all need an accelerator. verl
-imports this module where `rollout.checkpoint_engine.custom_backend_module` names it; recipes/mode/separate_async.yaml
-does.
+For `trainer.v1.trainer_mode=separate_async`: verl's own engines for it (NCCL and others) all need an accelerator. verl
+imports this module if `rollout.checkpoint_engine.custom_backend_module` names it, as in
+recipes/mode/separate_async.yaml.
 """
 
 from collections.abc import AsyncGenerator, Generator, Iterable
@@ -18,16 +18,16 @@ from verl.workers.rollout.utils import ensure_async_iterator
 
 from verl_sspo.cpu import internals
 
-# A transfer of which a part does not come for so long is an error.
+# A transfer fails if a part of it takes longer than this.
 TIMEOUT = timedelta(minutes=5)
 
 
 @CheckpointEngineRegistry.register("gloo")
 class GlooCheckpointEngine(CheckpointEngine):
-    """The first trainer rank broadcasts one full tensor after the other, in the format of safetensors.
+    """The first trainer rank broadcasts full tensors one by one, in the format of safetensors.
 
     Args:
-        bucket_size: verl's, without effect: nothing is gathered into buckets.
+        bucket_size: passed by verl and ignored: there are no buckets.
         is_master: whether this is the first trainer rank.
     """
 
@@ -37,7 +37,7 @@ class GlooCheckpointEngine(CheckpointEngine):
         self._group: Any = None
 
     def prepare(self) -> dict[str, Any]:
-        """Where the first trainer rank expects the others; nothing for the others."""
+        """On the first trainer rank, the address where it waits for the others; on other ranks, nothing."""
         if not self.is_master:
             return {}
         host = ray.util.get_node_ip_address().strip("[]")
@@ -48,7 +48,7 @@ class GlooCheckpointEngine(CheckpointEngine):
     def build_topology(
         cls, actor_wg_world_size: int, rollout_world_size: int, metadata: list[dict]
     ) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-        """The first trainer rank and all rollouts make the group; the other trainer ranks get -1."""
+        """The first trainer rank and all rollouts form the group; the other trainer ranks get rank -1."""
 
         def arguments(ranks: Iterable[int]) -> dict[str, list[Any]]:
             ranks = list(ranks)
@@ -74,7 +74,7 @@ class GlooCheckpointEngine(CheckpointEngine):
     async def send_weights(
         self, weights: Generator[tuple[str, torch.Tensor], None, None], global_steps: int | None = None
     ) -> None:
-        # Every rank walks through all of the weights: FSDP gathers each one when it is asked for.
+        # Every rank iterates over all weights: FSDP gathers each one on access.
         async for name, weight in ensure_async_iterator(weights):
             if self.is_master:
                 self._broadcast(save({name: weight.detach().contiguous()}))
@@ -89,7 +89,7 @@ class GlooCheckpointEngine(CheckpointEngine):
                 yield name, weight
 
     def _broadcast(self, message: bytes = b"") -> bytes:
-        """What the first rank sends, in every process of the group; nothing ends the transfer."""
+        """Returns what the first rank sends, in every process of the group. An empty message ends the transfer."""
         length = torch.tensor([len(message)])
         self._group.broadcast(length, 0).wait()
         if not length:

@@ -18,20 +18,20 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="verl-sspo doctor",
         description="Checks a run before it starts. Takes the arguments of verl.trainer.main_ppo; without any, checks "
-        "the installation alone. The exit status is 1 if there is an error.",
+        "only the installation. The exit status is 1 if there is an error.",
     )
     parser.add_argument("--config-dir", "-cd", help="folder of recipes")
     parser.add_argument("--config-path", "-cp", default="config", help="folder in place of verl's own configurations")
     parser.add_argument("--config-name", "-cn", help="a recipe, or one of verl's own configurations")
     parser.add_argument("--address", help="address of a running Ray cluster, or `auto`: checks every node")
-    parser.add_argument("--config-only", action="store_true", help="check the configuration alone, not this machine")
+    parser.add_argument("--config-only", action="store_true", help="check only the configuration, not this machine")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument("overrides", nargs="*", default=[], help="Hydra overrides, such as algo=gspo")
     return parser.parse_intermixed_args(argv)
 
 
 def _composed(arguments: argparse.Namespace) -> DictConfig | Finding | None:
-    """The configuration, or why there is none; None where only the installation is asked about."""
+    """The configuration, or a finding that says why there is none; None to check only the installation."""
     name = (arguments.config_name or "ppo_trainer").removesuffix(".yaml")
     if not arguments.config_name and not arguments.overrides:
         return None
@@ -40,8 +40,8 @@ def _composed(arguments: argparse.Namespace) -> DictConfig | Finding | None:
         own = yaml.safe_load(path.read_text()).keys() - {"hydra", "defaults"} - reference_config("dp").keys()
         if name == path.stem or keys & own:
             program = f"verl.experimental.{path.parents[1].name}"
-            remedy = "check what it shares with verl.trainer.main_ppo by the arguments of the latter"
-            return warning("entry_point", f"these arguments are for {program}, outside what the doctor checks", remedy)
+            remedy = "check the settings that it shares with verl.trainer.main_ppo by themselves"
+            return warning("entry_point", f"these arguments are for {program}, which the doctor does not check", remedy)
     try:
         return compose_config(name, arguments.overrides, arguments.config_dir, arguments.config_path)
     except (HydraException, OmegaConfBaseException, FileNotFoundError, ValueError) as wrong:
@@ -49,19 +49,19 @@ def _composed(arguments: argparse.Namespace) -> DictConfig | Finding | None:
 
 
 def _findings(arguments: argparse.Namespace, config: DictConfig | None) -> Iterator[Finding]:
-    # These import verl: a command line that does not compose is reported without waiting for it.
+    # These import verl, which is slow. Errors in the command line were reported before.
     from verl_sspo.doctor import configuration, environment
 
     found = [] if config is None else configuration.configuration_findings(config)
     yield from found
-    # What the machine has to say is computed from values that may be wrong.
+    # The checks of the machine compute with these values.
     if arguments.config_only or any(finding.check in ("value", "interpolation") for finding in found):
         return
     yield from environment.package_findings(config)
     yield from environment.registration_findings(arguments.address, config)
     if config is None:
         sandbox = environment.sandbox_finding()
-        # Only code needs it, and nothing says that code will be trained.
+        # Only code tasks need it, and the task is not known.
         yield sandbox if sandbox.severity == "ok" else replace(sandbox, severity="warning")
         return
     if not arguments.address:

@@ -27,15 +27,15 @@ from verl_sspo.run.task import data_files
 NAMES = ("verl", "torch", "transformers", "ray", "transferqueue", "omegaconf", "hydra-core")
 #: One of these is in every folder that `AutoTokenizer` can read.
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
-#: A socket's path has at most 107 bytes on Linux; Ray adds these behind its temporary folder, and the process id.
+#: A socket's path has at most 107 bytes on Linux. To its temporary folder Ray appends this path and the process id.
 LONGEST_SOCKET, OF_RAY = 107, "/ray/session_2026-01-01_00-00-00_000000_/sockets/plasma_store"
-#: The hidden size from which bfloat16 pays on a CPU that has it: SmolLM2-135M has 576, the quickstart's model 64.
+#: From this hidden size on, bfloat16 is faster on a CPU that has it. SmolLM2-135M has 576, the quickstart's model 64.
 WIDE = 512
-#: What `datasets.load_dataset`, with which verl reads parquet, does not take as the name of a file.
+#: verl reads parquet with `datasets.load_dataset`, which does not take these as the name of a file.
 PATTERN = re.compile(r"[*?]|\[.+\]|::")
-#: A head that finds ~/.ray/auth_token asks for it; Ray sends it to a given address only with this setting.
+#: A head node with ~/.ray/auth_token asks for the token. Ray sends it to a given address only with this setting.
 TOKEN = "set RAY_AUTH_MODE=token here and before each `ray start`, with the head's ~/.ray/auth_token on all nodes"
-#: Seconds for a node to answer: a first `import verl` from a network file system takes long.
+#: Seconds that a node has to answer: the first `import verl` from a network file system is slow.
 PATIENCE = 120
 
 
@@ -48,7 +48,7 @@ def installed(name: str) -> str | None:
 
 
 def package_findings(config: DictConfig | None = None) -> Iterator[Finding]:
-    """Installed versions against those that verl-sspo is tested with, and what this configuration needs besides."""
+    """Compares installed versions with the tested ones, and checks what else this configuration needs."""
     yield ok("python", platform.python_version())
     yield ok("verl-sspo", version("verl-sspo"))
     for requirement in map(Requirement, requires("verl-sspo") or ()):
@@ -83,7 +83,7 @@ def _needed_by(config: DictConfig) -> Iterator[Finding]:
 
 
 def accelerator_findings(config: DictConfig) -> Iterator[Finding]:
-    """The GPUs of this machine against those that trainer and rollout want on a node. On a CPU none are needed."""
+    """Compares this machine's GPUs with those that trainer and rollout want on a node. On a CPU none are needed."""
     import torch
 
     if config.trainer.device == "cpu":
@@ -102,9 +102,9 @@ def accelerator_findings(config: DictConfig) -> Iterator[Finding]:
 
 
 def registration_findings(address: str | None = None, config: DictConfig | None = None) -> Iterator[Finding]:
-    """Whether verl knows `sspo` in this process, and with an address on every node of that Ray cluster.
+    """Checks that verl knows `sspo` in this process and, with an address, on every node of that Ray cluster.
 
-    A cluster is also asked for the data and the model, and for its GPUs. Without an address no Ray is started.
+    On a cluster, this also checks data, model and GPUs. Without an address, Ray is not started.
     """
     here = node_report()
     yield from node_findings("this process", here, here["versions"])
@@ -119,7 +119,7 @@ def registration_findings(address: str | None = None, config: DictConfig | None 
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         nodes = [node for node in ray.nodes() if node["Alive"]]
         paths = [] if config is None else local_paths(config)
-        # No retries: a worker that dies at import is an answer.
+        # No retries: that a worker dies at import is a result.
         probe = ray.remote(num_cpus=0, max_retries=0)(node_report)
         for node in nodes:
             where = f"node {node['NodeManagerHostname']}"
@@ -132,7 +132,7 @@ def registration_findings(address: str | None = None, config: DictConfig | None 
                 yield from node_findings(where, report, here["versions"])
         if config is not None:
             yield gpu_finding([node["Resources"].get("GPU", 0) for node in nodes], config)
-    except Exception as failure:  # whatever Ray raises: the findings so far are not lost
+    except Exception as failure:  # whatever Ray raises, keep the findings so far
         why, remedy = _last_line(failure), "see `ray status`"
         if "InvalidAuthToken" in str(failure.__cause__):
             why, remedy = "it asks for a token", TOKEN
@@ -147,7 +147,7 @@ def _last_line(failure: Exception) -> str:
 
 
 def node_report(paths: Iterable[str] = ()) -> dict[str, Any]:
-    """Runs on any node: what `import verl` alone makes verl know there, versions, and which paths are missing."""
+    """Runs on any node: whether `import verl` alone registers `sspo`, versions, and which paths are missing."""
     import verl  # noqa: F401  loads the plugin
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
 
@@ -159,7 +159,7 @@ def node_report(paths: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def node_findings(where: str, report: dict[str, Any], expected: dict[str, str | None]) -> Iterator[Finding]:
-    """What a report of `node_report` means; `expected` are the versions of the process that starts the run."""
+    """The findings from a `node_report`; `expected` are the versions of the process that starts the run."""
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     if not report["registered"]:
         remedy = "install verl-sspo there; `python -c 'import verl_sspo.plugin'` shows what fails"
@@ -174,7 +174,7 @@ def node_findings(where: str, report: dict[str, Any], expected: dict[str, str | 
 
 
 def gpu_finding(gpus: list[float], config: DictConfig) -> Finding:
-    """The GPUs of each node of a cluster against those that are asked for."""
+    """Compares the GPUs of a cluster's nodes with those that the configuration needs."""
     wanted, per_node, nodes = trainer_gpus(config) + rollout_gpus(config), config.trainer.n_gpus_per_node, len(gpus)
     fit = sum(count >= per_node for count in gpus)
     found = f"{sum(gpus):g} GPUs on {nodes} nodes"
@@ -189,14 +189,14 @@ def gpu_finding(gpus: list[float], config: DictConfig) -> Finding:
 
 
 def local_paths(config: DictConfig) -> list[str]:
-    """Data and model, as far as they are files and not names on a hub or in a store."""
+    """Paths of data and model, if they are local files and not names on a hub or URLs."""
     model = str(config.actor_rollout_ref.model.path)
     paths = [name for key in ("train_files", "val_files") for name in data_files(config, key) if "://" not in name]
     return [*paths, *([model] if model.startswith(("/", "~", ".")) or Path(model).exists() else [])]
 
 
 def _did_you_mean(path: Path) -> str:
-    """The nearest name beside a path that does not exist, or the folder that is missing."""
+    """For a missing path: the most similar name beside it, or the missing folder."""
     if not path.parent.is_dir():
         return f", nor a folder {path.parent}"
     close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
@@ -204,18 +204,18 @@ def _did_you_mean(path: Path) -> str:
 
 
 def _nearest(path: Path) -> Path:
-    """The path itself, or the folder in which it, or a folder of its path, would be made."""
+    """The path itself if it exists, otherwise its nearest parent that exists."""
     return next(each for each in (path, *path.parents) if each.exists())
 
 
 def data_findings(config: DictConfig) -> Iterator[Finding]:
-    """Whether the parquet files exist, have the columns that this configuration reads, and rows for one batch."""
+    """Checks that the parquet files exist, have the columns that are read, and enough rows for one batch."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     abilities: set[str] = set()
     rows, batch = 0, config.data.train_batch_size
-    # A data set class of the user's may read any columns.
+    # A custom data set class may read any columns.
     own = config.data.get("custom_cls", {}).get("path")
     needed = [] if own else [config.data.prompt_key, config.data.reward_fn_key, "reward_model"]
     for key in ("train_files", "val_files"):
@@ -224,13 +224,13 @@ def data_findings(config: DictConfig) -> Iterator[Finding]:
         for name in data_files(config, key):
             path = Path(name).expanduser()
             if "://" in name or name.endswith((".json", ".jsonl")):
-                yield warning("data", f"{name} is not looked into", "parquet files of this machine are")
+                yield warning("data", f"{name} is not checked", "only local parquet files are")
             elif not path.is_file():
                 made = str(path).startswith(str(config.task.folder)) if "task" in config else False
                 remedy = "`verl-sspo quickstart` makes it" if made else f"set data.{key} (verl-sspo prepare-data)"
                 yield error("data", f"data.{key}: there is no {path}{_did_you_mean(path)}", remedy)
             elif PATTERN.search(str(path)):
-                message = f"data.{key}: verl's reader takes the name {path} for a pattern or a chain of files"
+                message = f"data.{key}: verl's reader treats the name {path} as a pattern or a chain of files"
                 yield error("data", message, "rename the folder: no *, ? or :: and no [...] in it")
             else:
                 try:
@@ -250,7 +250,7 @@ def data_findings(config: DictConfig) -> Iterator[Finding]:
     cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets").expanduser().absolute()
     if not os.access(_nearest(cache), os.W_OK):
         message = f"verl's reader copies the data to {cache}, and {_nearest(cache)} is not writable"
-        yield error("data", message, "set HF_HOME to a folder that is")
+        yield error("data", message, "set HF_HOME to a writable folder")
     if 0 < rows < batch:
         message = f"{rows} training rows do not fill one batch of data.train_batch_size={batch}"
         yield error("data", message, "lower data.train_batch_size and ppo_mini_batch_size")
@@ -261,7 +261,7 @@ def data_findings(config: DictConfig) -> Iterator[Finding]:
 
 
 def sandbox_finding() -> Finding:
-    """Whether programs written by the model can run in bubblewrap here."""
+    """Checks that programs written by the model can run in bubblewrap here."""
     executable = shutil.which("bwrap")
     if executable is None:
         remedy = "apt install bubblewrap on the nodes of the reward workers, or use SandboxFusion (recipes/code.yaml)"
@@ -278,7 +278,7 @@ def sandbox_finding() -> Finding:
 
 
 def model_findings(config: DictConfig) -> Iterator[Finding]:
-    """Whether the model is a local folder with a tokenizer, cached, or on the hub, and has enough positions."""
+    """Checks that the model is a local folder with a tokenizer, cached, or on the hub, and has enough positions."""
     model = config.actor_rollout_ref.model
     name, path = str(model.path), Path(str(model.path)).expanduser()
     if path.is_dir():
@@ -301,9 +301,9 @@ def model_findings(config: DictConfig) -> Iterator[Finding]:
     else:
         try:
             settings_of_model, where = _from_hub(name)
-        except Exception as failure:  # of httpx or of the hub
+        except Exception as failure:  # from httpx or from the hub
             message = f"{name} is neither a folder nor cached nor reachable: {str(failure).splitlines()[0]}"
-            yield error("model", message, "hf download it where there is a network, log in if gated, or give a folder")
+            yield error("model", message, "`hf download` it with network access, log in if gated, or give a folder")
             return
         yield ok("model", f"{name} ({where})")
     described = json.loads(settings_of_model)
@@ -317,7 +317,7 @@ def model_findings(config: DictConfig) -> Iterator[Finding]:
 
 
 def _number_format_findings(config: DictConfig, width: int) -> Iterator[Finding]:
-    """Whether a CPU trains in the faster of bfloat16 and float32; a narrow model is as fast in both."""
+    """Checks that a CPU trains in the faster of bfloat16 and float32. A narrow model is equally fast in both."""
     if config.trainer.device != "cpu":
         return
     in_bf16 = config.actor_rollout_ref.actor.fsdp_config.dtype == "bfloat16"
@@ -330,7 +330,7 @@ def _number_format_findings(config: DictConfig, width: int) -> Iterator[Finding]
 
 
 def _from_hub(name: str) -> tuple[str, str]:
-    """The config.json of a model, and where it is; one request, without the retries of a download."""
+    """The text of a model's config.json, and where it was found. Sends one request, without retries."""
     from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import build_hf_headers
 
@@ -344,11 +344,11 @@ def _from_hub(name: str) -> tuple[str, str]:
 
 
 def checkpoint_findings(config: DictConfig) -> Iterator[Finding]:
-    """Whether a run would resume, with the settings and the algorithm it had."""
+    """Checks whether a run would resume, and with the same settings and algorithm."""
     folder = Path(config.trainer.default_local_dir)
     latest = folder / "latest_checkpointed_iteration.txt"
     recorded = latest.read_text().strip() if latest.is_file() else ""
-    # Where verl's record is lost a restart may still find a checkpoint: verl_sspo.run.checkpoints.
+    # Without verl's record a restart may still find a checkpoint: verl_sspo.run.checkpoints.
     if not recorded and not any(folder.glob("global_step_*")):
         return
     step = f"step {recorded}" if recorded else "the last step"
@@ -369,7 +369,7 @@ def checkpoint_findings(config: DictConfig) -> Iterator[Finding]:
 
 
 def folder_findings(config: DictConfig) -> Iterator[Finding]:
-    """Whether checkpoints can be written, and Ray's sockets made, where a bare main_ppo would."""
+    """Checks that main_ppo can write checkpoints, and make Ray's sockets, in its default folders."""
     folder = Path(config.trainer.default_local_dir).expanduser().absolute()
     there = _nearest(folder)
     if not os.access(there, os.W_OK):

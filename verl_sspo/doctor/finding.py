@@ -10,10 +10,10 @@ class Finding:
     """The result of one check.
 
     Args:
-        severity: "error": the run would stop, or compute something else than the configuration says. "warning": most
-            likely not intended. "ok": worth knowing.
+        severity: "error": the run would stop, or not do what the configuration says. "warning": most likely not
+            intended. "ok": worth knowing.
         check: short, stable name of the check.
-        message: what is the case, in one line.
+        message: what was found, in one line.
         remedy: what to do about it; empty for "ok".
     """
 

@@ -1,8 +1,8 @@
-"""What the rollout `hf` and its trainer need of one GPU's memory (recipes/hardware/gpu_hf.yaml): an estimate.
+"""Estimates the memory that the rollout `hf` and its trainer need on one GPU (recipes/hardware/gpu_hf.yaml).
 
-Bytes follow from parameters, dtypes and the largest batches. What a micro-batch takes was measured with PyTorch's
-profiler on a CPU, on small Qwen2 models with gradient checkpointing: per token 24 bytes per hidden unit, 11 per unit of
-the MLP and 3 per token in attention's mask for the layer in work, and `LOGITS` per token and word of the vocabulary.
+Bytes follow from parameters, dtypes and the largest batches. A micro-batch was measured with PyTorch's profiler on a
+CPU, with small Qwen2 models and gradient checkpointing. Per token, the current layer takes 24 bytes per hidden unit, 11
+per unit of the MLP and 3 per token in the attention mask; the logits take `LOGITS` bytes per vocabulary entry.
 """
 
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from verl.utils.torch_dtypes import PrecisionType
 from verl_sspo.doctor.finding import Finding, error, ok
 from verl_sspo.doctor.rules import ACTOR, ROLLOUT, Facts
 
-#: Bytes per token and word of the vocabulary, in verl_sspo.hf.engine: of an update, of one that also computes the
-#: entropy, and of log-probs with entropy and without gradients.
+#: Bytes per token and vocabulary entry, in verl_sspo.hf.engine: for an update, for an update that also computes the
+#: entropy, and for log-probs with entropy but without gradients.
 LOGITS = {"update": 12, "update with entropy": 20, "log-probs": 18}
-#: Bytes per response and word of the vocabulary for drawing a token.
+#: Bytes per response and vocabulary entry for sampling a token.
 SAMPLING = 22
 #: Bytes of the CUDA contexts of trainer and rollout: an allowance of ours, not measured.
 CONTEXTS = 2**30
-#: What each phase can be made smaller by.
+#: How to reduce the memory of each phase.
 REMEDIES = {
     "update": f"lower {ACTOR}.ppo_max_token_len_per_gpu, or set {ACTOR}.fsdp_config.offload_policy=true",
     "log-probs": f"lower {ROLLOUT}.log_prob_max_token_len_per_gpu",
@@ -32,11 +32,11 @@ REMEDIES = {
 
 
 def card_memory(config: DictConfig, model: Any) -> dict[str, dict[str, float]]:
-    """Bytes on one GPU by phase of a step and part.
+    """Bytes on one GPU, by phase of a step and by part.
 
     Args:
-        config: of main_ppo.
-        model: its Hugging Face configuration.
+        config: configuration of main_ppo.
+        model: Hugging Face configuration of the model.
     """
     facts, text = Facts(config), model.get_text_config()
     with torch.device("meta"):
@@ -82,7 +82,7 @@ def card_memory(config: DictConfig, model: Any) -> dict[str, dict[str, float]]:
 
 
 def memory_findings(config: DictConfig, settings: dict[str, Any]) -> Iterator[Finding]:
-    """Whether the visible GPU is large enough, where trainer and rollout `hf` take turns on it.
+    """Checks that the visible GPU is large enough if trainer and rollout `hf` take turns on it.
 
     Args:
         settings: content of the model's config.json.
@@ -92,7 +92,7 @@ def memory_findings(config: DictConfig, settings: dict[str, Any]) -> Iterator[Fi
     try:
         model = AutoConfig.for_model(**settings)
     except (KeyError, ValueError, TypeError):
-        return  # code of the model's own
+        return  # a model with its own code
     phases = card_memory(config, model)
     needed = {phase: sum(parts.values()) + CONTEXTS for phase, parts in phases.items()}
     largest = max(needed, key=lambda phase: needed[phase])

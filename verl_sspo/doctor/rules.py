@@ -1,4 +1,4 @@
-"""What a configuration reveals by its values: each rule is a condition, a message and a remedy."""
+"""Checks the values of a configuration: each rule is a condition, a message and a remedy."""
 
 import inspect
 import re
@@ -19,29 +19,29 @@ from verl_sspo.config import SSPOAdvantageConfig
 from verl_sspo.doctor.finding import Finding, error, ok, warning
 from verl_sspo.doctor.schema import SSPO_TARGET
 
-#: Losses that are a mean over responses. sapo and geo_mean aggregate so whatever is configured.
+#: Losses that are a mean over responses. sapo and geo_mean are, whatever loss_agg_mode is set.
 SEQUENCE_LOSSES = ("sspo", "gspo", "sapo", "geo_mean")
 GROUP_ESTIMATORS = ("sspo", "grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "opo", "grpo_passk")
-#: A gate that passes less than this at a log-ratio of 0.05 passes next to nothing. A gate on responses that passes more
-#: than the other at 0.05 hardly ever closes.
+#: Slopes relative to that on the policy. Below the first at a log-ratio of 0.05 (on responses: a mean of 0.005) a gate
+#: passes next to nothing. Above the second at a mean of 0.05 a gate on responses hardly ever closes.
 SMALLEST_SLOPE, OPEN_SLOPE = 0.1, 0.7
 ACTOR, ROLLOUT, CORRECTION = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "algorithm.rollout_correction"
 
 
 def trainer_gpus(config: DictConfig) -> int:
-    """GPUs of the trainer; on a CPU its ranks."""
+    """The number of GPUs of the trainer; on a CPU, of its ranks."""
     return config.trainer.nnodes * config.trainer.n_gpus_per_node
 
 
 def rollout_gpus(config: DictConfig) -> int:
-    """GPUs of a rollout that does not share those of the trainer."""
+    """The number of GPUs of the rollout; 0 if it shares those of the trainer."""
     separate = config.trainer.use_v1 and config.trainer.v1.trainer_mode == "separate_async"
     rollout = config.actor_rollout_ref.rollout
     return rollout.nnodes * rollout.n_gpus_per_node if separate else 0
 
 
 class Facts:
-    """What several rules ask of a configuration whose values have passed `schema`."""
+    """Values that several rules use, from a configuration that has passed `schema`."""
 
     def __init__(self, config: DictConfig):
         self.config, self.data, self.algorithm, self.trainer = config, config.data, config.algorithm, config.trainer
@@ -49,19 +49,19 @@ class Facts:
         self.loss, self.model = self.actor.policy_loss, config.actor_rollout_ref.model
         self.loss_mode, self.estimator = str(self.loss.loss_mode), str(config.algorithm.adv_estimator)
         distillation: Any = config.get("distillation") or {}
-        # verl sets the policy loss to 0 then (verl.trainer.distillation.losses).
+        # verl then sets the policy loss to 0 (verl.trainer.distillation.losses).
         self.distils_only = bool(distillation.get("enabled")) and not distillation.distillation_loss.use_task_rewards
         self.sspo = self.loss_mode == "sspo" and not self.distils_only
         self.correction = config.algorithm.get("rollout_correction") or {}
         self.bypass = bool(self.correction.get("bypass_mode"))
         self.longest = self.data.max_prompt_length + self.data.max_response_length
 
-        # The section of the training engine, whichever it is, and the groups that its ranks form.
+        # The section of the training engine in use, and the sizes of its parallel groups.
         engines: Any = [self.actor.get(name) for name in ("megatron", "veomni", "torchtitan", "fsdp_config")]
         empty: Any = {}
         self.engine: Any = next((engine for engine in engines if engine), empty)
         turbo = (self.engine.get("turbo_config") or empty).get("distributed") or empty
-        # verl's three keys, of which the actor's own is deprecated, and FSDP-Turbo's.
+        # verl's three keys (the actor's is deprecated), and FSDP-Turbo's.
         keys = ("ulysses_sequence_parallel_size", "ulysses_parallel_size")
         sections: list[Any] = [self.actor, self.engine, turbo]
         self.sequence_parallel = max(section.get(key) or 1 for section in sections for key in keys)
@@ -78,7 +78,7 @@ class Facts:
 
 
 def rule_findings(config: DictConfig) -> list[Finding]:
-    """What the rules say about a configuration in which `schema` found no wrong value."""
+    """The findings of all rules for a configuration in which `schema` found no wrong value."""
     facts = Facts(config)
     areas = (_names, _gate, _objective, _correction, _batches, _micro_batches, _parallelism, _cpu, _sampling, _rewards)
     return [finding for area in areas for finding in area(facts)]
@@ -95,14 +95,14 @@ def _names(f: Facts) -> Iterator[Finding]:
             known = ", ".join(sorted(str(getattr(key, "value", key)) for key in registry))
             yield error("registered", f"verl knows no {kind} {name!r}", f"choose one of {known}")
     if f.loss.get("_target_") == SSPO_TARGET and f.loss_mode != "sspo":
-        message = f"SSPO's settings are given, but a key of the command line sets loss_mode={f.loss_mode}"
+        message = f"SSPO's settings are given, but the command line sets loss_mode={f.loss_mode}"
         yield error("gate_unused", message, f"set {ACTOR}.policy_loss.loss_mode=sspo, or choose another algo=")
     try:
         options = SSPOAdvantageConfig.from_algorithm(f.algorithm)
     except ValueError as wrong:
         yield error("estimator", str(wrong), "correct it under algorithm.sspo")
         return
-    # Beside grpo the defaults are no loss: they do what grpo does.
+    # GRPO's estimators may ignore SSPO's defaults, which do the same.
     equal = f.estimator in ("sspo", "grpo", "grpo_vectorized") and options == SSPOAdvantageConfig()
     if f.algorithm.get("sspo") is not None and f.estimator != "sspo" and not equal:
         message = f"adv_estimator={f.estimator} does not read algorithm.sspo"
@@ -120,11 +120,9 @@ def _gate(f: Facts) -> Iterator[Finding]:
     loss, taus = f"{ACTOR}.policy_loss", {"tau_pos": gate.tau_pos, "tau_neg": gate.tau_neg}
     of_sapo = tuple(taus.values()) == (ActorConfig.tau_pos, ActorConfig.tau_neg)
     if of_sapo and gate.shape != "sigmoid" and f.loss.get("_target_") == SSPO_TARGET:
-        message = (
-            "tau_pos=1 and tau_neg=1.05 are the temperatures of SAPO and its sigmoid, and leave this gate wide open"
-        )
+        message = "tau_pos=1 and tau_neg=1.05 are SAPO's temperatures, for its sigmoid, and leave this gate wide open"
         yield warning("temperature", message, f"set {loss}.tau_pos=10 {loss}.tau_neg=12")
-    # Means over the tokens of a response are smaller than the log-ratios of tokens.
+    # The mean log-ratio of a response is smaller than the log-ratios of its tokens.
     of_tokens = gate.level == "token"
     what, moved, tau_of_recipe = (
         ("a token whose probability moved by 5 %", 0.05, "10; the papers use 1 to 12")
@@ -176,7 +174,7 @@ def _objective(f: Facts) -> Iterator[Finding]:
 
 
 def _unread(f: Facts) -> list[str]:
-    """Settings of other losses, changed from verl's defaults, that the source of the chosen one does not name."""
+    """Changed settings that only other losses read: the source of the chosen loss does not name them."""
     changed = []
     if f.loss_mode in POLICY_LOSS_REGISTRY and f.loss_mode != "bypass_mode":
         words = {name: set(re.findall(r"\w+", inspect.getsource(loss))) for name, loss in POLICY_LOSS_REGISTRY.items()}
@@ -197,7 +195,7 @@ def _correction(f: Facts) -> Iterator[Finding]:
     ask = f"set {ROLLOUT}.calculate_log_probs=true"
     if f.bypass:
         if not f.trainer.use_v1 and f.loss_mode == "sspo":
-            message = "with trainer.use_v1=false bypass_mode replaces loss_mode=sspo by a loss of verl's own"
+            message = "with trainer.use_v1=false bypass_mode replaces loss_mode=sspo with one of verl's losses"
             yield error("rollout_correction", message, "set trainer.use_v1=true")
         if not has_log_probs:
             yield error("rollout_correction", "bypass_mode=true needs the log-probs of the rollout", ask)
@@ -213,7 +211,7 @@ def _correction(f: Facts) -> Iterator[Finding]:
             effect = "bypass mode: the gates also act on the rollout's lag and on the difference between its engine and"
             yield ok("rollout_correction", f"{effect} the actor's{entropy}")
         return
-    # verl's own function is asked what it does to responses far below, far above and on the policy.
+    # Ask verl's own function what it does to responses far below, far above and on the policy.
     options = {key: value for key, value in f.correction.items() if key.startswith(("rollout_is", "rollout_rs"))}
     log_ratio, mask = torch.tensor([[-9.0, 0.0], [0.0, 9.0], [0.0, 0.0]]), torch.ones(3, 2)
     try:
@@ -229,7 +227,7 @@ def _correction(f: Facts) -> Iterator[Finding]:
         if get("rollout_is") == "token":
             unit = "token"
             effects.append(
-                "takes the geometric mean of token weights (if their log has sd 1, 0.61 of the update is left)"
+                "takes the geometric mean of token weights (if their logs have sd 1, 0.61 of the update is left)"
             )
         if weights is not None and (weights.batch["rollout_is_weights"] == 0).any():
             effects.append(f"leaves out {unit}s whose weight is outside {bounds} (weight 0)")
@@ -249,7 +247,7 @@ def _batches(f: Facts) -> Iterator[Finding]:
         yield error("batch_size", message, f"set data.train_batch_size={-(-batch // mini_batch) * mini_batch}")
     if f.mini_batch % f.ranks:
         message = (
-            f"a mini-batch of {mini_batch} prompts x {f.rollout.n} responses does not divide by {f.ranks} "
+            f"a mini-batch of {mini_batch} prompts x {f.rollout.n} responses cannot be split evenly over {f.ranks} "
             "data-parallel ranks"
         )
         up = -(-mini_batch // f.ranks) * f.ranks
@@ -280,7 +278,7 @@ def _micro_batches(f: Facts) -> Iterator[Finding]:
         size = section.get(f"{name}_per_gpu")
         if f.actor.use_dynamic_bsz:
             short += [f"{budget}={needed}"] if section.get(budget.rsplit(".", 1)[-1]) < needed else []
-        elif size is None and not section.get(name):  # without _per_gpu it is deprecated, and of all GPUs
+        elif size is None and not section.get(name):  # the key without _per_gpu is deprecated and counts all GPUs
             missing.append(f"{path}_per_gpu")
         elif size is not None and not f.mini_batch % f.ranks and (size < 1 or responses % size):
             message = f"{path}_per_gpu={size} does not divide the {responses} responses of a rank"
@@ -306,10 +304,10 @@ def _parallelism(f: Facts) -> Iterator[Finding]:
         "its experts (expert x tensor x pipeline parallel)": experts * tensor * f.pipeline if experts > 1 else 1,
     }.items():
         if f.world % size:
-            message = f"{name} needs groups of {size} GPUs, and {f.world} GPUs do not divide into them"
+            message = f"{name} needs groups of {size} GPUs, and {f.world} GPUs cannot be split into them"
             yield error("parallelism", message, "change the parallel sizes or trainer.n_gpus_per_node")
     if f.context_parallel > 1 and f.actor.strategy == "megatron" and not f.model.use_remove_padding:
-        message = f"context_parallel_size={f.context_parallel} raises in verl 0.9.1 where sequences are padded"
+        message = f"context_parallel_size={f.context_parallel} fails in verl 0.9.1 if sequences are padded"
         yield error("context_parallel", message, "set actor_rollout_ref.model.use_remove_padding=true")
     wanted, given = f.world + rollout_gpus(f.config), (f.config.ray_kwargs.get("ray_init") or {}).get("num_gpus")
     if wanted > f.world and given is not None and given < wanted:
@@ -326,7 +324,7 @@ def _parallelism(f: Facts) -> Iterator[Finding]:
 
 
 def _cpu(f: Facts) -> Iterator[Finding]:
-    """What the platform `cpu` and the rollout `hf` cannot run: each of these crashes after the start."""
+    """Settings that the platform `cpu` or the rollout `hf` cannot run: each of them crashes after the start."""
     section = f.model.get("lora") or {}
     lora = max(section.get("rank") or 0, f.model.get("lora_rank") or 0) > 0
     if f.rollout.get("name") == "hf" and lora and not section.get("merge"):
@@ -337,7 +335,7 @@ def _cpu(f: Facts) -> Iterator[Finding]:
     if f.config.critic.enable or (f.estimator == "gae" and need_critic(f.config)):
         yield error("cpu", "there is no critic on a CPU", "set algorithm.adv_estimator=sspo critic.enable=false")
     if need_reference_policy(f.config) and not lora:
-        message = "there is no reference policy on a CPU, which KL terms need"
+        message = "KL terms need a reference policy, and there is none on a CPU"
         yield error("cpu", message, f"set {ACTOR}.use_kl_loss=false algorithm.use_kl_in_reward=false")
 
 
@@ -345,7 +343,7 @@ def _sampling(f: Facts) -> Iterator[Finding]:
     if f.rollout.temperature is None or f.rollout.temperature <= 0:
         message = f"{ROLLOUT}.temperature={f.rollout.temperature}: all responses of a group would be the same"
         yield error("sampling", message, f"set {ROLLOUT}.temperature=1.0")
-    # verl scales the actor's logits by the temperature too, but cuts nothing from its distribution.
+    # verl applies the temperature to the actor's logits too, but not top_p and top_k.
     wanted: dict[str, tuple[Any, ...]] = {"do_sample": (True,), "top_p": (1,), "top_k": (-1, 0)}
     if other := {key: fine[0] for key, fine in wanted.items() if f.rollout[key] not in fine}:
         given = ", ".join(f"{key}={f.rollout[key]}" for key in other)
@@ -364,7 +362,7 @@ def _rewards(f: Facts) -> Iterator[Finding]:
     filters = (f.algorithm.get("filter_groups") or {}).get("enable")
     if filters and sampler and not str(sampler).startswith("pkg://verl_sspo."):
         message = (
-            "verl passes algorithm.filter_groups to its own replay buffers only, and a custom sampler replaces them"
+            "verl passes algorithm.filter_groups only to its own replay buffers, and a custom sampler replaces them"
         )
         yield warning("filter_groups", message, f"set {key}.path=null {key}.name=null")
     url = f.config.reward.sandbox_fusion.url

@@ -1,4 +1,4 @@
-"""Keys and values of a configuration against what verl knows: its default configuration and its dataclasses."""
+"""Compares keys and values of a configuration with verl's default configuration and its dataclasses."""
 
 import dataclasses
 import difflib
@@ -23,47 +23,46 @@ OPEN_SECTIONS = (
     "reward.reward_kwargs",
     "ray_kwargs.ray_init",
 )
-#: Groups of our recipes, which compose as plain keys where the recipes are not on Hydra's search path.
+#: Groups of our recipes. If the recipes are not on Hydra's search path, these compose as plain keys.
 RECIPE_GROUPS = ("algo", "hardware", "model", "mode", "staleness")
-#: Top-level sections of older verls: verl 0.9 composes them and does not read them.
+#: Top-level sections of older versions of verl: 0.9 accepts them but does not read them.
 LEGACY_SECTIONS = ("custom_reward_function", "reward_model", "sandbox_fusion")
-#: Batches, lengths and groups of GPUs are computed from these, wherever verl's default is a positive number or null.
+#: Batches, lengths and groups of GPUs are computed from these, if verl's default is a positive number or null.
 SIZES = re.compile(
     r"(data|trainer|actor_rollout_ref\.(actor|rollout))\.(?!.*turbo_config)(.*[._])?"
     r"(batch_size|prompt_length|response_length|parallel_size|max_token_len_per_gpu|ppo_epochs|nnodes|n_gpus_per_node|n"
     r"|total_epochs|total_training_steps)"
 )
-#: torch's optimizers refuse negative ones, when the model is loaded.
+#: torch's optimizers reject negative values, but only after the model is loaded.
 NOT_NEGATIVE = re.compile(r".*\.optim\.(lr|weight_decay)")
-#: Looked up or opened as they are.
+#: Must be strings: verl looks them up or opens them.
 TEXTS = re.compile(
     r"trainer\.(default_local_dir|device)|data\.(prompt_key|reward_fn_key)|actor_rollout_ref\.model\.path"
 )
 
 
 def schema_findings(config: DictConfig) -> list[Finding]:
-    """What verl would ignore or reject. After a finding of the check "value" the other checks cannot compute.
+    """What verl would ignore or reject. If a finding has the check "value", the other checks cannot compute.
 
     Args:
         config: as `verl_sspo.compose.compose_config` returns it.
     """
     try:
         values: Any = OmegaConf.to_container(config, resolve=True)
-    except Exception as wrong:  # verl resolves all of it inside a Ray actor, where this would be hard to read
+    except Exception as wrong:  # verl would fail inside a Ray actor, where this is hard to read
         return [error("interpolation", str(wrong).splitlines()[0], "correct the reference that it names")]
     engine = values.get("model_engine")
     try:
-        # Lists and the like are refused by Hydra as a name of nothing.
-        reference = reference_config(hydra_value(str(engine)))
+        # For lists and the like Hydra says that there is no such engine.
+        known = reference_config(hydra_value(str(engine)))
     except HydraException:
         remedy = "set model_engine=dp or model_engine=megatron"
         return [error("value", f"model_engine={engine!r} is not an engine of verl", remedy)]
-    known: Any = OmegaConf.to_container(reference, resolve=True)
     found = list(_compare(values, known, ""))
     if useless := [finding for _, finding in found if finding.check == "value"]:
         return useless
-    # A section of the recipe's own is read by the keys that refer to it; a data set class of the user's may read any.
-    referred = re.findall(r"\$\{([\w.]+)\}", OmegaConf.to_yaml(config, resolve=False))
+    # A recipe's own section is read by the keys that refer to it. A custom data set class may read any key of `data`.
+    referred = re.findall(r"\$\{([\w.]+)\}", str(OmegaConf.to_container(config, resolve=False)))
     custom = bool(config.data.custom_cls.path)
     unknown = [
         finding
@@ -74,15 +73,15 @@ def schema_findings(config: DictConfig) -> list[Finding]:
 
 
 def _compare(values: dict, known: dict, prefix: str, cls: Any = None) -> Iterator[tuple[str, Finding]]:
-    """Missing keys, values of another kind than verl's default, and keys that verl does not know, each with its path.
+    """Missing keys, values of another type than verl's default, and keys that verl does not know, each with its path.
 
-    `cls` is the dataclass that verl makes of the section, unless a `_target_` names it.
+    `cls` is verl's dataclass for the section, unless `_target_` names another.
     """
     if "_target_" in values:
         try:
             cls = get_class(str(values["_target_"]))
         except (ImportError, ValueError):
-            return  # its keys are not known: `_classes` reports it
+            return  # its keys are not known; `_classes` reports this
     types = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
     for key in [*known, *(key for key in values if key not in known)]:
         path, kind = f"{prefix}{key}", types.get(key)
@@ -107,7 +106,7 @@ def _compare(values: dict, known: dict, prefix: str, cls: Any = None) -> Iterato
 
 
 def _must_be(path: str, value: Any, default: Any) -> str:
-    """What is wrong with a value that has verl's default for an example; empty if nothing is."""
+    """What is wrong with a value, judged by verl's default; empty if nothing is."""
     if isinstance(default, bool):
         return "" if isinstance(value, bool | None) else "must be true or false"
     if TEXTS.fullmatch(path):
@@ -150,11 +149,11 @@ def _legacy(values: dict) -> Iterator[Finding]:
 
 
 def _classes(values: dict) -> Iterator[Finding]:
-    """Whether every `_target_` exists: verl imports most of them in its workers, after the GPUs are taken."""
+    """Checks that every `_target_` exists: verl imports most of them only in its workers, on the GPUs."""
     for path, target in flat(values):
         if path.split(".")[-1] == "_target_":
             try:
                 get_class(str(target))
             except (ImportError, ValueError) as wrong:
-                message = f"{path}={target} names no class: {str(wrong).splitlines()[0]}"
+                message = f"{path}={target} is not a class: {str(wrong).splitlines()[0]}"
                 yield error("class", message, "correct the name, or install its package")

@@ -1,15 +1,15 @@
 """One run of a suite and its folder.
 
-With the folder `runs/tiny/lr1e-4/sspo/seed0`:
+Example: the folder `runs/tiny/lr1e-4/sspo/seed0`
 cell.json        what the suite asks for, and the versions of everything that ran
 config.yaml      the resolved configuration, without the keys that name this folder
 attempt-1/       a start of main_ppo: train.log, metrics.jsonl, hydra/ (see `run.launch`); attempt-2/ and so on
-                 resume from the checkpoints that the ones before left
+                 resume from the checkpoints of earlier attempts
 checkpoints/     if the suite saves any
-trained          the training is finished
+trained          exists if the training is finished
 evaluation/      of the last checkpoint, if the suite asks for it
 failure.json     why the last attempt failed
-result.json      the run is finished
+result.json      exists if the run is finished
 reproduce.log    progress
 """
 
@@ -52,7 +52,7 @@ class CellRunningError(RuntimeError):
 
 
 def state(folder: Path) -> str:
-    """Of a cell's folder: "finished", "running", "failed", "interrupted" or "not started"."""
+    """The state of a cell's folder: "finished", "running", "failed", "interrupted" or "not started"."""
     if (folder / RESULT).exists():
         return "finished"
     if (folder / LOCK).exists():
@@ -89,10 +89,10 @@ def check_settings(cell: Cell, folder: Path, recipes: Path) -> DictConfig:
 
 
 def run_cell(cell: Cell, folder: Path, recipes: Path, train: Trainer = launch.train) -> None:
-    """Runs a cell to its end: prepares its task, trains, evaluates. Finished cells are left as they are.
+    """Runs a cell to its end: prepares its task, trains, evaluates. A finished cell is left unchanged.
 
-    With a checkpoint in the folder the training resumes from it. Without, earlier attempts are renamed and it starts
-    from the beginning.
+    Training resumes from a checkpoint in the folder. Without one, earlier attempts are renamed and training starts from
+    the beginning.
 
     Raises:
         CellRunningError: another process runs it.
@@ -103,13 +103,13 @@ def run_cell(cell: Cell, folder: Path, recipes: Path, train: Trainer = launch.tr
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        # A report that looks at the lock holds it for a moment.
+        # `state`, e.g. in a report, holds the lock for a moment.
         with FileLock(folder / LOCK, timeout=2):
             if (folder / RESULT).exists():
                 return
-            # A main_ppo whose launcher and guard were both killed holds no lock, but writes.
+            # A main_ppo whose launcher and guard were both killed keeps training, without the lock.
             if (pid := running_in(folder)) is not None:
-                raise CellRunningError(f"process {pid} still trains in {folder}: end it first")
+                raise CellRunningError(f"process {pid} is still training in {folder}: end it first")
             with (folder / LOG).open("a", encoding="utf-8") as log:
                 _run_locked(cell, folder, recipes, train, Console(file=log, width=120))
     except Timeout as error:
@@ -127,10 +127,10 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
     write_atomically(folder / PLAN, json.dumps(asdict(cell) | {"versions": used}, indent=2) + "\n")
     (folder / FAILURE).unlink(missing_ok=True)
 
-    # An evaluation that failed does not repeat the training.
+    # After a failed evaluation the training is not repeated.
     if not trained:
         checkpoints.settle(saved)
-        # Attempts that left no checkpoint are no part of this run.
+        # Attempts that left no checkpoint are not part of this run.
         for attempt in () if resumes else attempts(folder):
             move_aside(attempt)
         train(
@@ -152,9 +152,9 @@ def _run_locked(cell: Cell, folder: Path, recipes: Path, train: Trainer, console
 
 
 def plan_of(folder: Path) -> dict[str, Any]:
-    """cell.json of a cell; `versions` are those of what started the training and, if others, of what continued it."""
+    """The cell.json of a cell. `versions` lists those that started the training and, if different, continued it."""
     plan = json.loads((folder / PLAN).read_text())
-    # Version 0.1 had two other keys, and one trainer.
+    # Version 0.1 had two keys instead of `versions`, and only one trainer.
     return {
         "trainer": "verl",
         "versions": [plan[key] for key in ("ran_with",) if key in plan] + plan.get("went_on_with", []),
@@ -170,7 +170,7 @@ def record_failure(folder: Path, error: BaseException) -> None:
 
 
 def versions() -> dict[str, str | None]:
-    """Of the packages, the interpreter and the machine, and the commit of the checkout (`+` if it has changes)."""
+    """Packages, interpreter, machine, and the commit of the checkout (`+` if it has changes)."""
     describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     commit = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
     return {name: version(name) for name in ("verl", "verl-sspo", "torch", "transformers")} | {

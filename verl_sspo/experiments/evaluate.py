@@ -3,11 +3,11 @@
     verl-sspo evaluate Qwen/Qwen2.5-7B-Instruct --recipe math --samples 16
     verl-sspo evaluate runs/math/sspo/checkpoints/global_step_100 --recipe math --samples 16 \\
         --benchmarks data/math500/test.parquet data/aime24/test.parquet
-    verl-sspo evaluate MODEL --recipe quickstart data.val_max_samples=64       the first 64 problems alone
+    verl-sspo evaluate MODEL --recipe quickstart data.val_max_samples=64       only the first 64 problems
 
-Engine, prompts, lengths and graders are the recipe's, the benchmarks too unless named. Without a GPU use --recipe
-quickstart, or hardware=cpu model=tiny as overrides. The folder --output then holds every answer (problems.parquet) and
-the measures (metrics.json).
+Engine, prompts, lengths and graders are the recipe's; so are the benchmarks, unless --benchmarks names others. Without
+a GPU use --recipe quickstart, or the overrides hardware=cpu model=tiny. The folder --output gets every answer
+(problems.parquet) and the measures (metrics.json).
 """
 
 import argparse
@@ -21,14 +21,14 @@ def main(argv: list[str] | None = None) -> int:
         prog="verl-sspo evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="Hugging Face folder or name, or a checkpoint of verl (global_step_N)")
-    parser.add_argument("--recipe", required=True, help="recipe of recipes/")
+    parser.add_argument("--recipe", required=True, help="a recipe in recipes/")
     parser.add_argument(
         "--benchmarks", nargs="+", default=[], help="parquet files; default: the recipe's data.val_files"
     )
     parser.add_argument("--samples", type=at_least(0), default=0, help="sampled answers per problem (default: none)")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the samples (default: %(default)s)")
     parser.add_argument("--top-p", type=float, default=1.0, help="of the samples (default: %(default)s)")
-    parser.add_argument("--no-greedy", action="store_true", help="leave the greedy answers out")
+    parser.add_argument("--no-greedy", action="store_true", help="skip the greedy answers")
     parser.add_argument("--output", type=output_folder, default="runs/evaluation", help="default: %(default)s")
     parser.add_argument("overrides", nargs="*", default=[], help="Hydra overrides of the recipe")
     arguments = parser.parse_intermixed_args(argv)
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.temperature,
             arguments.top_p,
         )
-        # Before the recipe's task is made, which may take minutes.
+        # Checked before the recipe's task is made, which may take minutes.
         if arguments.benchmarks:
             read_benchmarks(arguments.benchmarks)
         if not model.exists():

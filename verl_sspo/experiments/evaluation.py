@@ -1,9 +1,9 @@
-"""Evaluation of a model or a checkpoint on benchmark sets, by verl's own validation: main_ppo with trainer.val_only.
+"""Evaluates a model or a checkpoint on benchmark sets with verl's own validation: main_ppo with trainer.val_only.
 
-One main_ppo run for the greedy answers and one for the samples. verl dumps every answer with its score; this module
-joins them with the benchmark's rows.
+The greedy answers are one main_ppo run, the samples another. verl dumps every answer with its score; this module joins
+them with the benchmark's rows.
 
-With the folder `evaluation`:
+Files in the folder `evaluation`:
 greedy/, samples/    the runs, see `verl_sspo.run.launch`; generations/ in each holds verl's dump
 problems.parquet     a row per answer: mode, benchmark, problem, sample, score, correct, prompt, ground_truth, response
 metrics.json         {"evaluation/<benchmark>/<measure>": value}, measures: greedy, avg@<n>, pass@<k>
@@ -31,13 +31,13 @@ from verl_sspo.run.task import prepare_task
 PROBLEMS = "problems.parquet"
 METRICS = "metrics.json"
 
-# `launch.train`, or what tests put in its place.
+# `launch.train`, `plain.train`, or a replacement in tests.
 Trainer = Callable[..., Path]
 
 
 @dataclass
 class Evaluation:
-    """What is evaluated; raises ValueError for a value out of range."""
+    """What to evaluate. Raises ValueError if a value is out of range."""
 
     benchmarks: list[str] = MISSING  # parquet files in verl's schema, `<benchmark>/test.parquet`
     greedy: bool = True  # one greedy answer per problem
@@ -56,7 +56,7 @@ class Evaluation:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 
     def modes(self) -> dict[str, dict[str, Any]]:
-        """The sampling of each run, as verl's `val_kwargs`."""
+        """The sampling parameters of each run, as verl's `val_kwargs`."""
         sampling = {"do_sample": True, "n": self.samples, "temperature": self.temperature, "top_p": self.top_p}
         modes = {"greedy": {"do_sample": False, "n": 1, "temperature": 0}} if self.greedy else {}
         return modes | ({"samples": sampling | {"top_k": -1}} if self.samples else {})
@@ -79,14 +79,14 @@ def evaluate(
         model: a Hugging Face folder or name, or a checkpoint of verl (`global_step_<n>`), which is loaded on as many
             ranks as it was saved from.
         evaluation: benchmarks and sampling.
-        output: its folder, see the module. An unfinished evaluation there is renamed.
-        recipe, recipes: name of the recipe, and the folder it lies in.
-        overrides: Hydra overrides, those of the training for a checkpoint of verl. `data.val_max_samples=N` evaluates
-            the first N problems only.
-        train, console: what runs main_ppo, and where the progress goes.
+        output: output folder, see the module. An unfinished evaluation there is renamed.
+        recipe, recipes: name and folder of the recipe.
+        overrides: Hydra overrides; for a checkpoint of verl, those of its training. `data.val_max_samples=N` evaluates
+            only the first N problems.
+        train, console: function that runs main_ppo, and where to show progress.
 
     Returns:
-        What metrics.json holds.
+        The content of metrics.json.
 
     Raises:
         ValueError: two benchmarks share a name, a file is not in verl's schema, or an answer belongs to no problem.
@@ -125,16 +125,16 @@ def evaluate(
 
 
 def model_overrides(model: Path) -> list[str]:
-    """How verl loads a model or a checkpoint.
+    """Overrides that make verl load a model or a checkpoint.
 
     Raises:
-        FileNotFoundError: it is neither; the message names checkpoints below it.
+        FileNotFoundError: `model` is neither; the message names checkpoints below it.
     """
     if (model / "actor").is_dir():
         settings = {"resume_mode": "resume_path", "resume_from_path": model.resolve()}
         # The weights without the optimizer.
         return hydra_overrides({"trainer": settings, "actor_rollout_ref.actor.checkpoint.load_contents": ["model"]})
-    # A name on Hugging Face is a word, or two with a slash between them.
+    # A name on Hugging Face is NAME or OWNER/NAME.
     if not model.exists() and (model.is_absolute() or len(model.parts) > 2):
         raise FileNotFoundError(f"there is no model {model}")
     if model.exists() and not ((model / "config.json").exists() and any(model.glob("tokenizer*"))):
@@ -173,7 +173,7 @@ def read_benchmarks(files: Sequence[str]) -> pd.DataFrame:
 def read_generations(folder: Path) -> pd.DataFrame:
     """verl's dump of a validation: group (the prompt's uid), sample, prompt, ground_truth, response, score, correct.
 
-    A sample is a session. Of several outputs of one session, which agent loops may have, the last one is kept.
+    A sample is a session. If a session has several outputs, as in agent loops, only the last is kept.
     """
     (file,) = folder.glob("*.jsonl")
     with file.open(encoding="utf-8") as lines:  # str.splitlines would also cut at U+2028 and the like
@@ -182,7 +182,7 @@ def read_generations(folder: Path) -> pd.DataFrame:
     entries[["group", "sample", "part"]] = entries["uid"].str.rsplit("_", n=2, expand=True)
     entries = entries.astype({"sample": int, "part": int, "score": float})
     entries = entries.sort_values("part").drop_duplicates(["group", "sample"], keep="last").sort_index()
-    # Rewards without an accuracy give a score only.
+    # Some rewards give a score but no accuracy.
     accuracy = entries.get("acc", entries["score"]).astype(float).fillna(entries["score"])
     names = {"input": "prompt", "gts": "ground_truth", "output": "response"}
     entries = entries.rename(columns=names).assign(correct=accuracy >= 1.0, ground_truth=entries["gts"].map(_text))
@@ -202,8 +202,8 @@ def _normal(text: str) -> str:
 def join(problems: pd.DataFrame, generations: pd.DataFrame) -> pd.DataFrame:
     """Finds the problem of every answer: verl's dump has the prompt's text, but neither data set nor row.
 
-    A prompt belongs to the longest question in it that has the same ground truth. Problems with equal texts take turns.
-    Texts are compared as a tokenizer (NFC) and a chat template (stripped) leave them.
+    A prompt belongs to the longest question in it that has the same ground truth. Problems with equal texts are used in
+    order. Texts are compared in NFC and stripped, because tokenizers and chat templates change them so.
 
     Raises:
         ValueError: a prompt contains no question of the benchmarks.

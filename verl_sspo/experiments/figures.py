@@ -11,7 +11,7 @@ from verl_sspo.experiments.results import Results
 from verl_sspo.report import style
 from verl_sspo.report.summary import EFFECTIVE_UPDATE_RATIO, ENTROPY, REWARD
 
-#: Panels of the metrics over steps: title -> metric of verl. The last four are logged by SSPO alone.
+#: Panels of the metrics over steps: title -> metric of verl. Only SSPO logs the last four.
 PANELS = {
     "validation accuracy": None,
     "training reward": REWARD,
@@ -25,7 +25,7 @@ PANELS = {
 
 
 def draw_differences(results: Results, variant: str, path: Path) -> Path:
-    """A row per algorithm, a panel per measure: each seed, the mean, its interval alone and among all."""
+    """Draws a row per algorithm and a panel per measure: each seed, the mean, its interval alone and among all."""
     suite, (raw, table) = results.suite, results.differences(variant)
     shown = [key for key in suite.algorithms if key in table.index.get_level_values(1)]
     figure, panels = style.new_figure(1, len(suite.measures), 3.6, 1.2 + 0.27 * len(shown))
@@ -46,7 +46,7 @@ def draw_differences(results: Results, variant: str, path: Path) -> Path:
             dots = seeds[key].dropna()
             panel.plot(dots, [row] * len(dots), "o", color=style.ORANGE, markersize=3.5, alpha=0.7, label="one seed")
         panel.plot(own["mean"], rows, "D", color=style.BLUE, markersize=5, label="mean of the seeds")
-        # The widest intervals of three seeds would leave no room for the rest: they end at the edge of the panel.
+        # The widest intervals of three seeds would leave no room for the rest: cut them at the edge of the panel.
         seen = pd.concat([seeds.stack(), own["low"], own["high"], pd.Series([0.0])]).dropna()
         margin = 0.08 * (seen.max() - seen.min()) or 1.0
         panel.set_xlim(seen.min() - margin, seen.max() + margin)
@@ -55,7 +55,7 @@ def draw_differences(results: Results, variant: str, path: Path) -> Path:
 
 
 def draw_curves(results: Results, variant: str, algorithms: Sequence[str], path: Path) -> Path:
-    """All panels for some algorithms of one variant; a panel says so if nothing of it was logged."""
+    """Draws all panels for some algorithms of one variant; a panel without data says so."""
     suite = results.suite
     steps = results.steps[results.steps["variant"] == variant]
     figure, axes = style.new_figure(4, 2, 4.6, 2.5)
@@ -64,7 +64,7 @@ def draw_curves(results: Results, variant: str, algorithms: Sequence[str], path:
         style.label(panel, title, "step")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         panel.ticklabel_format(axis="y", useOffset=False)
-        # Of several data sets the mean, as in the table.
+        # The mean of several data sets, as in the table.
         names = [metric] if metric else accuracies
         logged = steps.assign(value=steps.reindex(columns=names).mean(axis=1)).dropna(subset=["value"])
         if logged.empty:
@@ -83,7 +83,7 @@ def draw_curves(results: Results, variant: str, algorithms: Sequence[str], path:
 
 
 def _draw_curve(panel: Axes, values: pd.core.groupby.SeriesGroupBy, index: int, title: str) -> None:
-    """The mean over seeds of one algorithm at every step; where there is one step alone, every seed and the mean."""
+    """Draws one algorithm: the mean over seeds at every step; with a single step, every seed and the mean."""
     look, means = style.line(index), values.mean()
     if len(means) > 1:
         panel.plot(means.index, means, linewidth=1.5, label=title, **look)
@@ -91,7 +91,7 @@ def _draw_curve(panel: Axes, values: pd.core.groupby.SeriesGroupBy, index: int, 
         dots = values.get_group(means.index[0])
         panel.plot([index] * len(dots), dots, "o", markersize=3, alpha=0.5, color=look["color"])
         panel.plot([index], means, "D", markersize=6, color=look["color"])
-        # For the legend alone.
+        # Only for the legend.
         panel.plot([], [], "o", markersize=3, color=style.GREY, label="one seed")
         panel.plot([], [], "D", markersize=6, color=style.GREY, label="mean of the seeds")
         panel.set_xticks([])

@@ -1,9 +1,9 @@
 """A plain trainer: verl's training in one process, without Ray, for suites of hundreds of short runs.
 
-A cell of a suite with `trainer: plain` runs here in place of main_ppo, from the same configuration. Policy loss,
-advantage estimator and grader are those that verl calls, and samples come from the generator of the rollout `hf`. New
-is the loop around them: draw prompts, sample a group for each, advantages, mini-batches of whole groups, AdamW. A
-mini-batch is one micro-batch. A setting that would change the training and is not read here is an error (`check`).
+A cell of a suite with `trainer: plain` runs here instead of in main_ppo, with the same configuration. Policy loss,
+advantage estimator and grader are those that verl calls, and samples come from the generator of the rollout `hf`. Only
+the loop around them is new: draw prompts, sample a group for each, compute advantages, and update with AdamW on
+mini-batches of whole groups. A mini-batch is one micro-batch. `check` rejects settings that this loop does not read.
 """
 
 import json
@@ -30,7 +30,7 @@ from verl_sspo.hf.generation import BatchedGenerator, Request, SamplingParams
 from verl_sspo.run.folder import METRICS
 from verl_sspo.run.task import data_files
 
-# What this loop does not do: key and the value at which verl does not either.
+# What this loop does not do: each key, with the value at which verl does not do it either.
 NOT_READ = {
     "algorithm.use_kl_in_reward": False,
     "algorithm.rollout_correction.rollout_is": None,
@@ -52,17 +52,17 @@ def train(
     config_name: str,
     console: Console | None = None,
 ) -> Path:
-    """Trains as `launch.train` does, and returns the metrics file. There are no checkpoints.
+    """Trains like `launch.train`, but without checkpoints, and returns the metrics file.
 
     Args:
-        overrides, config_dir, config_name: of the configuration.
-        run_dir: gets `metrics.jsonl`, with verl's names.
-        console: where the progress goes.
+        overrides, config_dir, config_name: as in `launch.train`.
+        run_dir: new folder for `metrics.jsonl`, with verl's names of metrics.
+        console: where to show progress.
 
     Raises:
         ValueError: a setting that this loop does not read.
     """
-    # Of this cell; the process may have loaded torch before it was known.
+    # The process may have loaded torch before this variable was set for the cell.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     config = compose_config(config_name, overrides, config_dir)
     run_dir.mkdir(parents=True)
@@ -82,10 +82,10 @@ def check(config: DictConfig) -> None:
 
 
 class Trainer:
-    """One training of a suite's cell.
+    """Trains one cell of a suite.
 
     Args:
-        config: of main_ppo. Model and data are local, and so small that all prompts are tokenised at the start.
+        config: configuration of main_ppo. Model and data must be local and small: all prompts are tokenised first.
     """
 
     def __init__(self, config: DictConfig) -> None:
@@ -101,7 +101,7 @@ class Trainer:
         self.model = AutoModelForCausalLM.from_pretrained(model.path, **attention).train()
         ends = GenerationConfig.from_pretrained(model.path).eos_token_id
         self.stop = tuple(ends) if isinstance(ends, list) else (ends,)
-        # As hardware=cpu_bf16: matrix products in bfloat16, master weights in float32.
+        # As with hardware=cpu_bf16: matrix products in bfloat16, master weights in float32.
         self.half = actor.fsdp_config.dtype == "bfloat16"
         self.sampler = deepcopy(self.model).to(torch.bfloat16) if self.half else self.model
         optim = actor.optim
@@ -124,7 +124,7 @@ class Trainer:
         return rows.assign(tokens=[self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts])
 
     def run(self) -> Iterator[tuple[int, dict[str, float]]]:
-        """(step, metrics) of each step; validation as the recipe asks for it."""
+        """Yields (step, metrics) of each step, with validation as configured."""
         trainer, batch = self.config.trainer, self.config.data.train_batch_size
         if trainer.val_before_train:
             yield 0, self.validate(0)
@@ -139,7 +139,7 @@ class Trainer:
             yield step, metrics
 
     def sample(self, rows: pd.DataFrame, n: int, step: int) -> list[list[int]]:
-        """`n` responses to each row's prompt, those of a prompt together."""
+        """`n` responses to each row's prompt, grouped by prompt."""
         seeds = np.random.SeedSequence([self.rollout.seed, step, n]).generate_state(n * len(rows)).tolist()
         limit = self.config.data.max_response_length
         requests = [
@@ -158,14 +158,14 @@ class Trainer:
         ]
 
     def validate(self, step: int) -> dict[str, float]:
-        """Accuracy of sampled answers, of each data source."""
+        """Accuracy of sampled answers for each data source."""
         rows = self.rows["val"]
         graded = self.grade(rows, self.sample(rows, 1, -step % (1 << 32)))
         accuracies = pd.Series([each["acc"] for each in graded]).groupby(rows["data_source"].to_numpy()).mean()
         return {f"val-core/{source}/acc/mean@1": float(value) for source, value in accuracies.items()}
 
     def step(self, step: int, rows: pd.DataFrame) -> dict[str, float]:
-        """A rollout of these prompts and its updates."""
+        """One rollout of these prompts and the updates on it; returns their metrics."""
         n, actor = self.rollout.n, self.actor
         sampled = self.sample(rows, n, step)
         scores = torch.tensor([each["score"] for each in self.grade(rows, sampled)])
@@ -202,7 +202,7 @@ class Trainer:
     def update(
         self, groups: "Groups", prompts: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor
     ) -> dict[str, float]:
-        """One update on the responses to these prompts, and what its loss reports."""
+        """One update on the responses to these prompts; returns its metrics."""
         part, rows = groups.select(prompts), groups.rows_of(prompts)
         log_prob, _ = self.log_probs(part)
         loss, metrics = get_policy_loss_fn(self.actor.policy_loss.loss_mode)(
@@ -223,13 +223,13 @@ class Trainer:
         # verl's trainer puts `actor/` before names that lack it.
         return {f"actor/{name.removeprefix('actor/')}": value for name, value in reduce_metrics(metrics).items()} | {
             "actor/grad_norm": norm.item(),
-            # Of all algorithms alike: the drift of a token and of the mean of a response, and of the two the means.
+            # Logged for every algorithm: mean absolute log-ratio of tokens, and of responses (their token mean).
             "plain/abs_log_ratio": (z.abs().sum() / lengths.sum()).item(),
             "plain/abs_mean_log_ratio": (z.sum(-1) / lengths).abs().mean().item(),
         }
 
     def log_probs(self, groups: "Groups") -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities of the tokens of the responses, (responses, T), and of all of the vocabulary; float32."""
+        """Log-probabilities of the response tokens, (responses, T), and of the whole vocabulary; float32."""
         with torch.autocast("cpu", torch.bfloat16) if self.half else nullcontext():
             logits = groups.logits(self.model)
         distribution = (logits.float() / self.temperature).log_softmax(-1)
@@ -237,10 +237,10 @@ class Trainer:
 
 
 class Groups:
-    """Prompts with their responses in one row each: the model computes a prompt once.
+    """Prompts with their responses, one row per prompt, so that the model computes each prompt only once.
 
     Attributes:
-        responses, mask: (responses, T), those of a prompt together, padded on the right; int64 and bool.
+        responses, mask: (responses, T), int64 and bool, grouped by prompt and padded on the right.
     """
 
     def __init__(self, prompts: list[list[int]], responses: list[list[int]], n: int) -> None:
@@ -260,7 +260,7 @@ class Groups:
         return part
 
     def logits(self, model: PreTrainedModel) -> torch.Tensor:
-        """(responses, T, vocabulary): what predicts each token of the responses."""
+        """Logits that predict each token of the responses, (responses, T, vocabulary)."""
         count, width, longest = len(self.prompts), self.responses.shape[1], max(map(len, self.prompts))
         lengths = torch.tensor([len(prompt) for prompt in self.prompts])[:, None]
         padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in self.prompts])

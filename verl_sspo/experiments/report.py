@@ -1,13 +1,13 @@
-"""Tables and pictures of a suite's runs, as Markdown; also while they run.
+"""Writes tables and pictures of a suite's runs as Markdown, also while they run.
 
     verl-sspo report runs/tiny --output runs/tiny/report
     verl-sspo report --theory --output docs/results/theory
 
-With --theory there are no runs: trust regions, gates, bias and variance of the losses, in about a minute.
+--theory needs no runs: it shows trust regions, gates, bias and variance of the losses, in about a minute.
 
-The folder --output gets report.md and pictures/ (SVG, and PDF for LaTeX). Of a suite it also gets runs.csv
-(a row per run), differences.csv (what is compared), curves.csv.gz (what is drawn over steps) and, for a suite that
-measures staleness, staleness.csv (a row per step).
+The folder --output gets report.md and pictures/ (SVG, and PDF for LaTeX). For a suite it also gets runs.csv (a row per
+run), differences.csv (the comparisons), curves.csv.gz (the metrics drawn over steps) and, if the suite measures
+staleness, staleness.csv (a row per step).
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="verl-sspo report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="?", type=Path, help="the folder that verl-sspo reproduce wrote to")
-    parser.add_argument("--theory", action="store_true", help="the report of the losses instead, without runs")
+    parser.add_argument("--theory", action="store_true", help="report on the losses instead, without runs")
     parser.add_argument("--output", type=output_folder, required=True, help="folder of the report")
     arguments = parser.parse_args(argv)
     if arguments.theory == (arguments.runs is not None):

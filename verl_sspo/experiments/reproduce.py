@@ -1,12 +1,12 @@
-"""Runs an experiment suite of recipes/suites, cell by cell, each as its own main_ppo run.
+"""Runs an experiment suite of recipes/suites. Each cell is a separate training run.
 
     verl-sspo reproduce tiny                                     everything, into runs/tiny
-    verl-sspo reproduce tiny --list                              its cells, and how far each is
+    verl-sspo reproduce tiny --list                              its cells and their states
     verl-sspo reproduce tiny --only algo=sspo,grpo variant=lr1e-4 --seeds 0 1
-    verl-sspo reproduce tiny --jobs 2                            two cells side by side
+    verl-sspo reproduce tiny --jobs 2                            two cells at a time
 
-The same command again skips finished cells and resumes the others. `verl-sspo report runs/tiny --output
-runs/tiny/report` makes tables and pictures of it, also while it runs.
+Run the same command again to resume: finished cells are skipped. `verl-sspo report runs/tiny --output runs/tiny/report`
+makes tables and pictures, also while the suite runs.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from verl_sspo.cli import at_least, output_folder
 
 
 def chosen(only: list[str]) -> dict[str, list[str]]:
-    """`algo=a,b variant=c` as arguments of `expand`."""
+    """Turns `algo=a,b variant=c` into arguments of `expand`."""
     names = {"algo": "algorithms", "variant": "variants"}
     given = dict(each.split("=", 1) for each in only if "=" in each)
     if len(given) != len(only) or not given.keys() <= names.keys():
@@ -32,9 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("suite", help="a name in recipes/suites, or a YAML file")
     parser.add_argument("--only", nargs="+", default=[], metavar="KEY=NAMES", help="algo=a,b and/or variant=c,d")
-    parser.add_argument("--seeds", nargs="+", type=at_least(0), default=[], help="instead of the suite's")
+    parser.add_argument("--seeds", nargs="+", type=at_least(0), default=[], help="default: the suite's")
     parser.add_argument("--output", type=output_folder, help="default: runs/SUITE")
-    parser.add_argument("--jobs", type=at_least(1), default=1, help="cells side by side (default: %(default)s)")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="cells at a time (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="show the cells and their states, run nothing")
     arguments = parser.parse_args(argv)
 
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     for failed, reason in outcome.failed.items():
         console.print(f"failed: {failed}: {reason}", markup=False, soft_wrap=True)
-    counts = f"{len(outcome.finished)} finished, {len(outcome.skipped)} were, {len(outcome.failed)} failed"
+    counts = f"{len(outcome.finished)} finished, {len(outcome.skipped)} finished before, {len(outcome.failed)} failed"
     console.print(f"{counts}, {len(outcome.busy)} left to another process")
     report = shlex.join(["verl-sspo", "report", str(root), "--output", str(root / "report")])
     console.print(f"report: {report}", soft_wrap=True)

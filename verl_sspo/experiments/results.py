@@ -1,4 +1,4 @@
-"""The runs of a suite as tables, finished or not: a row per run, a row per step, and the differences between them."""
+"""Tables of a suite's runs, finished or not: a row per run, a row per step, and the differences between runs."""
 
 import json
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from verl_sspo.report.summary import REWARD, read_attempts
 
 PLACE = ["variant", "algorithm", "seed"]
 
-# A run has collapsed if the mean reward of its last rollouts, this many, is below this fraction of the reward of its
-# first rollout, which the untrained policy made. Our choice.
+# A run has collapsed if the mean reward of its last LAST_ROLLOUTS rollouts is below COLLAPSED times that of its first
+# rollout, which is from the untrained policy. Our choice.
 LAST_ROLLOUTS = 4
 COLLAPSED = 0.5
 
@@ -33,7 +33,7 @@ class Results:
 
     @property
     def finished(self) -> pd.DataFrame:
-        """The rows of `runs` that have finished."""
+        """The rows of finished runs."""
         return self.runs[self.runs["state"] == "finished"]
 
     def values(self, measure: Measure, variant: str, first: bool = False) -> pd.DataFrame:
@@ -45,18 +45,18 @@ class Results:
         runs = self.finished[self.finished["variant"] == variant]
         steps = self.steps.merge(runs[PLACE], on=PLACE).reindex(columns=[*PLACE, "step", *measure.metrics])
         if first:
-            # The mean over the steps of a run has no value before training.
+            # A mean over steps has no value before training.
             steps = steps[(steps["step"] == 0) & (measure.summary == "last")]
         values = steps.groupby(["seed", "algorithm"])[measure.metrics].agg(measure.summary)
         table = values.mean(axis=1, skipna=False).unstack("algorithm")
         return table.reindex(columns=[key for key in self.suite.algorithms if key in table]).dropna(how="all")
 
     def differences(self, variant: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Differences to the baseline, seed by seed, and their `paired_differences`: all of a table are one family.
+        """Differences to the baseline, seed by seed, and their `paired_differences`, as one family of comparisons.
 
         Returns:
             A row per seed and a column per (measure, algorithm); a row per (measure, algorithm). Measures in percent
-            are in points.
+            are in percentage points.
         """
         columns: dict[tuple[str, str], pd.Series] = {}
         for title, measure in self.suite.measures.items():
@@ -68,7 +68,7 @@ class Results:
         return raw, paired_differences(raw)
 
     def collapsed(self, variant: str, algorithm: str) -> str:
-        """How many of the finished runs have collapsed, of those that logged at least two rollouts."""
+        """How many of the finished runs that logged at least two rollouts have collapsed, as `collapsed/runs`."""
         runs = self.finished.query("variant == @variant and algorithm == @algorithm")
         steps = self.steps.reindex(columns=[*PLACE, REWARD]).dropna().merge(runs[PLACE], on=PLACE)
         rewards = [each for _, each in steps.groupby("seed")[REWARD] if len(each) > 1]
@@ -77,7 +77,7 @@ class Results:
 
 
 def read_results(root: Path) -> Results:
-    """The runs below `root`, as `verl-sspo reproduce` left them.
+    """Reads the runs that `verl-sspo reproduce` wrote below `root`.
 
     Raises:
         FileNotFoundError: `root` holds no runs of a suite.
@@ -98,7 +98,7 @@ def read_results(root: Path) -> Results:
 
 
 def read_metrics(folder: Path) -> pd.DataFrame:
-    """What the attempts of a cell have logged, as one run. An evaluation's metrics belong to the last step."""
+    """The metrics of all attempts of a cell, as one run. Those of an evaluation are added to the last step."""
     steps = read_attempts(cell.attempts(folder))
     evaluated = folder / cell.EVALUATION / METRICS
     if evaluated.exists():

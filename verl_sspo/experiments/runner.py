@@ -1,4 +1,4 @@
-"""Runs the cells of a suite, some side by side, each in a process of its own."""
+"""Runs the cells of a suite, several at a time, each in its own process."""
 
 import json
 import multiprocessing
@@ -20,13 +20,13 @@ from verl_sspo.experiments.suite import Cell
 from verl_sspo.run import launch
 from verl_sspo.run.screen import clock, say
 
-# Exit status of a cell's process that found another one running it.
+# Exit status of a cell's process if another process is running the cell.
 _BUSY = 75
 
 
 @dataclass
 class Outcome:
-    """How the cells of a run of `reproduce` ended, by name."""
+    """The names of the cells, by how they ended."""
 
     finished: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -43,14 +43,14 @@ def run(
     console: Console | None = None,
     train: cells_.Trainer = launch.train,
 ) -> Outcome:
-    """Runs every cell that is not finished, each in a process of its own. The failure of one does not stop the others.
+    """Runs every unfinished cell, each in its own process. If one fails, the others continue.
 
     Args:
         cells: what to run, in this order.
-        root, recipes: folder of the suite's runs, and Hydra tree of the recipes.
-        jobs: cells side by side. Each then has the CPU cores divided by `jobs` as threads.
-        console: where the progress goes; stderr without it.
-        train: what runs main_ppo; a function of a module, since it is called in another process.
+        root, recipes: folder of the suite's runs, and Hydra config folder of the recipes.
+        jobs: cells to run at a time. Each gets as many threads as CPU cores divided by `jobs`.
+        console: where to show progress; default: stderr.
+        train: module-level function that runs main_ppo; it is called in another process.
 
     Raises:
         KeyboardInterrupt: on SIGINT, SIGTERM or SIGHUP, after the running cells have ended their processes.
@@ -86,7 +86,7 @@ def run(
 
 def _start(cell: Cell, folder: Path, recipes: Path, train: cells_.Trainer, jobs: int) -> BaseProcess:
     # A fork of a fresh interpreter: no state of this one, its own main thread for launch's signal handlers, and the
-    # imports are paid once.
+    # imports run only once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["verl_sspo.experiments.cell"])
     process = context.Process(target=_run_in_process, args=(cell, folder, recipes, train, jobs), name=cell.name)
@@ -95,7 +95,7 @@ def _start(cell: Cell, folder: Path, recipes: Path, train: cells_.Trainer, jobs:
 
 
 def _run_in_process(cell: Cell, folder: Path, recipes: Path, train: cells_.Trainer, jobs: int) -> None:
-    # Ctrl-C in the terminal then reaches `run` alone, which ends the cells in order.
+    # Ctrl-C in the terminal then reaches only `run`, which ends the cells in order.
     os.setsid()
     threading.Thread(target=_end_with_the_runner, daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
@@ -111,14 +111,14 @@ def _run_in_process(cell: Cell, folder: Path, recipes: Path, train: cells_.Train
 
 
 def _end_with_the_runner() -> None:
-    """Ends this cell once the process that runs the suite is gone without having ended it."""
+    """Ends this cell when the process that runs the suite is gone without having done so."""
     if (runner := multiprocessing.parent_process()) is not None:
         runner.join()
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _take_outcome(name: str, folder: Path, code: int | None, outcome: Outcome) -> str:
-    """Enters how a cell's process ended, and returns it in words."""
+    """Records how a cell's process ended, and returns it in words."""
     if code == 0:
         outcome.finished.append(name)
         return f"{name} finished"

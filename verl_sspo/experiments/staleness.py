@@ -34,7 +34,7 @@ CAPTION = (
 
 
 def sections(results: Results, output: Path) -> list[str]:
-    """The part of the report, after writing staleness.csv, a row per step; empty while no run has finished."""
+    """This part of the report; empty while no run has finished. Also writes staleness.csv, a row per step."""
     data = over_lag(results)
     if data.empty:
         return []
@@ -47,8 +47,8 @@ def sections(results: Results, output: Path) -> list[str]:
 def over_lag(results: Results) -> pd.DataFrame:
     """A row for each step of the finished runs, with its lag; NaN where a metric is not logged.
 
-    verl counts the transfers of weights before the present step, for the newest and the oldest token of a response. Of
-    the step's own updates, half lie before an average one.
+    verl counts the weight transfers before the current step, for the newest and the oldest token of a response. Within
+    the step, half of the other updates come before an average update.
 
     Raises:
         KeyError: a run was not asynchronous.
@@ -66,7 +66,7 @@ def over_lag(results: Results) -> pd.DataFrame:
 
 
 def means_table(suite: Suite, data: pd.DataFrame) -> str:
-    """Means over all steps at one number of updates per transfer, as Markdown; accuracies are those at the end."""
+    """Means over all steps with the same number of updates per transfer, as Markdown; accuracy is the final one."""
     means = data.drop(columns=["seed", "step"]).groupby(["updates_per_transfer", "algorithm"]).mean()
     order = [(every, key) for every in means.index.levels[0] for key in suite.algorithms if (every, key) in means.index]
     table = means.loc[order].rename(index={key: arm.title for key, arm in suite.algorithms.items()}, level=1)
@@ -74,7 +74,7 @@ def means_table(suite: Suite, data: pd.DataFrame) -> str:
 
 
 def draw(suite: Suite, data: pd.DataFrame, path: Path) -> Path:
-    """Drift, effective update ratio, sequence weights and accuracy over the lag."""
+    """Draws drift, effective update ratio, sequence weights and accuracy over the lag."""
     figure, panels = style.new_figure(2, 2, 4.2, 2.8)
     titles = {
         "kl": "KL(rollout's policy, present one), nats per token",

@@ -1,4 +1,4 @@
-"""What a suite is: the YAML files of recipes/suites, and the runs (cells) that they stand for."""
+"""Suites: the YAML files of recipes/suites, and the runs (cells) that they define."""
 
 import itertools
 import re
@@ -32,19 +32,19 @@ class Arm:
 class Measure:
     """A column of the result table."""
 
-    metrics: list[str] = MISSING  # names in verl's metrics; the mean of several
-    summary: str = "last"  # what stands for a run: its "last" value, or the "mean" over all steps
+    metrics: list[str] = MISSING  # names of verl's metrics; several are averaged
+    summary: str = "last"  # the value of a run: its "last", or the "mean" over all steps
     percent: bool = False  # show fractions in percent
 
 
 @dataclass
 class Published:
-    """Numbers that others printed, to stand beside ours."""
+    """Numbers that others published, to show beside ours."""
 
     source: str = MISSING  # paper, version and table, and settings that differ from ours
-    status: str = MISSING  # "published" if read in the paper itself, "restated" if read with a third party
+    status: str = MISSING  # "published" if read in the paper itself, "restated" if read in a third party's text
     rows: dict[str, str] = field(default_factory=dict)  # titles of rows that the suite does not run itself
-    # Algorithm, "untrained" or one of `rows` -> measure -> number as printed; what is unknown is left out.
+    # Algorithm, "untrained" or one of `rows` -> measure -> number as printed; leave out unknown ones.
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -57,14 +57,14 @@ class Suite:
     shows: str = MISSING
     shows_not: str = MISSING
     recipe: str = MISSING  # recipe of recipes/ that all cells run
-    seeds: list[int] = MISSING  # one run each for every algorithm and variant; runs of one seed are paired
+    seeds: list[int] = MISSING  # one run per seed, algorithm and variant; runs with the same seed are paired
     seed_keys: list[str] = MISSING  # configuration keys that take the seed
     overrides: dict[str, Any] = field(default_factory=dict)  # for all cells
     trainer: str = "verl"  # or "plain", see `experiments.plain`
-    # What every algorithm is run in, e.g. learning rates.
+    # Every algorithm is run in each of these, e.g. learning rates.
     variants: dict[str, Arm] = field(default_factory=lambda: {"default": Arm("default")})
     algorithms: dict[str, Arm] = MISSING  # what is compared
-    baseline: str = MISSING  # the algorithm that paired differences are taken against
+    baseline: str = MISSING  # the algorithm that the others are compared with
     measures: dict[str, Measure] = MISSING  # columns of the result table, by title
     evaluation: Evaluation | None = None  # of the last checkpoints
     published: list[Published] = field(default_factory=list)
@@ -94,8 +94,8 @@ def load_suite(path: Path) -> Suite:
     """Reads and checks a suite.
 
     Raises:
-        FileNotFoundError: there is no such file; the message names the suites there are.
-        ValueError: the file does not say what a suite needs, or says something that does not fit together.
+        FileNotFoundError: there is no such file; the message names the existing suites.
+        ValueError: the file lacks something that a suite needs, or is inconsistent.
     """
     if not path.is_file():
         others = sorted(each.stem for each in path.parent.glob("*.yaml"))
@@ -115,7 +115,7 @@ def load_suite(path: Path) -> Suite:
     except (YAMLError, OSError) as error:
         raise ValueError(f"{path} is not a YAML file of a suite: {error}") from error
     except HydraException as error:
-        raise ValueError(f"{path}: no overrides for Hydra: {error}") from error
+        raise ValueError(f"{path}: not valid as Hydra overrides: {error}") from error
     except (OmegaConfBaseException, ValueError) as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
     return suite
@@ -127,7 +127,7 @@ def _check(suite: Suite) -> None:
             raise ValueError(message)
 
     def are(kind: type, values: list) -> bool:
-        """OmegaConf lets lists of lists pass."""
+        """Whether this is a list of `kind`, not empty: OmegaConf also accepts lists of lists."""
         return bool(values) and all(isinstance(value, kind) for value in values)
 
     for name in (*suite.algorithms, *suite.variants):
@@ -162,12 +162,12 @@ def expand(
     variants: Collection[str] = (),
     seeds: Collection[int] = (),
 ) -> list[Cell]:
-    """The cells of a suite, all algorithms of a seed before the next seed, so that what is done is paired.
+    """The cells of a suite, all algorithms of a seed before the next seed, so that finished runs are paired.
 
     Args:
         suite: the suite.
         name: its name, the folder of its runs.
-        algorithms, variants, seeds: only these; all of them where empty.
+        algorithms, variants, seeds: only these; empty means all.
 
     Raises:
         ValueError: a name that the suite does not have.
@@ -179,7 +179,7 @@ def expand(
     for seed, variant, algorithm in itertools.product(seeds or suite.seeds, suite.variants, suite.algorithms):
         if variant in (variants or suite.variants) and algorithm in (algorithms or suite.algorithms):
             arms = (suite.variants[variant].overrides, suite.algorithms[algorithm].overrides)
-            # The last one wins in Hydra, except for groups (algo=...), which come before all values.
+            # In Hydra the last override wins, but groups (algo=...) come before all values.
             overrides = hydra_overrides(suite.overrides, *arms, dict.fromkeys(suite.seed_keys, seed))
             cells.append(
                 Cell(name, variant, algorithm, seed, suite.recipe, tuple(overrides), suite.evaluation, suite.trainer)

@@ -1,4 +1,4 @@
-"""The report of a suite's runs: its sections, in their order."""
+"""Writes the report of a suite's runs, section by section."""
 
 import itertools
 import math
@@ -67,7 +67,7 @@ def write_suite_report(root: Path, output: Path) -> Path:
 
 
 def progress(results: Results) -> str:
-    """How many runs are in which state, and which have failed."""
+    """How many runs are in each state, and which have failed."""
     runs, total = results.runs, len(expand(results.suite, "suite"))
     states = ", ".join(f"{count} {state}" for state, count in runs["state"].value_counts().items())
     failed = [f"`{r.variant}/{r.algorithm}/seed{r.seed}`" for r in runs[runs["state"] == "failed"].itertuples()]
@@ -76,10 +76,10 @@ def progress(results: Results) -> str:
 
 
 def commands(root: Path, results: Results) -> str:
-    """What makes these runs and this report, to be pasted into a shell."""
+    """The shell commands that make these runs and this report."""
     shown = os.path.relpath(root)
     name = next(iter(results.runs["suite"]), root.name)
-    # A suite of the user's own is known by its copy beside the runs.
+    # A user's own suite is named by its copy beside the runs.
     suite = name if (RECIPES / "suites" / f"{name}.yaml").exists() else f"{shown}/suite.yaml"
     output = [] if shown == f"runs/{suite}" else ["--output", shown]
     lines = (["reproduce", suite, *output], ["report", shown, "--output", f"{shown}/report"])
@@ -87,7 +87,7 @@ def commands(root: Path, results: Results) -> str:
 
 
 def measured_note(results: Results) -> str:
-    """What the table of measured figures shows."""
+    """Explains the table of measured figures."""
     kinds = {"mean": "mean over steps", "last": "last value"}
     measures = (
         f"{title} ({kinds[measure.summary]} of {' and '.join(f'`{name}`' for name in measure.metrics)})"
@@ -100,7 +100,7 @@ def measured_note(results: Results) -> str:
 
 
 def differences_note(results: Results, variant: str) -> str:
-    """What intervals and tests of the differences mean, with their simulated coverage."""
+    """Explains intervals and tests of the differences, with their simulated coverage."""
     _, table = results.differences(variant)
     comparisons, seeds = int((table["seeds"] > 1).sum()), int(table["seeds"].max())
     baseline = results.suite.algorithms[results.suite.baseline].title
@@ -124,21 +124,21 @@ def differences_note(results: Results, variant: str) -> str:
 
 
 def grouped(algorithms: list[str], baseline: str) -> list[list[str]]:
-    """Algorithms in as few pictures as possible, nine curves at most in each, the baseline in all of them."""
+    """Splits algorithms into as few pictures as possible, at most nine curves in each, the baseline in all."""
     others = [key for key in algorithms if key != baseline]
     parts = np.array_split(others, max(1, math.ceil(len(others) / 8)))
     return [[key for key in algorithms if key == baseline or key in part] for part in parts]
 
 
 def versions(results: Results) -> str:
-    """Everything that the runs ran with; several values where they differ."""
+    """The versions that the runs used; several values where they differ."""
     used = pd.DataFrame(itertools.chain.from_iterable(results.runs["versions"]))
     rows = {name: ", ".join(sorted(map(str, values.dropna().unique()))) for name, values in used.items()}
     return pd.Series(rows, name="version").to_markdown() if rows else "Nothing has run yet."
 
 
 def write_data(results: Results, output: Path) -> None:
-    """runs.csv, a row per run; differences.csv, what the tables of differences show; curves.csv.gz, what is drawn."""
+    """Writes runs.csv, a row per run; differences.csv, the tables of differences; curves.csv.gz, what is drawn."""
     suite = results.suite
     measured = results.runs[[*PLACE, "state"]]
     for title, measure in suite.measures.items():

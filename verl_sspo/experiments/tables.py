@@ -14,7 +14,7 @@ def measured_table(results: Results, variant: str) -> str:
     table, seeds = pd.DataFrame(index=list(names)), pd.Series(0, index=list(names))
     for title, measure in suite.measures.items():
         values = results.values(measure, variant)
-        # Before training all algorithms of a seed are the same model.
+        # Before training, all algorithms of a seed have the same model.
         values[UNTRAINED] = results.values(measure, variant, first=True).mean(axis=1)
         table[title] = values.apply(_mean_and_range, measure=measure)
         seeds = values.count().combine(seeds, max, fill_value=0)
@@ -39,7 +39,7 @@ def _mean_and_range(values: pd.Series, measure: Measure) -> str:
 
 
 def differences_table(results: Results, variant: str) -> str:
-    """The differences to the baseline as Markdown; empty while no seed has finished with the baseline and another."""
+    """Differences to the baseline as Markdown; empty until a seed has finished the baseline and another algorithm."""
     suite, (_, table) = results.suite, results.differences(variant)
     rows = []
     for (title, key), row in table.iterrows():

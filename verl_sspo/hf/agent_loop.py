@@ -1,8 +1,8 @@
-"""verl's agent loop for plain questions, with the work per response moved to the prompt.
+"""verl's agent loop for single-turn text, with one pass of work per prompt instead of per response.
 
-verl makes an agent loop, a request, a grader call and a put into TransferQueue for each response. Around a small model
-this costs more than the model. Here, all responses to a prompt share one of each. `actor_rollout_ref.rollout.agent.
-agent_loop_manager_class` names the manager; recipes/hardware/cpu.yaml does.
+verl makes an agent loop, a request, a grader call and a put into TransferQueue for each response. With a small model
+this costs more than the model itself. Here, all responses to a prompt share one of each. To use it, set
+`actor_rollout_ref.rollout.agent.agent_loop_manager_class`, as recipes/hardware/cpu.yaml does.
 """
 
 import copy
@@ -34,13 +34,13 @@ logger = logging.getLogger(__name__)
 
 
 class GroupAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: ignore[name-defined,misc]
-    """Leaves to verl's own worker what is not single-turn text from the rollout `hf`, graded during the rollout."""
+    """Handles single-turn text from the rollout `hf`, graded during the rollout. verl's own worker does the rest."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._groups_are_possible = (
             self.rollout_config.name == "hf"
-            # Partial rollouts need verl's own loop: it continues each response by itself.
+            # Partial rollouts need verl's own loop, which continues each response separately.
             and type(self.llm_client) is LLMServerClient
             and self.processor is None
             and not self.distillation_enabled
@@ -71,7 +71,7 @@ class GroupAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: igno
             await self._grade(outputs, fields)
             await self._store(outputs, fields, partition_id)
             status = "finished"
-        except Exception:  # as verl's own worker: logged, and the prompt is marked as failed
+        except Exception:  # as in verl's own worker: logged, and the prompt is marked as failed
             logger.exception(f"the rollout of the prompt {uid} failed")
             status = "failure"
         await tq.async_kv_put(key=uid, partition_id=partition_id, tag={"status": status})
@@ -91,16 +91,14 @@ class GroupAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: igno
                 multi_modal_data={},
                 num_turns=2,
                 metrics=AgentLoopMetrics(generate_sequences=seconds),
-                extra_fields={
-                    **{"global_steps": version, "min_global_steps": version, "max_global_steps": version},
-                    **{"turn_scores": [], "tool_rewards": []},
-                },
+                extra_fields=dict.fromkeys(("global_steps", "min_global_steps", "max_global_steps"), version)
+                | {"turn_scores": [], "tool_rewards": []},
             )
             for response in group.extra_fields["responses"]
         ]
 
     async def _grade(self, outputs: list[AgentLoopOutput], fields: dict) -> None:
-        """Sets the rewards, by one call of a grader process."""
+        """Sets the rewards, with one call to a grader process."""
         columns: dict[str, list] = {name: [copy.copy(value) for _ in outputs] for name, value in fields.items()}
         columns |= {"__num_turns__": [2] * len(outputs), "tool_extra_fields": [o.extra_fields for o in outputs]}
         arrays = {name: np.empty(len(outputs), dtype=object) for name in columns}
@@ -122,7 +120,7 @@ class GroupAgentLoopWorker(AgentLoopWorkerTQ.__ray_actor_class__):  # type: igno
             output.extra_fields["reward_extra_info"] = result["reward_extra_info"]
 
     async def _store(self, outputs: list[AgentLoopOutput], fields: dict, partition_id: str) -> None:
-        """Puts the group into TransferQueue as verl's `_agent_loop_postprocess` does with each response."""
+        """Puts the group into TransferQueue, as verl's `_agent_loop_postprocess` does for each response."""
         rows, tags = [], []
         for output in outputs:
             row = {**output.as_dict(), **fields, "multi_modal_inputs": {}}

@@ -1,8 +1,8 @@
-"""verl's FSDP engine for short responses: each prompt of a micro-batch once, and logits of the responses alone.
+"""verl's FSDP engine for short responses: computes each prompt of a micro-batch once, and only the responses' logits.
 
 verl computes a prompt once per response, the logits of every token, and log-probabilities of bfloat16 logits token by
-token. With short responses and a large vocabulary this is most of the work. verl imports this module where
-`actor_rollout_ref.model.external_lib` names it; recipes/hardware/cpu.yaml and gpu_hf.yaml do.
+token. With short responses and a large vocabulary this is most of the work. verl imports this module if
+`actor_rollout_ref.model.external_lib` names it, as in recipes/hardware/cpu.yaml and gpu_hf.yaml.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-# verl's settings that need the logits of all tokens or have their own way to log-probabilities, and verl's defaults.
+# verl's settings that need all logits or compute log-probabilities in another way, with verl's defaults.
 OTHERS = {
     "use_remove_padding": True,
     "use_fused_kernels": False,
@@ -24,21 +24,21 @@ OTHERS = {
 PROMPT, PADDING = 0, -1
 
 
-# On a CPU verl looks the engine up as the CUDA one (`verl_sspo.cpu.internals`), of the vendor `cpu`.
+# On a CPU verl looks up the engine for device "cuda" (see `verl_sspo.cpu.internals`) and vendor "cpu".
 @EngineRegistry.register(
     model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor=["cpu", "nvidia", "amd"]
 )
 class SharedPromptEngine(FSDPEngineWithLMHead):
-    """verl's engine, whose log-probs and entropies of prompt tokens are 0: no loss and no metric reads them."""
+    """verl's engine, except that log-probs and entropies of prompt tokens are 0. No loss or metric reads them."""
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
-        """One row per prompt: the prompt, then its responses, each of which sees the prompt and itself."""
+        """One row per prompt: the prompt, then its responses, each of which sees only the prompt and itself."""
         inputs, output_args = super().prepare_model_inputs(micro_batch)
         is_text = inputs.keys() == {"input_ids", "attention_mask", "position_ids"} and inputs["input_ids"].dim() == 2
         others = any(tu.get_non_tensor_data(micro_batch, name, default) for name, default in OTHERS.items())
         config = self.model_config.hf_config
         layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-        # The mask below is one for sdpa, and no sliding window or recurrent state would keep to it.
+        # The mask below is for sdpa. Sliding windows and recurrent states would not respect it.
         if others or not is_text or config._attn_implementation != "sdpa" or layers != {"full_attention"}:
             return inputs, output_args
 
@@ -50,7 +50,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
 
         device = ids[0].device
         columns: dict[str, list[torch.Tensor]] = {"input_ids": [], "position_ids": [], "parts": []}
-        # Of each response, in the order of the micro-batch: (prompt, place) of the logits of its tokens.
+        # For each response, in the order of the micro-batch: (prompt, place) of the logits of its tokens.
         logits_at: list[Any] = [None] * len(ids)
         for i, (prompt, rows) in enumerate(prompts.items()):
             length = end = len(prompt)
@@ -83,7 +83,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
         ids = micro_batch["input_ids"]
         offsets, responses = ids.offsets(), ids.offsets().diff() - output_args["prompt_lengths"]
-        # Of each response token: its row, and its place among all tokens.
+        # For each response token: its row, and its place among all tokens.
         rows = torch.repeat_interleave(responses)
         ends = zip(offsets[1:].tolist(), responses.tolist(), strict=True)
         places = torch.cat([torch.arange(end - size, end, device=offsets.device) for end, size in ends])
@@ -92,7 +92,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         log_probs = logits.log_softmax(dim=-1)
 
         def where_predicted(values: torch.Tensor) -> torch.Tensor:
-            """(response tokens,) in a nested tensor of all tokens, each at the token before it, as verl has them."""
+            """Puts (response tokens,) into a nested tensor of all tokens, each at the token before it, as in verl."""
             tokens = values.new_zeros(len(ids.values())).index_put((places - 1,), values)
             return torch.nested.nested_tensor_from_jagged(tokens, offsets)
 

@@ -12,9 +12,9 @@ import torch
 from transformers import PreTrainedModel, TopKLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import Cache, DynamicLayer
 
-# Batches that take turns at most. With more, each forward pass would hold too few sequences.
+# Maximum number of batches that take turns. With more, each forward pass would hold too few sequences.
 MAX_BATCHES = 4
-# Finished sequences leave a batch when they are this fraction of it: leaving copies the cache.
+# Finished sequences are removed only when they are this fraction of a batch, because removal copies the cache.
 FINISHED_FRACTION = 1 / 8
 
 
@@ -23,12 +23,12 @@ class SamplingParams:
     """How the tokens of one response are drawn.
 
     Args:
-        max_tokens: largest number of tokens to draw, at least 1.
+        max_tokens: maximum number of tokens to draw, at least 1.
         temperature: divides the logits; 0 takes the most probable token.
         top_k: draw from the k most probable tokens; 0 or -1 for all.
         top_p: draw from the fewest tokens whose probabilities sum to this; 1 for all. Applied after `top_k`.
         stop_token_ids: tokens that end the response; they are part of it.
-        seed: of the response's own random numbers, which do not depend on what else is in the batch.
+        seed: seed of the response's random numbers, which do not depend on the rest of the batch.
 
     Raises:
         ValueError: a value is out of its range.
@@ -49,7 +49,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A prompt to continue. Requests are told apart by identity, so `request_id` may repeat."""
+    """A prompt to continue. Requests are compared by identity, so `request_id` may repeat."""
 
     request_id: str
     prompt_ids: Sequence[int]
@@ -193,7 +193,7 @@ class _Batch:
         return self.end(torch.isin(tokens, self.stop_token_ids) | (self.limits <= self.count), "completed")
 
     def end(self, rows: torch.Tensor, stop_reason: str) -> list[Completion]:
-        """Ends those of these rows, (batch,) bool, that are running."""
+        """Ends the rows that are running among these, (batch,) bool."""
         rows = rows & self.running
         self.running &= ~rows
         completions = [
@@ -222,11 +222,12 @@ class BatchedGenerator:
     Args:
         model: a causal language model with attention in all layers. Its weights may be changed between two steps.
         pad_token_id: filler on the left of shorter prompts; never attended to.
-        max_num_seqs: most running sequences; further requests wait.
-        max_num_batched_tokens: most prompt tokens, with padding, in one forward pass. One prompt always fits.
+        max_num_seqs: maximum number of running sequences; further requests wait.
+        max_num_batched_tokens: maximum number of prompt tokens, with padding, in one forward pass. A single prompt
+            always fits.
 
     Raises:
-        ValueError: the model keeps another state than keys and values.
+        ValueError: the model keeps state other than keys and values.
     """
 
     def __init__(
@@ -268,7 +269,7 @@ class BatchedGenerator:
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
-        """Lets waiting requests in, draws one token for every sequence and returns the finished ones.
+        """Admits waiting requests, draws one token for every sequence and returns the finished ones.
 
         Raises:
             FloatingPointError: the model's logits are not finite. `abort` then leaves the generator usable.

@@ -1,7 +1,7 @@
-"""Registers the rollout `hf` in this process, when it is imported.
+"""Registers the rollout `hf` in this process on import.
 
-The platform `cpu` imports it. On others, verl imports it in each of its processes where `VERL_USE_EXTERNAL_MODULES`
-names it; recipes/hardware/gpu_hf.yaml does.
+The platform `cpu` imports this module. On other platforms, verl imports it in each of its processes if
+`VERL_USE_EXTERNAL_MODULES` names it, as in recipes/hardware/gpu_hf.yaml.
 """
 
 from importlib.metadata import version
@@ -16,7 +16,7 @@ class IncompatibleVerlError(RuntimeError):
 
 
 def expect(condition: bool, expected: str) -> None:
-    """Raises IncompatibleVerlError if the condition, an internal of verl that is described, does not hold."""
+    """Raises IncompatibleVerlError if `condition` is false. `expected` describes what verl's internals should be."""
     if not condition:
         raise IncompatibleVerlError(
             f"verl_sspo's CPU platform and rollout `hf` were written for verl 0.9 and do not fit verl "
@@ -26,7 +26,7 @@ def expect(condition: bool, expected: str) -> None:
 
 
 def register_rollout() -> None:
-    """The rollout `hf`: the server's side in verl's public registry, the trainer's side in a private dictionary.
+    """Registers the server's side in verl's public registry, and the trainer's side in a private dictionary.
 
     verl has no function for the second.
     """

@@ -1,6 +1,6 @@
 """The rollout engine `hf`: verl's replica, server and trainer-side adapter around a transformers model.
 
-One replica is one Ray actor with one copy of the model, one for each trainer rank, on the CPU or on that rank's GPU. It
+Each trainer rank has one replica: a Ray actor with its own copy of the model, on the CPU or on that rank's GPU. It
 takes tokens and returns tokens; there is no HTTP endpoint.
 """
 
@@ -30,17 +30,17 @@ from verl.workers.rollout.utils import ensure_async_iterator
 from verl_sspo.hf.generation import BatchedGenerator, Completion, Request, SamplingParams
 from verl_sspo.hf.threads import use_cores
 
-# An idle server starts once no request has come for QUIET seconds, so that companions share its first batch.
+# An idle server starts once no request has come for QUIET seconds, so that requests sent together share a batch.
 QUIET = 0.02
 
 
 def server_name(replica_rank: int) -> str:
-    """Name of the Ray actor: how a trainer rank finds its server."""
+    """Name of the Ray actor, by which a trainer rank finds its server."""
     return f"hf_server_{replica_rank}_0"
 
 
 def check_rollout_config(config: RolloutConfig) -> None:
-    """Raises ValueError for what the engine cannot do."""
+    """Raises ValueError for settings that the engine does not support."""
     size = config.tensor_model_parallel_size * config.data_parallel_size * config.pipeline_model_parallel_size
     if size != 1:
         raise ValueError(
@@ -53,7 +53,7 @@ class HFServer:
     """Ray actor with the model: generates, and takes new weights.
 
     Requests live in the actor's event loop. Everything that touches the model (a step of generation, new weights,
-    aborting) is a job of one thread, so it happens between two steps and in order.
+    aborting) runs in one thread: in order, and never during a step.
 
     Args:
         config, model_config: verl's dataclasses, or the DictConfig they are made from.
@@ -75,9 +75,9 @@ class HFServer:
         self.max_model_len = self.config.max_model_len or hf_config.get_text_config().max_position_embeddings
         self.model = self._load_model()
         self._move(self.device)
-        # Random numbers are no weights.
+        # load_format=dummy gives random numbers, not weights to sample from.
         self.has_weights = self.config.load_format != "dummy"
-        # The tokenizer's end of sequence and the model's, of which there may be several.
+        # The tokenizer's end-of-sequence token and the model's, which may have several.
         declared = getattr(self.model_config.generation_config, "eos_token_id", None)
         ids = [self.model_config.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])]
         self.eos_token_ids = tuple(dict.fromkeys(i for i in ids if i is not None))
@@ -90,11 +90,11 @@ class HFServer:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generation")
         self._futures: dict[Request, asyncio.Future[Completion]] = {}
         self._running: asyncio.Task[None] | None = None
-        # Names of the parameters that have come since the last `finish_update`.
+        # Names of the parameters received since the last `finish_update`.
         self._received: set[str] = set()
-        # How often each prompt was asked for since the last update of the weights: see `_seed`.
+        # Number of requests per prompt since the last update of the weights, see `_seed`.
         self._asked: Counter[tuple[int, ...]] = Counter()
-        # While paused, requests wait or are rejected. Notified when one of these or `_futures` changes.
+        # While paused, requests wait or are rejected. `_changed` is notified when these flags or `_futures` change.
         self._paused = self._rejecting = False
         self._changed = asyncio.Condition()
 
@@ -124,7 +124,7 @@ class HFServer:
                 depend on which replica draws them.
 
         Raises:
-            ValueError: the request is not possible, with the reason.
+            ValueError: the request is invalid; the message gives the reason.
             RuntimeError: no weights have arrived yet.
         """
         if image_data or video_data or audio_data:
@@ -147,7 +147,7 @@ class HFServer:
         if self._rejecting:
             return self._to_output([], [], "aborted")
         if not self.has_weights:
-            raise RuntimeError("the rollout `hf` has no weights yet: rollout.load_format=dummy waits for the trainer's")
+            raise RuntimeError("the rollout `hf` has no weights yet: with load_format=dummy the trainer sends them")
 
         params = self._to_sampling_params(prompt_ids, dict(sampling_params), replica)
         request = Request(request_id, prompt_ids, params)
@@ -183,19 +183,19 @@ class HFServer:
     def _resolve(self, completions: list[Completion]) -> None:
         for completion in completions:
             future = self._futures.get(completion.request)
-            # A caller that was cancelled has taken its future along.
+            # A cancelled caller has removed its future.
             if future is not None and not future.done():
                 future.set_result(completion)
 
     def _to_sampling_params(self, prompt_ids: list[int], params: dict[str, Any], replica: int) -> SamplingParams:
-        """verl's dictionary, in the names of vLLM or SGLang, as this engine's."""
+        """Converts verl's dictionary, with the names of vLLM or SGLang, to this engine's parameters."""
         room = self.max_model_len - len(prompt_ids)
         if room < 1:
             raise ValueError(
                 f"a prompt of {len(prompt_ids)} tokens leaves no room in the context of {self.max_model_len} "
                 "(rollout.max_model_len, or the model's max_position_embeddings)"
             )
-        # As in verl's vLLM server: without a limit, what is left of prompt_length + response_length.
+        # Default as in verl's vLLM server: response_length, or less if the prompt is longer than prompt_length.
         length = self.config.response_length
         default = min(length, self.config.prompt_length + length - len(prompt_ids))
         limits = [params.pop("max_tokens", None), params.pop("max_new_tokens", None), default]
@@ -222,9 +222,10 @@ class HFServer:
     def _seed(self, prompt_ids: list[int], seed: int, replica: int) -> int:
         """A seed for the k-th request with this prompt since the last update of the weights.
 
-        The samples of one prompt are interchangeable, so a run can be repeated whatever the order in which concurrent
-        requests arrive. verl sends each request to any replica. Single requests with one prompt may meet on several
-        replicas, whose samples must differ; a group of responses comes from one replica, whichever it is.
+        The samples of one prompt are interchangeable, so a run is reproducible whatever the order in which concurrent
+        requests arrive. verl sends each request to any replica. Single requests with one prompt may go to several
+        replicas, whose samples must differ, so `replica` is the rank. A group of responses comes from one replica and
+        must not depend on which, so `replica` is 0.
         """
         prompt = tuple(prompt_ids)
         key = (seed, replica, self.global_steps or 0, self._asked[prompt])
@@ -240,7 +241,7 @@ class HFServer:
         """Copies these parameters, tensors on the CPU, into the model.
 
         Raises:
-            ValueError: a name or a shape that the model does not have.
+            ValueError: a name or a shape does not match the model.
         """
         own = self._by_name(self.model.state_dict())
         if unexpected := weights.keys() - own.keys():
@@ -253,7 +254,7 @@ class HFServer:
         self._received |= weights.keys()
 
     def _by_name(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The tensors by the names that verl's trainer sends: of stacked experts, a view of each."""
+        """The tensors by the names that verl's trainer sends; stacked experts become a view of each."""
         return dict(unfuse_moe_params(tensors.items(), self.model.config.model_type))
 
     @staticmethod
@@ -266,9 +267,9 @@ class HFServer:
         """Makes the weights valid after the last `update_weights`.
 
         Raises:
-            ValueError: a parameter has not come.
+            ValueError: a parameter is missing.
         """
-        # Of tied parameters, one name is enough: `named_parameters` has the first only.
+        # Of tied parameters, one name is enough: `named_parameters` lists only the first.
         if missing := self._by_name(dict(self.model.named_parameters())).keys() - self._received:
             raise ValueError(f"the trainer's weights lack {', '.join(sorted(missing))}")
         self.has_weights, self.global_steps = True, global_steps
@@ -295,7 +296,7 @@ class HFServer:
             self._changed.notify_all()
 
     async def sleep(self) -> None:
-        """With `free_cache_engine`, frees the device's memory for the trainer: the model moves to the CPU."""
+        """With `free_cache_engine`, moves the model to the CPU, which frees the device's memory for the trainer."""
         if self.config.free_cache_engine:
             await self._in_thread(self._move, torch.device("cpu"))
 
@@ -307,7 +308,7 @@ class HFServer:
         self.platform.empty_cache()
 
     async def _nothing(self, **kwargs: Any) -> None:
-        """No keys and values outlive their request, so nothing is freed; and the engine has no profiler."""
+        """Does nothing: keys and values are freed with their request, and the engine has no profiler."""
 
     clear_kv_cache = release_kv_cache = resume_kv_cache = start_profile = stop_profile = _nothing
 
@@ -322,7 +323,7 @@ class HFReplica(RolloutReplica):
             raise NotImplementedError("the rollout `hf` serves the policy only: it has no endpoint for a reward model")
 
     async def launch_servers(self) -> None:
-        # The server takes no GPU from Ray: it shares that of its trainer rank.
+        # The server requests no GPU from Ray: it shares that of its trainer rank.
         platform = get_platform()
         resource = platform.ray_resource_name()
         node_id, device = await self.workers[0].__ray_call__.remote(
@@ -343,7 +344,7 @@ class HFReplica(RolloutReplica):
             )
             .remote(self.config, self.model_config, self.replica_rank, self.gpus_per_node)
         )
-        # Waits for the model to be there; an error in it surfaces here.
+        # Waits until the model is loaded; an error while loading is raised here.
         await server.wait_for_requests_to_drain.remote()
         self.servers = [server]
         self._server_handle = server
@@ -395,7 +396,7 @@ class HFServerAdapter(BaseRollout):
         dtype = PrecisionType.to_dtype(self.config.dtype)
         bucket: dict[str, torch.Tensor] = {}
         size = 0
-        # Every rank walks through all of the weights: FSDP gathers each one when it is asked for.
+        # Every rank iterates over all weights: FSDP gathers each one on access.
         async for name, weight in ensure_async_iterator(weights):
             weight = weight.detach().to("cpu", dtype)
             if bucket and size + weight.nbytes > limit:

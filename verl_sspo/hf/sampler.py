@@ -1,4 +1,4 @@
-"""verl's replay buffer, looking for finished rollouts more often than every two seconds."""
+"""verl's replay buffer, polling for finished rollouts more often than the default of every two seconds."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from omegaconf import open_dict
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
-# Seconds between two looks. A toy rollout takes about a second.
+# Seconds between two polls. A toy rollout takes about a second.
 POLL_INTERVAL = 0.05
 
 
 def quick_replay_buffer(refill_fn: Callable[..., Any], **options: Any) -> ReplayBuffer:
-    """The buffer that verl would build without us, for `trainer.v1.sampler.custom_sampler`.
+    """verl's own buffer with a shorter poll interval, for `trainer.v1.sampler.custom_sampler`.
 
-    verl passes the settings of `algorithm.filter_groups` and `sync_refill_failed_groups` to its own buffers only, so
-    its trainer builds the buffer again, without a custom sampler. verl passes the trainer as the owner of `refill_fn`.
+    verl passes the settings of `algorithm.filter_groups` and `sync_refill_failed_groups` to its own buffers only. So
+    this has the trainer, the owner of `refill_fn`, build its own buffer as if there were no custom sampler.
     """
     trainer = refill_fn.__self__  # type: ignore[attr-defined]
     with open_dict(trainer.config.trainer.v1.sampler) as sampler:

@@ -1,8 +1,8 @@
-"""A time limit for updates of the rollout's weights: one that hangs ends the run, with a sentence.
+"""A time limit for updates of the rollout's weights: an update that hangs ends the run with an error.
 
-verl's driver waits for an update without a limit, and one can hang forever: when vLLM fails to take the weights, the
-trainer still waits for its acknowledgement. verl imports this module where `rollout.checkpoint_engine.
-custom_backend_module` names it; recipes/hardware/cpu.yaml does.
+verl's driver waits for an update without a limit, and it can hang forever: if vLLM fails to load the weights, the
+trainer still waits for its acknowledgement. verl imports this module if
+`rollout.checkpoint_engine.custom_backend_module` names it, as in recipes/hardware/cpu.yaml.
 """
 
 import functools
@@ -24,8 +24,8 @@ class WeightUpdateTimeoutError(RuntimeError):
 
     def __init__(self, limit: float) -> None:
         super().__init__(
-            f"the rollout did not take the trainer's weights within {limit:g} s. If it failed, its own error stands "
-            f"above, in the log of the run. If it is only slow, set {LIMIT} to more seconds"
+            f"the rollout did not take the trainer's weights within {limit:g} s. If it failed, its own error is above, "
+            f"in the log of the run. If it is only slow, raise the limit: set {LIMIT} (seconds)"
         )
 
 
@@ -35,7 +35,7 @@ _update_weights = CheckpointEngineManager.update_weights
 @functools.wraps(_update_weights)
 @auto_await
 async def update_weights(self: CheckpointEngineManager, *args: Any, **kwargs: Any) -> Any:
-    """verl's own `update_weights`, in a thread that is left behind when it does not come back.
+    """Runs verl's own `update_weights` in a thread, which is abandoned if it takes too long.
 
     Raises:
         WeightUpdateTimeoutError: it took longer than the limit.

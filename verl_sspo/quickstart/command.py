@@ -4,9 +4,9 @@
     verl-sspo quickstart --model smollm2-135m       a pretrained language model learns to solve word problems
     verl-sspo quickstart algo=gspo task.seed=1      with Hydra overrides
 
-Makes the problems and the model where they are missing, in data/ and models/, and trains as `verl-sspo train` does.
-It shows answers from before and after the training. The run folder, runs/TASK/ALGORITHM, also holds the learning
-curves, `curves.png`, and a report with picture and answers, `report.md`.
+Makes the problems and the model in data/ and models/ if they are missing, trains like `verl-sspo train`, and shows
+answers from before and after training. The run folder, runs/TASK/ALGORITHM, also gets the learning curves
+(`curves.png`) and a report with curves and answers (`report.md`).
 """
 
 import sys
@@ -26,7 +26,7 @@ class Lesson:
     Attributes:
         task: its recipe.
         plan: what the command will do, and how long it takes.
-        title, caption: of the picture; with fields of `config`.
+        title, caption: of the picture; format strings with `loss` and `config`.
         prepare: makes what the recipe does not make itself; returns an exit status.
     """
 
@@ -67,7 +67,7 @@ LESSONS = {
 
 def main(argv: list[str] | None = None) -> int:
     arguments = train.parse(argv, __doc__, {model: lesson.task for model, lesson in LESSONS.items()})
-    # Before the training: a missing extra is told at once, and after the arguments: `--help` stays fast.
+    # After parsing, so that `--help` is fast, and before training, so that a missing extra is reported at once.
     from verl_sspo.report import samples
     from verl_sspo.report.curves import draw
 

@@ -1,7 +1,7 @@
 """A language model small enough to train on a laptop: byte-level tokenizer, two-layer Qwen2, supervised warm-up.
 
 Nothing is downloaded: the model is built and taught here, in seconds, and saved as an ordinary Hugging Face folder. It
-reads any UTF-8 text, one token a byte. What it has been taught is careless carry, see `verl_sspo.quickstart.task`.
+reads any UTF-8 text, one token per byte. It is taught careless carry, see `verl_sspo.quickstart.task`.
 """
 
 import json
@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from verl_sspo.quickstart import task as arithmetic
 
-# The text of a conversation is the text of its messages; the assistant's end in the end-of-sequence token.
+# Joins the texts of the messages; those of the assistant end with the end-of-sequence token.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
@@ -36,8 +36,8 @@ HEADS = 4
 def create_tokenizer() -> Qwen2Tokenizer:
     """A Qwen2 tokenizer without merges: 256 byte tokens, `<|endoftext|>` (padding) and `<|im_end|>` (end of sequence).
 
-    It is Qwen2's class because transformers loads that one for every Qwen2 model; verl in turn wants newline to be one
-    token and `<|im_end|>` to exist.
+    Its class is Qwen2's because transformers loads that class for every Qwen2 model. verl needs newline to be one token
+    and `<|im_end|>` to exist.
     """
     symbols = [*sorted(ByteLevel.alphabet()), "<|endoftext|>", "<|im_end|>"]
     tokenizer = Qwen2Tokenizer(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[], eos_token="<|im_end|>")
@@ -46,22 +46,22 @@ def create_tokenizer() -> Qwen2Tokenizer:
 
 
 def create_model(tokenizer: Qwen2Tokenizer, seed: int, heads: int = HEADS) -> Qwen2ForCausalLM:
-    """An untrained Qwen2 of 132,000 parameters in float32, its vocabulary exactly the tokenizer's.
+    """An untrained Qwen2 with 132,000 parameters in float32 and exactly the tokenizer's vocabulary.
 
-    With 2 `heads` it has 99,000 and is what vLLM takes it for: vLLM divides the width, 64, by the heads to have their
-    size, and loads a part of the weights, without a word, where that is not `head_dim`.
+    For vLLM use 2 `heads` (99,000 parameters). vLLM takes the width, 64, divided by `heads` as the head size; if that
+    is not `head_dim`, it silently loads only a part of the weights.
     """
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
-        # Heads of 32: the smallest that vLLM's attention on CPU takes.
+        # 32 is the smallest head size that vLLM's attention on CPU supports.
         num_attention_heads=heads,
         num_key_value_heads=heads,
         head_dim=32,  # type: ignore[call-arg]  # read by the model, not declared by the config
         max_position_embeddings=4096,
-        # Transformers' defaults (0.02, 10,000) suit large models and long texts: here they learn several times slower.
+        # Transformers' defaults (0.02, 10,000) suit large models and long texts: this one learns several times slower.
         initializer_range=0.06,
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         tie_word_embeddings=True,
@@ -83,17 +83,16 @@ def warm_up(
     learning_rate: float = 3e-3,
     console: Console | None = None,
 ) -> None:
-    """Supervised training in place, on the responses alone, with AdamW at a rate that falls linearly to 0.
+    """Supervised training in place, only on the responses, with AdamW and a learning rate that falls linearly to 0.
 
-    The rate has to reach 0: an unsettled warm-up does not learn from rewards afterwards.
+    The rate has to reach 0: otherwise the model does not learn from rewards afterwards.
 
     Args:
-        draw_batch: returns (prompt, response) pairs; called once a step.
-        console: where the progress bar goes; stderr without it.
+        draw_batch: returns (prompt, response) pairs; called once per step.
+        console: where to show the progress bar; default: stderr.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
-    # Matrices this small gain nothing from a second thread, and on a busy machine threads that wait for each other
-    # lose minutes.
+    # Matrices this small gain nothing from a second thread, and on a busy machine, waiting for threads costs minutes.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
@@ -127,19 +126,19 @@ def prepare_arithmetic(
     heads: int = HEADS,
     console: Console | None = None,
 ) -> Path:
-    """Careless carry, ready for verl: problems as parquet and a model that has learnt from the careless teacher.
+    """Makes careless carry for verl: problems as parquet, and a model that has learnt from the careless teacher.
 
-    Made once, in `root/digits<digits>-seed<seed>`, and reused as long as it was made with the same parameters. The
-    folder appears only when it is complete.
+    The folder `root/digits<digits>-seed<seed>` is made once, and reused as long as the parameters are the same. It
+    appears only when it is complete.
 
     Args:
         root: folder of the task, e.g. `data/arithmetic`; made if it is missing.
         digits: decimal digits of each term.
         seed: of the problems, the model's weights and the teacher.
-        train_size: training problems, which the warm-up uses too.
-        val_size: validation problems, disjoint from them.
-        warm_up_steps: supervised updates.
-        warm_up_batch: solutions in each.
+        train_size: number of training problems, which the warm-up uses too.
+        val_size: number of validation problems, disjoint from these.
+        warm_up_steps: number of supervised updates.
+        warm_up_batch: solutions per update.
         heads: attention heads of the model, see `create_model`.
 
     Returns:
@@ -160,10 +159,10 @@ def prepare_arithmetic(
     }
     directory = root / f"digits{digits}-seed{seed}"
     root.mkdir(parents=True, exist_ok=True)
-    # Runs side by side share tasks: the first makes it, the others wait.
+    # Runs at the same time may share a task: the first makes it, the others wait.
     with FileLock(root / f".{directory.name}.lock"):
         record = directory / "made_with.json"
-        # Folders from before heads could be chosen do not tell them.
+        # Older folders do not record `heads`.
         if record.exists() and {"heads": HEADS} | json.loads(record.read_text()) == made_with:
             return directory
         with tempfile.TemporaryDirectory(dir=root, prefix=".") as scratch:

@@ -6,8 +6,8 @@ the answer, one digit wider than the terms:
     5+0+0=05;0+9+0=09;8+6+0=14:1495
 
 The teacher of the warm-up knows the format and the addition tables, but most of the time it forgets to carry, and it
-writes the two digits of a column in either order. A model that imitates it is systematically wrong, tries the right
-thing now and then, and can learn from the reward alone to carry; the free order of the digits shows in the entropy.
+writes the two digits of a column in either order. A model that imitates it is systematically wrong, sometimes right,
+and can learn to carry from the reward alone. The free order of the digits shows in the entropy.
 """
 
 import random
@@ -24,7 +24,7 @@ def problems(digits: int, count: int, seed: int) -> list[tuple[int, int]]:
     Args:
         digits: decimal digits of each term, at least 1.
         count: pairs to draw; (a, b) and (b, a) are two pairs.
-        seed: of the draw.
+        seed: random seed.
 
     Raises:
         ValueError: digits below 1, or fewer than `count` such pairs exist.
@@ -59,12 +59,12 @@ def careless_solution(a: int, b: int, digits: int, rng: random.Random, forget_ca
 
 
 def prompt_length(digits: int) -> int:
-    """Characters, and so byte tokens, of a problem."""
+    """Number of characters (= byte tokens) of a problem."""
     return 2 * digits + 2
 
 
 def response_length(digits: int) -> int:
-    """Tokens of a solution with the end-of-sequence token: 32 for three digits."""
+    """Number of tokens of a solution, with end of sequence: 32 for three digits."""
     return 10 * digits + 2
 
 

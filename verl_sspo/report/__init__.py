@@ -1,1 +1,1 @@
-"""What a run was like: verl's metrics as figures, a table and a picture."""
+"""Summarizes a run: verl's metrics as figures, a table and a picture."""

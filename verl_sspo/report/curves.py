@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from verl_sspo.report import style
 from verl_sspo.report.summary import EFFECTIVE_UPDATE_RATIO, ENTROPY, REWARD, accuracy, series
 
-# Steps that a smoothed curve averages over; the dots are the single steps.
+# Steps that a smoothed curve averages over; dots show single steps.
 WINDOW = 5
 
 
@@ -60,7 +60,7 @@ def draw(metrics: pd.DataFrame, path: Path, title: str, caption: str) -> Path:
 
 
 def _draw_smoothed(panel: Axes, values: pd.Series, color: str, name: str) -> None:
-    """Dots at the steps, and a line through the mean of each and those before it, `WINDOW` at most."""
+    """Plots each step as a dot, and the running mean over up to `WINDOW` steps as a line."""
     panel.plot(values, ".", color=color, alpha=0.35, markersize=4, label=f"{name}, one step")
     smooth = values.rolling(WINDOW, min_periods=1).mean()
     panel.plot(smooth, color=color, linewidth=1.6, label=f"{name}, mean of {WINDOW} steps")

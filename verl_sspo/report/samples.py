@@ -1,4 +1,4 @@
-"""What a model answers to the same problems in the first and the last validation, from the files that verl writes."""
+"""A model's answers to the same problems in the first and the last validation, from the files that verl writes."""
 
 import json
 import re
@@ -18,7 +18,7 @@ class Sample:
     Attributes:
         prompt: as the model reads it.
         truth: the right answer; empty if the data has none.
-        answers: verl's entries of the first and the last validation; `step`, `output` and `score` of them are shown.
+        answers: verl's entries of the first and the last validation; their `step`, `output` and `score` are shown.
     """
 
     prompt: str
@@ -27,11 +27,11 @@ class Sample:
 
 
 def read_samples(folder: Path, count: int = 4) -> list[Sample]:
-    """The first `count` problems that both validations have; none if there were fewer than two.
+    """The first `count` problems that both validations have; none if there are fewer than two validations.
 
     Args:
         folder: verl's `trainer.validation_data_dir`, with a file `<step>.jsonl` per validation.
-        count: most problems to return.
+        count: maximum number of problems.
     """
     dumps = sorted(folder.glob("*.jsonl"), key=lambda path: int(path.stem))
     if len(dumps) < 2:
@@ -42,7 +42,7 @@ def read_samples(folder: Path, count: int = 4) -> list[Sample]:
 
 
 def lines(sample: Sample, width: int = 80) -> Iterator[str]:
-    """A sample for a terminal: the prompt's last paragraph, at most three lines of it, and a line per answer."""
+    """A sample for a terminal: the last lines (up to 3) of the prompt's last paragraph, and a line per answer."""
     yield from textwrap.wrap(" ".join(sample.prompt.strip().split("\n\n")[-1].split()), width)[-3:]
     if sample.truth:
         yield f"  {'right answer':16}  {_cut(sample.truth, width - 20)}"
@@ -52,7 +52,7 @@ def lines(sample: Sample, width: int = 80) -> Iterator[str]:
 
 
 def markdown(samples: list[Sample]) -> str:
-    """Samples in full, each text as it is: the fence is longer than any in them."""
+    """Samples in full. The fence around each text is longer than any in it."""
     blocks = []
     for sample in samples:
         blocks.append(_fenced(sample.prompt) + (f"\n\nRight answer: {sample.truth}" if sample.truth else ""))

@@ -1,6 +1,6 @@
 """Differences between paired runs: intervals and tests that hold for 3 to 10 seeds, by scipy.
 
-Percentile bootstraps are too narrow for so few: their 95 % intervals cover 73 % at 3 seeds and 83 % at 5.
+Percentile bootstraps are too narrow for so few seeds: their 95 % intervals cover 73 % at 3 seeds and 83 % at 5.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ def paired_differences(differences: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row per column with at least one pair:
-        seeds, ahead: pairs, and those with a difference above 0;
+        seeds, ahead: number of pairs, and of pairs with a difference above 0;
         mean: of the differences;
         low, high: 95 % paired t interval of this comparison alone;
         low_all, high_all: the same, simultaneous for the family by Bonferroni;
@@ -48,7 +48,7 @@ def paired_differences(differences: pd.DataFrame) -> pd.DataFrame:
 
 
 def simultaneous_level(comparisons: int) -> float:
-    """The level of each of several intervals which all hold at once with `LEVEL`, by Bonferroni."""
+    """The level that each interval needs so that all hold at once with `LEVEL`, by Bonferroni."""
     return 1 - (1 - LEVEL) / comparisons
 
 
@@ -57,7 +57,7 @@ def simulated_coverage(seeds: int, level: float, repeats: int = 40_000) -> dict[
 
     Args:
         seeds: pairs per interval, at least 2.
-        level: what the interval claims.
+        level: nominal coverage of the interval.
         repeats: simulated intervals; the standard error of the result is below 0.0025.
 
     Returns:

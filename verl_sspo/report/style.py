@@ -1,4 +1,4 @@
-"""How all pictures look: one palette, lines that differ in colour and dashes, SVG and PDF for a printed page."""
+"""The look of all pictures: one palette, lines that differ in colour and dashes, SVG and PDF for print."""
 
 from pathlib import Path
 from typing import Any
@@ -8,18 +8,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours without yellow, which is too light on paper, then three of Paul Tol's "muted" ones: the
-# colour-blind can tell them apart.
+# Safe for colour blindness: Okabe and Ito's colours without yellow, which is too light on paper, then three of Paul
+# Tol's "muted" ones.
 BLACK, BLUE, ORANGE, GREEN, PURPLE = "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 COLOURS = (BLACK, BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#332288", "#882255", "#999933")
 GREY, LIGHT_GREY = "#767676", "#E4E4E4"
-# Another period than the colours', so that neighbours differ in both.
+# Cycled, so that neighbouring curves differ in colour and dashes.
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.5), (1, 1.2), (7, 1.5, 1, 1.5))
 MARKERS = "osD^vPX<>*"
 
 
 def line(index: int) -> dict[str, Any]:
-    """Colour and dashes of the index-th curve of a picture, different for the first ten in colour alone."""
+    """Colour and dashes of the index-th curve of a picture, of at most ten."""
     return {"color": COLOURS[index], "dashes": DASHES[index % len(DASHES)]}
 
 
@@ -39,7 +39,7 @@ def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Fi
 
 
 def draw_curves(panel: Axes, table: pd.DataFrame, markers: bool = False) -> None:
-    """A line per column over the index, with about a dozen markers each if wanted."""
+    """Draws a line per column over the index, with about a dozen markers each if `markers`."""
     every = max(1, len(table) // 12)
     for index, (name, values) in enumerate(table.items()):
         look = line(index) | {"linewidth": 1.6, "label": name}
@@ -50,13 +50,13 @@ def draw_curves(panel: Axes, table: pd.DataFrame, markers: bool = False) -> None
 
 
 def label(panel: Axes, title: str, x: str) -> None:
-    """The title of a panel and of its horizontal axis."""
+    """Sets the title of a panel and of its horizontal axis."""
     panel.set_title(title, loc="left", fontsize=10)
     panel.set_xlabel(x)
 
 
 def legend_below(figure: Figure, columns: int) -> None:
-    """One legend for all panels: every label once."""
+    """Adds one legend for all panels, with every label once."""
     found: dict[str, Any] = {}
     for panel in figure.axes:
         handles, labels = panel.get_legend_handles_labels()
@@ -67,7 +67,7 @@ def legend_below(figure: Figure, columns: int) -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes `path`, the same bytes for the same picture; beside an SVG the same as PDF, for LaTeX."""
+    """Writes `path`, with the same bytes for the same picture. An SVG is also written as PDF, for LaTeX."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "verl_sspo", "pdf.fonttype": 42}):
         if path.suffix == ".svg":
@@ -79,5 +79,5 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def picture(path: Path, output: Path, alt: str, caption: str) -> str:
-    """A picture with its caption, as Markdown of a report in the folder `output`."""
+    """Markdown of a picture and its caption, for a report in the folder `output`."""
     return f"![{alt}]({path.relative_to(output)})\n\n*{caption}*"

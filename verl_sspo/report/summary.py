@@ -23,7 +23,7 @@ SECONDS_PER_STEP = "timing_s/step"
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
-    """Reads a file of verl's logger `file`; without it, or before its first line is complete, there are no rows."""
+    """Reads a file of verl's logger `file`. The result is empty if there is no file or no complete line yet."""
     text = path.read_text() if path.exists() else ""
     # A run that was killed may leave half a line.
     entries = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
@@ -32,15 +32,14 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 
 def read_attempts(folders: Sequence[Path]) -> pd.DataFrame:
-    """What several starts of a run have logged, oldest first, as one run.
+    """Merges the metrics of several starts of a run, oldest first, into one run.
 
-    From where a start resumes, its steps replace those of the ones before; the validation with which it begins joins
-    the step that it resumed from.
+    The steps of a resumed start replace those logged before. Its initial validation joins the step it resumed from.
     """
     run = pd.DataFrame()
     for resumed in (read_metrics(folder / METRICS) for folder in folders):
         if len(resumed):
-            # Of two rows of a step, the later one's values where it has any.
+            # Of two rows of a step, the later one wins wherever it has a value.
             run = pd.concat([run[run.index <= resumed.index[0]], resumed]).groupby(level=0).last()
     return run
 
@@ -79,7 +78,7 @@ def summarize(metrics: pd.DataFrame, seconds: float) -> dict[str, float | int | 
         raise ValueError("the run has no training step")
     figures: dict[str, float | int | None] = {}
     for name, values in {"accuracy": accuracy(metrics), "entropy": series(metrics, ENTROPY)}.items():
-        first, *_, last = [*values, *values] or [None, None]
+        first, last = (None, None) if values.empty else values.iloc[[0, -1]].tolist()
         figures |= {f"{name}_before": first, f"{name}_after": last}
     return figures | {
         "effective_update_ratio": None if ratios.empty else float(ratios.mean()),

@@ -1,1 +1,1 @@
-"""Starts, watches, resumes and cleans up a verl `main_ppo`."""
+"""Starts, monitors, resumes and cleans up runs of verl's `main_ppo`."""

@@ -1,16 +1,16 @@
-"""The folder of a run, and files in it that are complete or not there.
+"""The run folder, and functions that write and move its files.
 
-With the run folder `runs/quickstart/sspo`:
+Example: the run folder `runs/quickstart/sspo`
 train.log      everything that verl, Ray and the workers print
 metrics.jsonl  verl's metrics, one JSON object {"step": ..., "data": {...}} per line
-doctor.json    versions and findings, of runs that `verl-sspo train` started
+doctor.json    versions and findings, only from `verl-sspo train` and `quickstart`
 hydra/         the configuration as it ran
 ray/           the logs of Ray's processes, kept when a run fails
-attempt-1/     all of this from an earlier start, where a later one resumed; attempt-2/ and so on
-checkpoints/   with `settings.yaml`, what they were trained with
+attempt-1/     the files above from an earlier start, after a later start resumed; then attempt-2/ and so on
+checkpoints/   checkpoints, and `settings.yaml`, the settings they were trained with
 answers/       verl's dump of each validation, `<step>.jsonl`
-summary.json   the figures of a run that is complete
-curves.png, report.md   of `verl-sspo quickstart`: the learning curves, and with them answers from before and after
+summary.json   the final figures of a complete run
+curves.png, report.md   only from `verl-sspo quickstart`: learning curves, and a report with them and with answers
 """
 
 import re
@@ -49,14 +49,14 @@ def move_aside(run_dir: Path) -> Path | None:
 
 
 def attempts(run_dir: Path) -> list[Path]:
-    """The folders `attempt-<n>` of a run, oldest first. Each start resumed from what the one before had saved."""
+    """The folders `attempt-<n>` of a run, oldest first. Each start resumed from a checkpoint of the previous one."""
     paths = run_dir.glob("attempt-*")
     found = [(int(match[1]), path) for path in paths if (match := re.fullmatch(r"attempt-(\d+)", path.name))]
     return [path for _, path in sorted(found)]
 
 
 def keep_attempt(run_dir: Path) -> None:
-    """Moves what the last start wrote to `attempt-<n>`, so that another one can resume in this run folder."""
+    """Moves the files of the last start to `attempt-<n>`, so that another start can resume in this run folder."""
     there = [run_dir / name for name in (LOG, METRICS, DOCTOR, "hydra", "ray") if (run_dir / name).exists()]
     if there:
         attempt = run_dir / f"attempt-{len(attempts(run_dir)) + 1}"

@@ -1,6 +1,6 @@
-"""Runs verl's `main_ppo` as a child process: a run folder, a log file, a line per step, and nothing left behind.
+"""Runs verl's `main_ppo` as a child process, with a log file and a line per step, and leaves no process behind.
 
-The run folder is described in `verl_sspo.run.folder`.
+`verl_sspo.run.folder` describes the run folder.
 """
 
 import contextlib
@@ -28,24 +28,24 @@ from verl_sspo.run.processes import RUN_ID, WRITES_TO, Family, guarded
 from verl_sspo.run.screen import Screen, say
 from verl_sspo.run.task import whole_paths
 
-# Seconds that verl gets to fail by itself once one of its processes has died. verl lets Ray restart none of its actors;
-# one of the user's own has this long to come back.
+# Seconds that verl has to fail by itself after one of its processes has died. Ray does not restart verl's actors, but
+# may restart the user's own within this time.
 PATIENCE = 10
 
-# What Ray prints of a process that it did not end itself, and of an actor that died with its node.
+# What Ray prints about a process that died unexpectedly, and about an actor whose node died.
 DEATH = re.compile(r"Worker PID: (\d+) Worker exit type: SYSTEM_ERROR|The actor died because its node has died")
 
-# What Ray prints of a node that died. Not a reason to end a run: it may have had no part in it.
+# What Ray prints about a dead node. Not a reason to end a run, which may not use that node.
 NODE_DEATH = re.compile(r"Raylet is terminated|has been marked dead because the detector")
 
-# What raylets print for their developers.
+# Debug output of raylets.
 RAYLET = re.compile(r"\[state-dump\]|\(raylet\) \w+\.(cc|h):\d+:")
 
-# What Python says where there is no space, and what torch.save does.
+# Errors of Python and of torch.save when the disk is full.
 UNWRITTEN = re.compile(r"No space left on device|Disk quota exceeded|inline_container\.cc.* unexpected pos")
 FULL = "a file could not be written (is the disk full?)"
 
-# What verl and Ray print as they start, in this order.
+# What verl and Ray print during start-up, in this order.
 PHASES = (
     ("ray init kwargs", "starting Ray"),
     (r"Started a local Ray instance|Connected to Ray cluster", "loading the workers"),
@@ -56,10 +56,10 @@ TOTAL_STEPS = re.compile(r"Total training steps: (\d+)")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 ACTOR_PREFIX = re.compile(r"^\(.*?pid=\d+.*?\) ?")
 
-# Ray's sockets lie up to 66 characters below its temporary folder, and their paths have at most 107.
+# A socket's path has at most 107 characters: TMPDIR, 14 for our folder in it, and up to 66 that Ray adds.
 LONGEST_TMPDIR = 27
 
-# Arguments of ray.init that describe a cluster to start, and that Ray refuses where one is joined.
+# Arguments of ray.init for a new cluster. Ray rejects them when it joins an existing cluster.
 OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "_system_config")
 
 
@@ -69,8 +69,8 @@ class TrainingFailedError(RuntimeError):
     Args:
         returncode: exit status of main_ppo; negative for the signal that ended it.
         log: the log file.
-        excerpt: the part of it that says why.
-        cause: what was behind it, where more is known than that.
+        excerpt: the part of the log that says why.
+        cause: the underlying cause, if known.
     """
 
     def __init__(self, returncode: int, log: Path, excerpt: str, cause: str | None = None) -> None:
@@ -98,20 +98,19 @@ def train(
 ) -> Path:
     """Runs `python -m verl.trainer.main_ppo --config-dir ... --config-name ... *overrides` to its end.
 
-    When the function is left, in whatever way, no process of the run is alive on this machine; if this process is
-    killed, they are ended within seconds (`verl_sspo.run.processes`). A worker or server that dies ends the run: verl
-    itself waits for some of them forever.
+    However this function exits, no process of the run stays alive on this machine. If this process is killed, the run
+    is ended within seconds (`verl_sspo.run.processes`). The run also ends if a worker or server dies: verl itself would
+    wait for some of them forever.
 
     Args:
         overrides: Hydra overrides, as on main_ppo's command line.
-        run_dir: run folder, see `verl_sspo.run.folder`; it may not hold a run already (`move_aside`).
-        config_dir: Hydra tree of the recipes.
-        config_name: recipe.
-        console: where the progress goes; stderr without it.
-        address: of a running Ray cluster to join; `local` for a cluster of its own, whatever others there are on the
-            machine.
-        total: training steps, where they are known before verl says so.
-        verbose: also shows what main_ppo prints.
+        run_dir: run folder, see `verl_sspo.run.folder`. It must not contain a run yet (`move_aside`).
+        config_dir: Hydra config folder of the recipes.
+        config_name: name of the recipe.
+        console: where to show progress; default: stderr.
+        address: address of a running Ray cluster to join. `local` starts a new cluster, even if others are running.
+        total: number of training steps, if known before verl prints it.
+        verbose: also show what main_ppo prints.
 
     Returns:
         The metrics file.
@@ -125,7 +124,7 @@ def train(
     run_dir = run_dir.resolve()
     log, metrics = run_dir / LOG, run_dir / METRICS
     if log.exists():
-        raise FileExistsError(f"{run_dir} holds a run already: move it aside or choose another folder")
+        raise FileExistsError(f"{run_dir} already holds a run: move it aside or choose another folder")
     run_dir.mkdir(parents=True, exist_ok=True)
 
     family, finished = Family(uuid.uuid4().hex), False
@@ -147,7 +146,7 @@ def train(
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C in the terminal then reaches this process alone, which ends the others in order.
+                # Ctrl-C in the terminal then reaches only this process, which ends the others in order.
                 start_new_session=True,
             )
             family.add(child.pid)
@@ -157,18 +156,18 @@ def train(
             finally:
                 try:
                     if child.poll() is None:
-                        say(console, "Ending the run: Ray and its workers are shut down.")
+                        say(console, "Ending the run: shutting down Ray and its workers.")
                 finally:
-                    # Also where nothing can be shown any more: the terminal is closed, the disk full.
+                    # Even if nothing can be printed, because the terminal is closed or the disk is full.
                     if left := family.end(child):
-                        say(console, f"These cannot be ended, they wait for a disk or a driver: {left}")
-        # A main_ppo that cannot be ended has no exit code yet.
+                        say(console, f"These processes cannot be killed, they wait for a disk or a driver: {left}")
+        # A main_ppo that cannot be killed has no exit code yet.
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(timeout=1)
         returncode = -signal.SIGKILL if child.returncode is None else child.returncode
         if returncode != 0 or died:
             excerpt = _excerpt(log)
-            # The log is in the run folder too: where that is full, it may not say why.
+            # The log is on the same disk: if the disk is full, the log may not say why the run failed.
             full = FULL if UNWRITTEN.search(excerpt) or shutil.disk_usage(run_dir).free < 2**16 else None
             text = log.read_text(encoding="utf-8", errors="replace")
             node = "a node of the Ray cluster died" if NODE_DEATH.search(text) else None
@@ -177,7 +176,7 @@ def train(
         return metrics
     finally:
         if not finished:
-            # Why the run failed matters more than its logs: there may be no space for them.
+            # If there is no space for Ray's logs, the error of the run must still be raised.
             with contextlib.suppress(OSError):
                 for logs in ray_dir.glob("session_2*/logs"):
                     shutil.copytree(logs, run_dir / "ray", ignore_dangling_symlinks=True, dirs_exist_ok=True)
@@ -185,17 +184,17 @@ def train(
 
 
 def _temporary_folder() -> Path:
-    """For Ray: in TMPDIR, or in /tmp where that is too long for Ray's sockets."""
+    """Makes a folder for Ray in TMPDIR, or in /tmp if TMPDIR is too long for Ray's sockets."""
     usual = tempfile.gettempdir()
     return Path(tempfile.mkdtemp(prefix="verl-", dir=usual if len(usual) <= LONGEST_TMPDIR else "/tmp"))
 
 
 def _to_join(overrides: Sequence[str], ours: dict[str, str], config_dir: Path, config_name: str) -> list[str]:
-    """Overrides with which main_ppo runs on a cluster that is there already.
+    """Overrides that make main_ppo run on an existing cluster.
 
-    Its workers inherit the environment and the working folder of its raylets, not ours: variables that verl and this
-    package read go through Ray's runtime environment. Passwords and the like are not sent, command lines can be seen
-    by others; they belong in the environment of `ray start`.
+    Its workers inherit environment and working folder from its raylets, not from us. Variables that verl and this
+    package read are therefore passed through Ray's runtime environment. Secrets are not passed, because others can see
+    command lines: set them in the environment of `ray start`.
     """
     forwarded = {name: value for name, value in os.environ.items() if name.startswith("VERL_")} | ours
     config = compose_config(config_name, overrides, config_dir)
@@ -209,9 +208,9 @@ def _to_join(overrides: Sequence[str], ours: dict[str, str], config_dir: Path, c
 
 @contextlib.contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that what runs is ended in order.
+    """Makes SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, so that processes are ended in order.
 
-    A signal that is ignored stays ignored: nohup does that with SIGHUP.
+    Ignored signals stay ignored, such as SIGHUP under nohup.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -232,14 +231,14 @@ def signals_interrupt() -> Iterator[None]:
 def _follow(
     child: subprocess.Popen, family: Family, log: Path, metrics: Path, screen: Screen, verbose: bool
 ) -> str | None:
-    """Shows what the log and the metrics say until main_ppo ends, or `PATIENCE` seconds after a worker died for good.
+    """Shows log and metrics until main_ppo ends, or until `PATIENCE` seconds after a worker died without a restart.
 
     Returns:
-        Which worker died first, if one did and Ray has not restarted it, and whether verl noticed.
+        Which worker died first, and whether verl noticed. None if none died, or if Ray has restarted it.
     """
     phases = list(PHASES)
     log_lines, metric_lines = _new_lines(log), _new_lines(metrics)
-    # What died, its process unless it is a node, and when.
+    # What died, its process id (None for a node), and when.
     dead: tuple[str, int | None, float] | None = None
     ended = False
     while not ended:
@@ -259,10 +258,10 @@ def _follow(
                 pid = int(match[1]) if match[1] else None
                 what = "a node of the Ray cluster died" if pid is None else f"{family.name(pid)} was killed or crashed"
                 dead = what, pid, time.time()
-                say(screen.console, f"{what}: verl is given {PATIENCE} s to end the run")
+                say(screen.console, f"{what}: verl has {PATIENCE} s to end the run")
         for line in next(metric_lines):
             entry = json.loads(line)
-            # NaN has no JSON: verl writes null.
+            # JSON has no NaN: verl writes null.
             screen.step(entry["step"], {k: math.nan if v is None else v for k, v in entry["data"].items()})
         if dead and dead[1] is not None and family.is_restarted(dead[1]):
             say(screen.console, f"Ray has restarted {family.name(dead[1])}: the run continues")
@@ -277,7 +276,7 @@ def _follow(
 
 
 def _new_lines(path: Path) -> Iterator[list[str]]:
-    """Each `next` returns the complete lines written since the last one; the file may not exist yet."""
+    """Each `next` returns the complete lines written since the previous call; the file may not exist yet."""
     while not path.exists():
         yield []
     rest = ""
@@ -288,7 +287,7 @@ def _new_lines(path: Path) -> Iterator[list[str]]:
 
 
 def _excerpt(log: Path, lines: int = 40) -> str:
-    """The last traceback in a log, or its end, without colours and Ray's prefixes."""
+    """The last traceback in a log, or else its last lines, without colours and Ray's prefixes."""
     text = ANSI.sub("", log.read_text(encoding="utf-8", errors="replace"))
     cleaned = [ACTOR_PREFIX.sub("", line) for line in text.splitlines() if not RAYLET.search(line)]
     start = max(

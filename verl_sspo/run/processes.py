@@ -2,8 +2,8 @@
 
     python -m verl_sspo.run.processes LAUNCHER_PID RUN_ID RAY_DIR
 
-is that guard: it waits until its parent, the launcher, is gone, then kills the run and removes Ray's temporary folder.
-Without it a run whose launcher was killed would keep training and writing to its folder.
+is the guard. It waits until its parent, the launcher, is gone, then kills the run and removes Ray's temporary folder.
+Without it, a run whose launcher was killed would keep training and writing to its folder.
 """
 
 import contextlib
@@ -22,38 +22,38 @@ import psutil
 
 from verl_sspo.compose import quoted
 
-# Every process of a run inherits this variable. It tells them from those of other runs and other Ray clusters.
+# Every process of a run inherits this variable. It distinguishes them from other runs and other Ray clusters.
 RUN_ID = "VERL_SSPO_RUN_ID"
 
 # The argument of main_ppo that names the folder of its run, in quotes.
 WRITES_TO = "hydra.run.dir="
 
-# Seconds that Ray gets to end its processes by itself, and that killed ones get to be gone.
+# Seconds that Ray has to end its processes by itself, and that killed processes have to disappear.
 GRACE = 10
 
 
 class Family:
-    """All processes of a run: main_ppo, and those that Ray starts in sessions of their own.
+    """All processes of a run: main_ppo, and those that Ray starts in their own sessions.
 
-    A process belongs to the run if it inherited the run's id, or if it descends from one that did: some are started
-    with an empty environment, and once a parent has ended, its children can no longer be told by descent.
+    A process belongs to the run if it inherited the run's id, or if it descends from such a process. Both are needed:
+    some processes start with an empty environment, and once a parent has ended, its children have lost their descent.
     """
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         self.known: set[psutil.Process] = set()
-        # What Ray calls them, e.g. `WorkerDict.actor_update_actor`, and the first and the last look at such an actor.
+        # Ray's title, e.g. `WorkerDict.actor_update_actor`, and the first and the last look that found this actor.
         self._actors: dict[psutil.Process, tuple[str, int, int]] = {}
         self._looks = 0
 
     def add(self, pid: int) -> None:
-        """Makes a process known whose descendants belong to the run."""
+        """Adds a process. Its descendants belong to the run too."""
         with contextlib.suppress(psutil.NoSuchProcess):
             self.known.add(psutil.Process(pid))
 
     def look(self) -> None:
-        """Takes note of the descendants there are now, and of what Ray calls them."""
-        # Each process is read once, whatever the number of the known: `Process.children` would read all for each.
+        """Records the current descendants, and Ray's titles for them."""
+        # Read each process only once: `Process.children` would read all of them for every known process.
         there, children = set(), defaultdict(list)
         for process in psutil.process_iter(["ppid"]):
             there.add(process)
@@ -72,12 +72,12 @@ class Family:
                     self._actors[process] = title, first, self._looks
 
     def name(self, pid: int) -> str:
-        """A process of the run, dead or alive, as a person would call it."""
+        """A readable name of a process of the run, dead or alive."""
         title = next((title for process, (title, _, _) in self._actors.items() if process.pid == pid), "a worker")
         return f"{title} (process {pid})"
 
     def is_restarted(self, pid: int) -> bool:
-        """Whether Ray has restarted the actor of a dead process: one of its class appeared when it was gone."""
+        """Whether Ray has restarted the actor of a dead process: an actor of its class appeared after it was gone."""
         dead = [seen for process, seen in self._actors.items() if process.pid == pid]
         return any(
             _actor(title) == _actor(lost) and first > last and is_alive(process)
@@ -87,7 +87,7 @@ class Family:
 
     def alive(self) -> list[psutil.Process]:
         for process in psutil.process_iter():
-            # Other users' processes do not show their environment.
+            # The environment of other users' processes cannot be read.
             with contextlib.suppress(psutil.Error):
                 if process.environ().get(RUN_ID) == self.run_id:
                     self.known.add(process)
@@ -95,10 +95,10 @@ class Family:
         return [process for process in self.known if is_alive(process)]
 
     def end(self, main: subprocess.Popen) -> list[psutil.Process]:
-        """Asks main_ppo to shut its cluster down, waits for `GRACE`, and kills what is left.
+        """Asks main_ppo to shut down its cluster, waits up to `GRACE` seconds, and kills what is left.
 
         Returns:
-            Processes that are still there, see `kill`.
+            Processes that cannot be killed, see `kill`.
         """
         try:
             main.terminate()
@@ -110,11 +110,11 @@ class Family:
         return left
 
     def kill(self) -> list[psutil.Process]:
-        """Kills all of them.
+        """Kills all processes of the run.
 
         Returns:
-            Processes that are still there after `GRACE`: they wait for a disk or a driver that does not answer, and
-            end when it does.
+            Processes that are still there after `GRACE` seconds: they wait for a disk or a driver that does not answer,
+            and end when it does.
         """
         deadline = time.monotonic() + GRACE
         # A process may start another while it is being killed.
@@ -127,7 +127,7 @@ class Family:
 
 
 def _actor(title: str) -> str:
-    """The class in what Ray calls a process: `WorkerDict` of `WorkerDict.actor_update_actor`."""
+    """The class in Ray's title of a process: `WorkerDict` for `WorkerDict.actor_update_actor`."""
     return re.split(r"\W", title)[0]
 
 
@@ -138,7 +138,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def running_in(folder: Path) -> int | None:
-    """The main_ppo, if there is one, that writes to this run folder or to one below it."""
+    """The process id of a main_ppo that writes to this run folder or to one below it, or None."""
     mark = WRITES_TO + quoted(f"{folder.resolve()}/").removesuffix("'")
     for process in psutil.process_iter(["pid", "cmdline"]):
         if any(argument.startswith(mark) for argument in process.info["cmdline"] or ()):
@@ -148,13 +148,13 @@ def running_in(folder: Path) -> int | None:
 
 @contextlib.contextmanager
 def guarded(family: Family, ray_dir: Path, log: BinaryIO) -> Iterator[None]:
-    """While this is entered, a guard ends the run should this process be killed, and says so in `log`.
+    """Inside this context, a guard ends the run if this process is killed, and says so in `log`.
 
-    The guard stays if this is left with processes of the run alive, e.g. because Ctrl-C came again while they were
+    The guard stays if processes of the run are still alive at the end, e.g. after a second Ctrl-C while they were
     being ended.
     """
     command = [sys.executable, "-m", "verl_sspo.run.processes", str(os.getpid()), family.run_id, str(ray_dir)]
-    # In a session of its own: what ends the launcher's group may not end the guard.
+    # In its own session: a signal to the launcher's process group must not end the guard.
     guard = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     )
@@ -169,7 +169,7 @@ def guarded(family: Family, ray_dir: Path, log: BinaryIO) -> Iterator[None]:
 def _guard(launcher: int, run_id: str, ray_dir: Path) -> None:
     while os.getppid() == launcher:
         time.sleep(0.5)
-    print(f"verl_sspo: the launcher, process {launcher}, is gone and its run was still there: ending it", flush=True)
+    print(f"verl_sspo: the launcher, process {launcher}, is gone: ending its run", flush=True)
     Family(run_id).kill()
     shutil.rmtree(ray_dir, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""What a training is, in a few lines, and its result: a table, a few answers, where everything is, what to do next."""
+"""Describes a run in a few lines, and prints its result: a table, some answers, its files, and what to do next."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from verl_sspo.run.screen import say
 
 
 def headline(config: DictConfig, task: str) -> list[str]:
-    """What runs, in a few lines."""
+    """Describes a run in a few lines."""
     actor, loss = config.actor_rollout_ref.actor, config.actor_rollout_ref.actor.policy_loss
     method = loss.loss_mode.upper()
     if loss.loss_mode == "sspo":
@@ -38,28 +38,28 @@ def headline(config: DictConfig, task: str) -> list[str]:
 
 
 def read_metrics(run_dir: Path) -> pd.DataFrame:
-    """What all starts of a run have logged."""
+    """The metrics of all starts of a run."""
     return read_attempts([*attempts(run_dir), run_dir])
 
 
 def report(
     config: DictConfig, task: str, overrides: list[str], run_dir: Path, command: str, seconds: float | None = None
 ) -> None:
-    """Writes `summary.json` and prints the result of a run that is complete.
+    """Writes `summary.json` and prints the result of a complete run.
 
     Args:
-        config: of the run.
+        config: its configuration.
         task: its recipe.
-        overrides: what it was started with.
+        overrides: the user's Hydra overrides.
         run_dir: its folder.
-        command: what continues it.
-        seconds: wall time of the command that has trained; the steps' own time where that is not known.
+        command: the command that continues it.
+        seconds: wall time of the training command; default: the sum over the steps.
     """
     out, metrics, summary = Console(), read_metrics(run_dir), run_dir / SUMMARY
     saved = Path(config.trainer.default_local_dir)
     answers = Path(config.trainer.validation_data_dir or run_dir / ANSWERS)
     step = checkpoints.last(saved)
-    # The logger `file` is the user's to leave out, and a run may validate alone.
+    # There are no steps if the user leaves out the logger `file`, or if the run only validates.
     if len(durations := series(metrics, SECONDS_PER_STEP)):
         if seconds is not None or not summary.exists():
             figures = summarize(metrics, seconds=float(durations.sum()) if seconds is None else seconds)
@@ -67,7 +67,7 @@ def report(
         loss = config.actor_rollout_ref.actor.policy_loss.loss_mode
         out.print(table(json.loads(summary.read_text()), f"{task}: {loss.upper()}"))
     if found := samples.read_samples(answers):
-        say(out, "answers of the first and the last validation, to its first problems:\n")
+        say(out, "answers of the first and the last validation to the same problems:\n")
         say(out, "\n".join("\n".join(samples.lines(each)) + "\n" for each in found))
     places = {"log": run_dir / LOG, "metrics": run_dir / METRICS, "figures": summary, "answers": answers}
     places |= {"checkpoints": saved} if step is not None else {}
@@ -83,6 +83,6 @@ def report(
 
 
 def short(path: Path) -> str:
-    """A path below the current folder without it."""
+    """A path, relative to the current folder if it is inside."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,4 +1,4 @@
-"""What the user sees while verl trains: a bar, and one line per step that fits into 80 columns."""
+"""What the user sees during training: a progress bar and one line per step, at most 80 columns wide."""
 
 import time
 
@@ -19,7 +19,7 @@ def clock(seconds: float) -> str:
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Prints a text as it is: nothing in it is taken for markup, and no path is broken at the end of a line."""
+    """Prints a text unchanged: without markup, and without line breaks that would split paths."""
     console.print(Text(text, style=style), soft_wrap=True)
 
 
@@ -27,15 +27,15 @@ class Screen:
     """Progress of one start of main_ppo.
 
     Args:
-        console: a bar and lines in a terminal, lines alone elsewhere.
-        total: training steps, where they are known before verl says so.
+        console: shows a bar and lines in a terminal, otherwise only lines.
+        total: number of training steps, if known before verl prints it.
     """
 
     def __init__(self, console: Console, total: int | None = None) -> None:
         self.console = console
         self.total = total
         self.started = time.monotonic()
-        # When the first step of this start began, and its number.
+        # When the first step of this start began, and how many steps came before it.
         self.began: tuple[float, int] | None = None
         self.has_header = False
         columns = (
@@ -56,13 +56,13 @@ class Screen:
         self.progress.stop()
 
     def phase(self, text: str) -> None:
-        """What verl is doing before the first step."""
+        """Shows what verl is doing before the first step."""
         self.progress.update(self.task, description=text)
         if not self.console.is_terminal:
             say(self.console, f"[{clock(time.monotonic() - self.started)}] {text}")
 
     def step(self, step: int, data: dict[str, float]) -> None:
-        """One line of verl's metrics; step 0 is the validation before training."""
+        """Prints the metrics of a step in one line; step 0 is the validation before training."""
         left = None
         if step > 0:
             now, seconds = time.monotonic(), data.get("timing_s/step", 0.0)

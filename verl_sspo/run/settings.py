@@ -1,4 +1,4 @@
-"""The settings of a run, kept beside its checkpoints, so that a run with other settings never resumes from them."""
+"""Stores a run's settings beside its checkpoints, so that a run with different settings never resumes from them."""
 
 import re
 from pathlib import Path
@@ -10,11 +10,11 @@ from verl_sspo.run.folder import write_atomically
 
 KEPT = "settings.yaml"
 
-# What is trained, and how. The rest of `trainer`, and `ray_kwargs`, say how long, how often and where.
+# What is trained, and how. `ray_kwargs` and the rest of `trainer` only say how long, how often and where.
 SECTIONS = ("actor_rollout_ref.", "algorithm.", "critic.", "data.", "reward.", "trainer.v1.")
 
-# What trades memory for time and leaves the update as it is: whoever runs out of memory changes these and resumes.
-# Loss and gradient do not depend on micro-batches (docs/trust), nor on where tensors lie.
+# These trade memory for time and do not change the update. After running out of memory, change them and resume. Loss
+# and gradient do not depend on micro-batches (docs/trust), nor on where tensors are stored.
 RESOURCES = re.compile(
     r"""micro_batch_size | max_token_len_per_gpu | use_dynamic_bsz | offload | checkpointing | reshard_after_forward
     | sequence_parallel_size | tensor_model_parallel_size | data_parallel_size | remove_padding | fused_kernels
@@ -26,13 +26,13 @@ RESOURCES = re.compile(
 
 
 def keep(config: DictConfig, checkpoints: Path) -> None:
-    """Writes the settings of a run that is about to start, in place of those of an earlier start."""
+    """Writes the settings of a run that is about to start, replacing those of an earlier start."""
     checkpoints.mkdir(parents=True, exist_ok=True)
     write_atomically(checkpoints / KEPT, resolved(config))
 
 
 def changed(config: DictConfig, checkpoints: Path) -> list[str]:
-    """In what this configuration trains otherwise than the run whose checkpoints these are, if that is known."""
+    """Settings that change the training compared with the run that saved these checkpoints; empty if unknown."""
     kept = checkpoints / KEPT
     if not kept.exists():
         return []
@@ -41,7 +41,7 @@ def changed(config: DictConfig, checkpoints: Path) -> list[str]:
 
 
 def resolved(config: DictConfig) -> str:
-    """A configuration as YAML, without interpolations."""
+    """A configuration as YAML, with interpolations resolved."""
     return OmegaConf.to_yaml(config, resolve=True)
 
 

@@ -1,4 +1,4 @@
-"""What a configuration needs before main_ppo starts: its task is made, its data is there."""
+"""Prepares what main_ppo needs: makes the task, and checks that the data exists."""
 
 import re
 from collections.abc import Collection
@@ -12,16 +12,16 @@ from verl_sspo.compose import flat
 
 
 def data_files(config: DictConfig, key: str) -> list[str]:
-    """What `data.train_files` or `data.val_files` names: a file, several, or nothing."""
+    """The files named by `data.train_files` or `data.val_files`: one, several or none."""
     named = config.data[key]
     return [str(each) for each in named] if isinstance(named, ListConfig) else [str(named)] if named else []
 
 
 def whole_paths(config: DictConfig) -> dict[str, str | list[str]]:
-    """Settings that name files of this machine by relative paths, with absolute ones.
+    """Settings that name existing files by relative paths, with absolute paths instead.
 
-    Workers of a Ray cluster that is joined have another working folder. Names of the Hugging Face hub and addresses
-    are no files, and not among them.
+    Workers of an existing Ray cluster have a different working folder. Names on the Hugging Face hub and URLs are not
+    files and stay as they are.
     """
 
     def whole(name: str) -> str:
@@ -38,21 +38,21 @@ def whole_paths(config: DictConfig) -> dict[str, str | list[str]]:
 
 
 def prepare_task(config: DictConfig, console: Console | None = None, benchmarks: Collection[str] = ()) -> None:
-    """Calls the function `task.prepare` of the configuration, if there is one, and checks that all data files exist.
+    """Calls the configuration's `task.prepare` function, if any, and checks that all data files exist.
 
     Args:
-        config: of main_ppo; `task.prepare` names a function of the section `task` and a console.
+        config: configuration of main_ppo; `task.prepare` names a function that takes the section `task` and a console.
         console: where the function shows its progress.
         benchmarks: further data files that must exist.
 
     Raises:
-        FileNotFoundError: data files are missing; the message says which.
+        FileNotFoundError: data files are missing; the message names them.
     """
     if prepare := OmegaConf.select(config, "task.prepare"):
         get_method(prepare)(config.task, console)
     files = [*benchmarks, *data_files(config, "train_files"), *data_files(config, "val_files")]
     if missing := sorted({file for file in files if "://" not in file and not Path(file).expanduser().exists()}):
         raise FileNotFoundError(
-            f"no data at {', '.join(missing)}: `verl-sspo prepare-data TASK` makes it; the head of the recipe names "
-            "the tasks"
+            f"no data at {', '.join(missing)}: run `verl-sspo prepare-data TASK`; the comment at the top of the recipe "
+            "names the tasks"
         )

@@ -1,11 +1,11 @@
-"""Trains a recipe in a run folder: checks first, resumes where an earlier start stopped, and leaves no process behind.
+"""Trains a recipe: checks the settings first, resumes an interrupted run, and leaves no process behind.
 
     verl-sspo train gsm8k algo=gspo hardware=fsdp_1gpu model=qwen2.5_1.5b_instruct
 
-TASK is a recipe of this package or of --config-dir, or a configuration of verl's own; what follows are Hydra overrides,
-as for verl's main_ppo. The run folder is runs/TASK/ALGORITHM. The same command again resumes from the last checkpoint
-there; with other settings it is refused. Relative paths are those of the current folder. RAY_ADDRESS=auto joins a
-running Ray cluster.
+TASK is a recipe of this package or of --config-dir, or one of verl's own configurations. Hydra overrides follow, as for
+verl's main_ppo. The run folder is runs/TASK/ALGORITHM. Run the same command again to resume from the last checkpoint
+there; different settings are refused. Relative paths start at the current folder. RAY_ADDRESS=auto joins a running Ray
+cluster.
 """
 
 import argparse
@@ -45,7 +45,7 @@ class NotStartedError(Exception):
 def parse(
     argv: list[str] | None, description: str | None, tasks: Mapping[str, str] | None = None
 ) -> argparse.Namespace:
-    """The command line of `train`, or with `tasks` of `quickstart`, where `--model` names one of them."""
+    """Parses the command line of `train`, or with `tasks` that of `quickstart`, whose `--model` selects a task."""
     name = "train" if tasks is None else "quickstart"
     parser = argparse.ArgumentParser(
         prog=f"verl-sspo {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -55,16 +55,16 @@ def parse(
     else:
         parser.add_argument("--model", choices=tasks, default=next(iter(tasks)), help="default: %(default)s")
     parser.add_argument("overrides", nargs="*", default=[], metavar="OVERRIDE", help="Hydra overrides, e.g. algo=gspo")
-    parser.add_argument("--config-dir", type=Path, default=RECIPES, help="folder of recipes of your own")
+    parser.add_argument("--config-dir", type=Path, default=RECIPES, help="folder with your own recipes")
     parser.add_argument(
         "--run-dir",
         type=output_folder,
         default=os.environ.get("RUN_DIR"),
-        help="default: runs/TASK/ALGORITHM (RUN_DIR)",
+        help="default: $RUN_DIR, or runs/TASK/ALGORITHM",
     )
     parser.add_argument("--verbose", action="store_true", help="also show everything that verl prints")
     parser.add_argument(
-        "--force", action="store_true", default=os.environ.get("FORCE") == "1", help="train despite errors (FORCE=1)"
+        "--force", action="store_true", default=os.environ.get("FORCE") == "1", help="train despite errors (or FORCE=1)"
     )
     arguments = parser.parse_intermixed_args(argv)
     if tasks is None:
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains what `parse` has read, and sets `arguments.config` and `arguments.run_dir`. Returns the exit status."""
+    """Trains with the arguments of `parse`; sets their `config` and `run_dir`, and returns the exit status."""
     console = Console(stderr=True)
     try:
         with launch.signals_interrupt():
@@ -133,7 +133,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         write_atomically(run_dir / DOCTOR, json.dumps([asdict(each) for each in findings], indent=2) + "\n")
         for line in headline(config, arguments.task):
             say(console, line)
-        say(console, f"log: {short(run_dir / LOG)}\nStarting takes a minute or more; then each step is a line.")
+        say(console, f"log: {short(run_dir / LOG)}\nStarting takes a minute or more, then each step prints a line.")
         try:
             launch.train(
                 overrides,
@@ -165,12 +165,12 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _compose(arguments: argparse.Namespace) -> tuple[DictConfig, list[str]]:
-    """The configuration, and the overrides that main_ppo gets: the user's after those that name the run folder."""
+    """The configuration, and the overrides for main_ppo: those that name the run folder, then the user's."""
     given = arguments.overrides
     try:
         config = compose_config(arguments.task, given, arguments.config_dir)
     except (HydraException, OmegaConfBaseException, FileNotFoundError, ValueError) as error:
-        # Where Hydra has looked takes a dozen lines, and helps nobody who has misspelt a name.
+        # Drop Hydra's search path: a dozen lines that do not help with a misspelt name.
         text = re.split(r"Config search path|Set the environment variable|\n\s+object_type", str(error))[0]
         raise NotStartedError(" ".join(text.split())) from error
     if arguments.run_dir is None:
@@ -187,25 +187,25 @@ def _compose(arguments: argparse.Namespace) -> tuple[DictConfig, list[str]]:
 
 @contextlib.contextmanager
 def _locked(run_dir: Path) -> Iterator[None]:
-    """Keeps other starts out of the run folder, until this process ends in whatever way."""
+    """Keeps other starts out of the run folder until this process ends, even if it is killed."""
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(run_dir.with_name(f".{run_dir.name}.lock")).acquire(timeout=0)
     except Timeout:
         raise NotStartedError(f"another start is training in {run_dir}: end it, or choose another --run-dir") from None
     with lock:
-        # Without the lock: main_ppo, whose launcher and guard were both killed, keeps training.
+        # A main_ppo whose launcher and guard were both killed keeps training, without the lock.
         if (pid := running_in(run_dir)) is not None:
-            raise NotStartedError(f"process {pid} still trains in {run_dir}: end it, or choose another --run-dir")
+            raise NotStartedError(f"process {pid} is still training in {run_dir}: end it, or choose another --run-dir")
         yield
 
 
 def _check(config: DictConfig, address: str, console: Console) -> list[Any]:
-    """The doctor's findings; errors and warnings are printed as they are found. Makes the data of a toy task."""
+    """Runs the doctor, and prints errors and warnings as they are found. Makes the data of a toy task."""
     made_here = OmegaConf.select(config, "task.prepare") is not None
     if not made_here:
         _prepare(config, console)
-    # These import torch and verl, which takes ten seconds: what is wrong with the command line was told before.
+    # These import torch and verl, which takes ten seconds. Errors in the command line were reported before.
     from verl_sspo.doctor import Finding, environment
     from verl_sspo.doctor.configuration import configuration_findings
 
@@ -229,7 +229,7 @@ def _check(config: DictConfig, address: str, console: Console) -> list[Any]:
     if address == "local":
         tell(environment.accelerator_findings(config))
     else:
-        # Of the paths that main_ppo gets.
+        # Check the paths that main_ppo gets.
         config = config.copy()
         for key, path in whole_paths(config).items():
             OmegaConf.update(config, key, path)
@@ -250,18 +250,18 @@ def _step_to_resume(config: DictConfig, run_dir: Path, saved: Path) -> int | Non
         step = checkpoints.last(saved)
         if step is not None and (changed := settings.changed(config, saved)):
             raise NotStartedError(
-                f"the run in {run_dir} has other settings: {', '.join(changed[:5])}. Give the same overrides, or "
-                "another --run-dir, or add trainer.resume_mode=disable to train anew, the earlier run is then renamed"
+                f"the run in {run_dir} has other settings: {', '.join(changed[:5])}. Give the same overrides or "
+                "another --run-dir, or add trainer.resume_mode=disable to train anew (the earlier run is then renamed)"
             )
         return step
-    # The run folder is renamed, with the checkpoints in it.
+    # The run folder will be renamed, with the checkpoints in it.
     if not saved.is_relative_to(run_dir) and checkpoints.last(saved) is not None:
         raise NotStartedError(f"{saved} has checkpoints of another run: choose another trainer.default_local_dir")
     return None
 
 
 def _total_steps(config: DictConfig, run_dir: Path, saved: Path) -> int | None:
-    """Training steps, as the configuration says, or as verl has counted them in an earlier start."""
+    """The number of training steps, from the configuration or from verl's count in an earlier start."""
     if config.trainer.total_training_steps is not None:
         return config.trainer.total_training_steps
     log, kept = run_dir / LOG, saved / settings.KEPT
@@ -289,7 +289,7 @@ def _say_how_to_resume(arguments: argparse.Namespace, saved: Path, console: Cons
 
 
 def _command(arguments: argparse.Namespace) -> str:
-    """The command that continues this run, ready to be pasted."""
+    """The shell command that continues this run."""
     beside = Path(sys.executable).with_name("verl-sspo")
     program = "verl-sspo" if shutil.which("verl-sspo") in (str(beside), None) else short(beside)
     words = [program, *arguments.words, "--run-dir", short(arguments.run_dir)]
