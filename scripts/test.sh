@@ -22,8 +22,5 @@ if [ ${#missing[@]} -gt 0 ] && command -v apt-get >/dev/null && [ "$(id -u)" = 0
     echo "Could not install ${missing[*]}: their tests are skipped" >&2
 fi
 if [ $# -gt 0 ]; then exec python -m pytest "$@"; fi
-# End-to-end tests use all cores by themselves.
-status=0
-python -m pytest tests/unit -n 2 || status=$?
-python -m pytest tests/e2e || status=$?
-exit $status
+# The files of the end-to-end tests first, since they take longest. Two workers need about 7 GB of memory.
+exec python -m pytest tests/e2e tests/unit -n 2 --dist loadfile --no-loadscope-reorder

@@ -219,7 +219,7 @@ def end(started, steps, patience, resumed_from=()):
 @pytest.mark.timeout(3600)
 def test_quickstart_on_two_ranks_killed_then_interrupted_then_to_its_end(tmp_path, task, capsys):
     """A killed launcher is in test_launch.py, and among the random points."""
-    run, steps = tmp_path / "run", 10
+    run, steps = tmp_path / "run", 6
     options = ["trainer.n_gpus_per_node=2", "trainer.val_before_train=true"]
     first = start_until_there("HFServer", run, task, steps, *options)
     wait_for(lambda: 1 in first.steps(), first, 600)
