@@ -1,4 +1,4 @@
-"""Rows of programming sets: a problem and the tests its solution must pass."""
+"""Reads rows of programming sets: a problem and the tests that its solution must pass."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _check_python(*sources: Any) -> None:
 
 
 def _tests(tests: Any) -> dict[str, Any]:
-    """Tests as the reward takes them; a row without any is left out."""
+    """Tests in the form that the reward takes; a row without tests is dropped."""
     if isinstance(tests, str):
         try:
             tests = json.loads(tests)
@@ -55,9 +55,9 @@ def read_code(row: dict[str, Any]) -> Example:
         messages = row[column_of(row, "prompt")]
         question = next((each for each in messages if each["role"] == "user"), None)
         if question is None:
-            raise ValueError("no message of a user in column prompt")
+            raise ValueError("no user message in column prompt")
         tests = _tests(row["reward_model"]["ground_truth"])
-        # A name that the reward does not know would stop the training: such rows take the task's.
+        # The reward cannot grade a data_source that it does not know: such rows take the task's.
         known = row.get("data_source") in CODE
         return Example(
             text_of(question, "content"), json.dumps(tests), data_source=row["data_source"] if known else None
@@ -69,7 +69,7 @@ def read_code(row: dict[str, Any]) -> Example:
 
 
 def _stated(problem: str, tests: dict[str, Any], starter_code: str | None) -> Example:
-    """With what the tests expect of a program: a function, or standard input and output."""
+    """The problem, with what the tests expect of a program: a function, or standard input and output."""
     if tests.get("fn_name"):
         problem += f"\n\nWrite the function `{tests['fn_name']}`."
         if starter := (starter_code or "").strip():
@@ -88,7 +88,7 @@ def read_humaneval(row: dict[str, Any]) -> Example:
 
 
 def read_mbpp(row: dict[str, Any]) -> Example:
-    """A task in words with asserts, in the full and in the sanitized version."""
+    """A task in words with asserts, from the full or the sanitized version."""
     asserts = row[column_of(row, "test_list")]
     if not isinstance(asserts, list):
         raise ValueError("column test_list is not a list")
@@ -97,8 +97,8 @@ def read_mbpp(row: dict[str, Any]) -> Example:
     given = [*(row.get("test_imports") or []), row.get("test_setup_code") or ""]
     setup = [each for each in given if each.strip()]
     _check_python(*asserts, *setup)
-    # A class of the program's own cannot cross into the checker, nor its objects back: `root = Node(1)` in the setup,
-    # or `f(Pair(1, 2))`. The one function of a test may begin with a capital; a second such name is a class.
+    # The program's own classes and their objects cannot be sent to the checker or back: `root = Node(1)` in the setup,
+    # or `f(Pair(1, 2))`. A capitalised name is the tested function if it is the only name, otherwise a class.
     names = {name for name in global_names("\n".join([*setup, *asserts])) if not hasattr(builtins, name)}
     names -= provided_names(names).keys()
     if re.search(r"^\w+\s*=", "\n".join(setup), re.MULTILINE) or (
@@ -120,10 +120,10 @@ def read_livecodebench(row: dict[str, Any]) -> Example:
 
 
 class _TextOnly(pickle.Unpickler):
-    """Reads a pickled text; a pickle that asks for anything else could run code."""
+    """Unpickles text only; a pickle with anything else could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise ValueError(f"private tests ask for {module}.{name}: only a text is read")
+        raise ValueError(f"private tests contain {module}.{name}: only text is read")
 
 
 def _private_tests(field: str) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@
     verl-sspo prepare-data gsm8k_deepmath --source /data/gsm8k /data/deepmath
     verl-sspo prepare-data word-problems --levels two-steps
 
-Writes one parquet file per split, all or none. gsm8k_deepmath mixes the training splits of both, half and half. A row
-that cannot be used ends the command with its file, its line and the reason; --skip-bad leaves such rows out.
+Writes one parquet file per split, all or none. gsm8k_deepmath mixes both training splits, half and half. A row that
+cannot be used stops the command, which prints its file, line and the reason; --skip-bad leaves such rows out.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "(default: the original on the hub)",
     )
     parser.add_argument("--config", help="configuration of the data set: a name on the hub, or a subfolder")
-    parser.add_argument("--split", help="the only split to read; also the name of the split in a single file")
-    parser.add_argument("--output", type=output_folder, metavar="DIR", help="default: data/TASK in this folder")
+    parser.add_argument("--split", help="read only this split; also the split that a single file holds")
+    parser.add_argument("--output", type=output_folder, metavar="DIR", help="folder to write (default: data/TASK)")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run in that folder")
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out rows that cannot be used and rows that repeat a problem"
@@ -53,16 +53,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--levels",
         nargs="+",
-        help=f"levels to keep of math (1 to 5, or all; default: 3 4 5) or to make of {word_problems.TASK} "
+        help=f"levels of math to keep (1 to 5, or all; default: 3 4 5) or of {word_problems.TASK} to make "
         f"({', '.join(word_problems.LEVELS)}; default: the first)",
     )
-    parser.add_argument("--limit", type=at_least(1), help="keep only the first rows of each split")
-    parser.add_argument("--seed", type=int, default=0, help="draws the rows of a mix, their order, and word problems")
+    parser.add_argument("--limit", type=at_least(1), help="keep only the first LIMIT rows of each split")
+    parser.add_argument("--seed", type=int, default=0, help="seed for rows and order of a mix, and for word problems")
     options = parser.parse_args(arguments)
     if options.task == word_problems.TASK:
         for name in ("source", "config", "split", "template", "skip_bad"):
             if getattr(options, name):
-                parser.error(f"--{name.replace('_', '-')} has no effect here: the word problems are made, not read")
+                parser.error(f"--{name.replace('_', '-')} has no effect here: word problems are generated, not read")
     options.tasks = MIXES.get(options.task, (options.task,))
     options.source = options.source or [None] * len(options.tasks)
     if len(options.source) != len(options.tasks):
@@ -75,7 +75,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options.output = options.output or output_folder(f"data/{options.task}")
     there = sorted(path.name for path in options.output.glob("*.parquet"))
     if there and not options.overwrite:
-        parser.error(f"{options.output} holds {', '.join(there)}: --overwrite replaces, --output names another")
+        parser.error(f"{options.output} holds {', '.join(there)}: --overwrite replaces them, --output names another")
     return options
 
 
@@ -83,7 +83,8 @@ def build(options: argparse.Namespace) -> list[Split]:
     """The splits to write. Bad and repeated rows are listed on stderr.
 
     Raises:
-        SourceError, ValueError: There are bad rows, and --skip-bad does not say to leave them out; or none is left.
+        SourceError: A source cannot be read.
+        ValueError: There are bad rows and no --skip-bad, or no row is left.
     """
     if options.task == word_problems.TASK:
         prepared = [word_problems.make_splits(options.levels or list(word_problems.LEVELS)[:1], options.seed)]

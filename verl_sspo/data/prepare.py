@@ -1,4 +1,4 @@
-"""Makes verl's rows of the rows of a source; says which it left out and why."""
+"""Turns the rows of a source into verl's rows, and reports which it left out and why."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from verl_sspo.data.schema import make_row
 from verl_sspo.data.sources import Row
 
-SHOWN = 3  # bad rows of a kind that are shown
+SHOWN = 3  # bad rows shown of each kind
 
 
 class Dropped(Exception):
@@ -23,11 +23,11 @@ class Dropped(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """What a row of a source says."""
+    """The content of a row of a source."""
 
     problem: str
     ground_truth: str
-    data_source: str | None = None  # where the row knows better than its task
+    data_source: str | None = None  # if the row has its own instead of its task's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Task:
 
 @dataclasses.dataclass
 class Split:
-    """Rows made from one split of a source, and an account of the others."""
+    """Rows made from one split of a source; also which were dropped, bad or repeated."""
 
     name: str
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -62,7 +62,7 @@ class Split:
 
 
 def listed(found: list[tuple[str, str]]) -> str:
-    """Rows by kind of reason (its words before a colon), with a count and the places of the first."""
+    """Rows grouped by reason (the words before its colon), each group with a count and its first places."""
     kinds = defaultdict(list)
     for place, reason in found:
         kinds[reason.partition(":")[0]].append(f"    {place}: {reason}")
@@ -92,7 +92,7 @@ def text_of(row: dict[str, Any], *names: str) -> str:
     """The text in the first of the columns that is not null.
 
     Raises:
-        ValueError: There is none, or it holds something else, or nothing.
+        ValueError: There is none, or it is not text, or it is empty.
     """
     column = column_of(row, *names)
     if not isinstance(row[column], str):
@@ -116,9 +116,9 @@ def make_split(
         task: The data set.
         rows: Rows of `open_source`.
         name: Name of the split.
-        read: Reads one row; raises `Dropped` for those to leave out, ValueError for those that cannot be used.
+        read: Reads one row; raises `Dropped` for a row to leave out, ValueError for one that cannot be used.
         template: Chat messages, in which `{problem}` stands for the problem.
-        keep_repeated: Keep rows with a problem that an earlier row has.
+        keep_repeated: Keep rows that repeat the problem of an earlier row.
     """
     split = Split(name)
     first: dict[str, str] = {}
@@ -127,10 +127,10 @@ def make_split(
             if isinstance(row, ValueError):
                 raise row
             if not isinstance(row, dict):
-                raise ValueError(f"no object: {row!r:.80}")
+                raise ValueError(f"not an object: {row!r:.80}")
             example = read(row)
             if re.search("[\ud800-\udfff]", example.problem + example.ground_truth):
-                raise ValueError("half a character, which no file can hold")
+                raise ValueError("half a character (lone surrogate), which cannot be written")
             if first.setdefault(example.problem, place) != place:
                 split.repeated.append((place, f"repeats a problem: {first[example.problem]}"))
                 if not keep_repeated:
@@ -151,12 +151,12 @@ def make_split(
         except ValueError as error:
             split.bad.append((place, str(error)))
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
-            split.bad.append((place, f"not of the task's form: {type(error).__name__}: {error}"[:200]))
+            split.bad.append((place, f"not in the task's format: {type(error).__name__}: {error}"[:200]))
     return split
 
 
 def mix(splits: list[Split], seed: int) -> Split:
-    """One split with as many rows of each as the smallest has, in an order drawn by the seed."""
+    """One split with as many rows of each as the smallest has, drawn and shuffled with the seed."""
     count, generator = min(len(split.rows) for split in splits), random.Random(seed)
     mixed = Split(splits[0].name)
     for split in splits:

@@ -1,4 +1,4 @@
-"""The rows that verl trains on, and how they reach the disk."""
+"""The rows that verl trains on, and how they are written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# Written down, not inferred: verl concatenates the files of a list, which must agree in every type.
+# Fixed, not inferred: verl concatenates lists of files, which must agree in every type.
 SCHEMA = pa.schema(
     {
         "data_source": pa.string(),
@@ -31,7 +31,7 @@ def make_row(
         data_source: Name of the data set; `verl_sspo.rewards.compute_score` selects the reward by it.
         prompt: Chat messages, each `{"role": ..., "content": ...}`.
         ability: Kind of task, such as "math" or "code".
-        ground_truth: What the reward compares with, as text (JSON where it is more than an answer).
+        ground_truth: What the reward compares with, as text (JSON if it is more than an answer).
         split: Split the row belongs to, such as "train" or "test".
         index: Number of the row in its source.
     """
@@ -45,11 +45,11 @@ def make_row(
 
 
 def write_splits(splits: Mapping[Path, Iterable[dict[str, Any]]]) -> None:
-    """Writes parquet files, all or none: whatever goes wrong, old files stay as they were.
+    """Writes all parquet files before it replaces any: if one fails, old files stay as they were.
 
     Raises:
-        ValueError: One has no rows.
-        OSError: One cannot be written.
+        ValueError: A file would have no rows.
+        OSError: A file cannot be written.
     """
     parts = {path: path.with_name(f".{path.name}.part") for path in splits}
     try:

@@ -13,10 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-#: Where a row stands, and the row, or the error that says why it cannot be read.
+#: The place of a row, and the row or the error that says why it cannot be read.
 Row = tuple[str, Any]
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
-# What `datasets` writes beside its data.
+# Files that `datasets` writes next to its data.
 METADATA = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"}
 
 
@@ -30,8 +30,8 @@ def open_source(source: str, *, config: str | None, splits: tuple[str, ...], fil
     Args:
         source: A file (json, jsonl, parquet, arrow, csv), a folder, or the id of a data set on the Hugging Face hub.
         config: Configuration of the data set: a name on the hub, a subfolder of a folder.
-        splits: Splits wanted, of those that the source has.
-        file_split: Split that a single file, or a folder whose files name no split, stands for.
+        splits: Splits to read, as far as the source has them.
+        file_split: Split of a single file, or of a folder whose file names contain no split.
 
     Raises:
         SourceError: It does not exist, cannot be read, is empty, or has none of the splits.
@@ -52,7 +52,7 @@ def open_source(source: str, *, config: str | None, splits: tuple[str, ...], fil
 
 
 def _files(folder: Path, splits: tuple[str, ...], file_split: str) -> dict[str, list[Path]]:
-    """The files of each split, by the word in their path."""
+    """The files of each split, by its name in their path."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.name not in METADATA)
     if not files:
         raise SourceError(f"{folder} has no data files: {', '.join(SUFFIXES)} are read")
@@ -75,7 +75,7 @@ def _from_hub(source: str, config: str | None, splits: tuple[str, ...]) -> dict[
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise SourceError(
             f"cannot load {source!r} from the Hugging Face hub ({type(error).__name__}: {str(error)[:300]}). Without "
-            "a network, or if it is loaded by a script: download its data files and give them with --source."
+            "a network, or if a script loads it: download its data files and pass them with --source."
         ) from error
     found = {
         split: [(f"{source} {split}, row {number}", row) for number, row in enumerate(loaded[split], 1)]
@@ -106,7 +106,7 @@ def _read(path: Path) -> list[Row]:
 
 
 def _read_json(data: bytes) -> Iterator[Row]:
-    # Line by line, not through `datasets`, which gives up a whole file for one bad line.
+    # Line by line, not with `datasets`, which rejects a whole file for one bad line.
     data = data.removeprefix(codecs.BOM_UTF8)
     if data.lstrip().startswith(b"["):
         yield from ((f"item {number}", row) for number, row in enumerate(json.loads(data), 1))

@@ -26,18 +26,18 @@ TASKS = {
     "math500": _mathematics("HuggingFaceH4/MATH-500", "HuggingFaceH4/MATH-500"),
     "aime24": _mathematics("math-ai/aime24", "aime24"),
     "aime25": _mathematics("math-ai/aime25", "aime25"),
-    # The 83 problems of AMC 12 of 2022 and 2023 with whole answers; their only split is called train.
+    # The 83 problems of AMC 12 2022 and 2023 with integer answers; their only split is called train.
     "amc": _mathematics("AI-MO/aimo-validation-amc", "amc", splits=("train",)),
     "minerva": _mathematics("math-ai/minervamath", "minerva"),
     "olympiadbench": Task("math-ai/olympiadbench", "olympiadbench", mathematics.read_olympiadbench),
-    # Or TACO-verified (likaixin/TACO-verified), DeepCoder (agentica-org/DeepCoder-Preview-Dataset): see --source.
+    # --source also takes TACO-verified (likaixin/TACO-verified) and DeepCoder (agentica-org/DeepCoder-Preview-Dataset).
     "code": _code("PRIME-RL/Eurus-2-RL-Data", "taco", code.read_code, splits=("train", "validation", "test")),
     "humaneval": _code("openai/openai_humaneval", "openai_humaneval", code.read_humaneval),
     "mbpp": _code(
         "google-research-datasets/mbpp", "mbpp", code.read_mbpp, config="full", splits=("train", "validation", "test")
     ),
-    # The hub's own loader is a script, which `datasets` does not run: download a file of it, such as test6.jsonl, and
-    # give it with --source.
+    # The hub loads this set with a script, which `datasets` does not run: download one of its files, such as
+    # test6.jsonl, and pass it with --source.
     "livecodebench": _code("livecodebench/code_generation_lite", "livecodebench", code.read_livecodebench),
 }
 # name: the sets it is made of, in equal parts
@@ -61,10 +61,10 @@ def prepare(
         name: A key of `TASKS`.
         source: File, folder or hub id; the task's own by default.
         config: Configuration on the hub; the task's own by default.
-        split: The only split to read, and the one that a single file stands for.
+        split: The only split to read; also the split of a single file.
         template: Name of a template, or a text with `{problem}` in it.
         levels: Levels of MATH to keep; None keeps all.
-        keep_repeated: Keep rows with a problem that an earlier row has.
+        keep_repeated: Keep rows that repeat the problem of an earlier row.
 
     Raises:
         SourceError: The source cannot be read.
@@ -75,7 +75,7 @@ def prepare(
     read: Callable[[dict[str, Any]], Example] = partial(task.read, levels=levels) if name == "math" else task.read
     opened = open_source(
         source or task.source,
-        # Of another data set on the hub nothing is known; a folder may be a copy of the task's own.
+        # The task's configuration fits only its own data set, of which a folder may be a copy.
         config=config or (task.config if source in (None, task.source) or Path(source).is_dir() else None),
         splits=(split,) if split else task.splits,
         file_split=split or task.splits[0],

@@ -1,4 +1,4 @@
-"""Word problems of one or two steps, generated: a task that a small pretrained language model learns in minutes.
+"""Generates word problems of one or two steps: a task that a small pretrained language model learns in minutes.
 
 The prompt is plain text with one worked example, and the answer ends at the first line break:
 
@@ -11,12 +11,12 @@ The prompt is plain text with one worked example, and the answer ends at the fir
 The reward is 1 if the last number of the response is right (`verl_sspo.rewards.last_number`). `data_source` is
 `word_problems/OPERATION`, so that verl's validation reports the accuracy of each operation.
 
-verl applies the tokenizer's chat template to every prompt. For plain text a recipe sets a template that adds nothing,
+verl applies the tokenizer's chat template to every prompt. For plain text a recipe sets a template that adds nothing
 and data.filter_overlong_prompts=false, since that filter uses the tokenizer's own template:
 
     actor_rollout_ref.model.custom_chat_template: "{% for message in messages %}{{ message.content }}{% endfor %}"
 
-verl has no setting for stop words: the model's generation_config.json lists the line break's token in `eos_token_id`.
+verl has no setting for stop words, so the model's generation_config.json lists the line break in `eos_token_id`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TRAIN, VALIDATION = 2048, 256
 NAMES = "Tom Mia Ben Eva Sam Lea Max Ida Leo Zoe Jon Amy".split(" ")  # noqa: SIM905
 THINGS = "apples coins pens books cards shells stamps marbles eggs stickers".split(" ")  # noqa: SIM905
 
-# operation: what happens, the question, and how `x` changes by `n`.
+# Each operation: stories, questions, and the result for `x` and `n`.
 ADD = (
     ("{name} has {x} {things} and buys {n} more.", "{name} has {x} {things} and finds {n} more."),
     ("How many {things} does {name} have now?", "How many {things} does {name} have in all?"),
@@ -58,7 +58,7 @@ LEVELS = {"one-step": (1, 20, 9), "two-steps": (2, 20, 9), "larger-numbers": (1,
 
 
 def problem(level: str, operation: str, rng: random.Random) -> tuple[str, int]:
-    """One problem and its answer; of two steps, the second adds or subtracts."""
+    """One problem and its answer. A second step adds or subtracts."""
     steps, largest, boxes = LEVELS[level]
     stories, questions, result = OPERATIONS[operation]
     x = rng.randint(2, largest)

@@ -11,11 +11,11 @@ from functools import cache
 from inspect import signature
 from typing import Any
 
-#: What every call returns, for every task. verl takes the keys of the first row of a batch for all rows, so a batch
-#: that mixes tasks needs one set of keys. Strings are written to the dumps and left out of the curves.
+#: What every call returns, for every task. verl uses the keys of a batch's first row for all rows, so all tasks in a
+#: mixed batch need the same keys. Strings appear in the dumps, not in the curves.
 COLUMNS: dict[str, Any] = {
     "score": 0.0,  # what the advantage is computed from
-    "acc": 0.0,  # 1.0 if the answer is right, whatever is added to or taken from the score
+    "acc": 0.0,  # 1.0 if the answer is right; partial credit and format reward do not change it
     "format": 0.0,  # 1.0 if an answer was found where the task asks for it
     "timeout": 0.0,  # 1.0 if grading ran out of time
     "ungradable": 0.0,  # 1.0 if the row has no grader, or a ground truth that its grader cannot read
@@ -23,9 +23,9 @@ COLUMNS: dict[str, Any] = {
     "pred": None,  # the answer as text, for verl's majority vote; None where voting has no meaning
 }
 _logger = logging.getLogger(__name__)
-_shown: set[tuple[str, str]] = set()  # ungradable rows in the log
+_shown: set[tuple[str, str]] = set()  # ungradable rows already logged
 
-# Names as on the hub and as verl's own data scripts write them. A name that starts with "aime" is mathematics too.
+# Names from the hub and from verl's own data scripts. Names that start with "aime" are mathematics too.
 MATHEMATICS = frozenset(
     {
         *("openai/gsm8k", "lighteval/MATH", "DigitalLearningGmbH/MATH-lighteval", "HuggingFaceH4/MATH-500", "math"),
@@ -34,7 +34,7 @@ MATHEMATICS = frozenset(
         *("numina_amc_aime", "numina_synthetic_amc", "numina_cn_k12", "numina_olympiads"),
     }
 )
-# Their prompts ask for a last line `Answer: 13`, as verl's own reward reads it.
+# Prompts of these sets ask for a last line `Answer: 13`, which verl's own reward reads.
 ANSWER_LINE = frozenset({"math", "math_dapo", "math_dapo_reasoning"})
 CODE = frozenset(
     {
@@ -42,7 +42,7 @@ CODE = frozenset(
         *("openai/openai_humaneval", "mbpp", "google-research-datasets/mbpp"),
     }
 )
-# verl passes these to every reward function where a reward model runs beside it.
+# verl passes these to every reward function if it also runs a reward model.
 _REWARD_MODEL = frozenset({"reward_router_address", "reward_model_tokenizer"})
 
 
@@ -56,8 +56,7 @@ def compute_score(
 ) -> dict[str, Any]:
     """Scores one response.
 
-    A row that cannot be graded scores 0, counts as `ungradable` and is shown in the log once: one bad row never ends
-    a run.
+    A row that cannot be graded scores 0, counts as `ungradable` and is logged once. A bad row never ends a run.
 
     Args:
         data_source: Name of the data set, as on the Hugging Face hub; it selects the task.
@@ -65,10 +64,10 @@ def compute_score(
         ground_truth: What the data preparation stored under `reward_model.ground_truth`.
         extra_info: The row's `extra_info`; its `index` names the row in the log.
         **kwargs: `reward.custom_reward_function.reward_kwargs`: the options of `mathematics.score` and `code.score`.
-            Each task takes its own, so one configuration serves a mix.
+            Each task uses its own options, so one configuration works for a mix.
 
     Returns:
-        The keys of `COLUMNS`.
+        A value for each key of `COLUMNS`.
 
     Raises:
         TypeError: An option that no task has.
@@ -76,16 +75,16 @@ def compute_score(
     """
     from verl_sspo.rewards import code, mathematics
 
-    if unknown := kwargs.keys() - _options(mathematics.score) - _options(code.score) - _REWARD_MODEL:
-        known = sorted(_options(mathematics.score) | _options(code.score))
-        raise TypeError(f"unknown reward options {sorted(unknown)}: there are {known}")
+    known = _options(mathematics.score) | _options(code.score)
+    if unknown := kwargs.keys() - known - _REWARD_MODEL:
+        raise TypeError(f"unknown reward options {sorted(unknown)}; known: {sorted(known)}")
     try:
         return COLUMNS | _score(data_source, solution_str, ground_truth, kwargs)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         index = (extra_info or {}).get("index")
         if (row := (data_source, str(index))) not in _shown:
             _shown.add(row)
-            _logger.warning("row %s of %s cannot be graded, it scores 0: %s", index, data_source, error, exc_info=True)
+            _logger.warning("row %s of %s cannot be graded and scores 0: %s", index, data_source, error, exc_info=True)
         return COLUMNS | {"ungradable": 1.0, "error": f"ungradable: {error}"[:200]}
 
 
@@ -103,6 +102,6 @@ def _score(data_source: str, solution_str: str, ground_truth: Any, options: dict
     if data_source in CODE:
         return code.score(solution_str, ground_truth, **chosen(code.score))
     raise ValueError(
-        f"no reward for data_source={data_source!r}: there are 'arithmetic', names that start with 'aime', "
-        f"{sorted(MATHEMATICS)} and {sorted(CODE)}"
+        f"no reward for data_source={data_source!r}; known: 'arithmetic', names that start with 'word_problems/' or "
+        f"'aime', {sorted(MATHEMATICS)} and {sorted(CODE)}"
     )

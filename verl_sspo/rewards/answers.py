@@ -1,8 +1,8 @@
-r"""Final answers: read into a value with a type, and compared by type.
+r"""Reads final answers into typed values and compares them by type.
 
 A value is a formula with its unit, a relation, a group (list, set, tuple, interval, union, matrix, vector, ratio) or a
-text. What cannot be read whole is a text, which equals only the same text: a formula that is not understood is never
-taken for another.
+text. Anything that cannot be read completely is a text, which equals only the same text. So a formula that is not
+understood never counts as equal to a different one.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from verl_sspo.rewards.formula import Node, Unreadable, minus, number
 from verl_sspo.rewards.notation import UPRIGHT, clean, key_of, words_of
 from verl_sspo.rewards.units import NO_UNIT, Unit, split_unit
 
-MAX_LENGTH = 1000  # characters of an answer; longer ones count only if they are the same text
-MAX_PARTS = 64  # elements of a set or list whose order is free
+MAX_LENGTH = 1000  # characters of an answer; longer answers must be the same text
+MAX_PARTS = 64  # elements of a set or list in any order
 SECONDS = 1.0  # processor time for one answer
 
 
@@ -53,7 +53,7 @@ class Group:
 
 Value = Text | Formula | Relation | Group
 EVERYTHING = Text(r"\mathbb{R}")
-NOTHING = Text("")  # equals nothing: an equation of numbers that is false, or says nothing
+NOTHING = Text("")  # equals nothing: an equation of numbers that is false or trivial
 INFINITE = ("-\\infty", "\\infty")
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ INFINITE = ("-\\infty", "\\infty")
 _SIGNS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\approx": "~"}
 _FLIPPED = {"=": "=", "<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 _SIGN = r"\\(?:le|ge|ne|approx)(?![a-zA-Z])|[=<>]"
-# With these a comma separates no elements, and a letter may be bound.
+# In a text with one of these, commas do not separate elements, and a letter may be bound.
 _WHOLE = re.compile(
     r"\\(?:in|notin|forall|exists|equiv|pmod|ldots|lim|int|sum|prod|partial)(?![a-zA-Z])"
     r"|\b(?:if|for|where|when|except)\b"
@@ -79,14 +79,14 @@ _BRACKET = r"\\(?:begin|end)\{|\\[{}]|\\.|[{(\[\])}]"
 
 
 def _depth(bracket: str) -> int:
-    """By how much a sign that `_BRACKET` finds changes the depth."""
-    if bracket.startswith("\\begin"):  # its brace, and what \end{...} closes
+    """The change of depth at a match of `_BRACKET`."""
+    if bracket.startswith("\\begin"):  # one level for its brace, one that \end{...} closes
         return 2
     return (bracket in ("\\{", "{", "(", "[")) - (bracket in ("\\}", "}", ")", "]"))
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Splits where the separator stands outside of all brackets: the pieces and the separators in turn."""
+    """Splits at separators outside all brackets. Returns pieces and separators alternately."""
     parts, depth, start = [], 0, 0
     for found in re.finditer(rf"(?P<cut>{separator})|{_BRACKET}", text, re.DOTALL):
         if found["cut"] is None:
@@ -98,7 +98,7 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 def _inside(text: str) -> tuple[str, str, str]:
-    """The bracket at the beginning, what it encloses, and the one at the end; "" where one pair encloses not all."""
+    """Opening bracket, content and closing bracket; if no pair encloses the whole text, ("", text, "")."""
     found = re.fullmatch(r"(\\\{|[{(\[])(.*?)(\\\}|[})\]])", text, re.DOTALL)
     # An interval may open and close with any bracket.
     if found and found[1].strip("\\") + found[3].strip("\\") in ("{}", "()", "[]", "(]", "[)"):
@@ -135,7 +135,7 @@ def read_formula(text: str) -> Formula | None:
             node = formula.parse(body)
         except Unreadable:
             continue
-        # Degrees inside of a formula are numbers: cos 60 degrees.
+        # Degrees inside a formula are numbers: cos 60 degrees.
         if unit.name != "degree" or not re.search("[a-z]", re.sub(r"\\(?:frac|sqrt|pi)", "", body)):
             return Formula(node, unit)
     return None
@@ -153,7 +153,7 @@ def _read_matrix(text: str) -> Group | None:
         entries = [cell.node for cell in cells if isinstance(cell, Formula)]
         if not factor or kind != "matrix" or len(entries) < len(cells):
             return None
-        # A quotient, because a product of numbers is left to the reader.
+        # A quotient, because a product of numbers counts as not evaluated.
         cells = [Formula(("/", entry, ("/", number(1), factor.node))) for entry in entries]
     return Group(f"{kind} {[len(row) for row in rows]}", tuple(cells))
 
@@ -187,12 +187,12 @@ def _read_group(text: str) -> Value | None:
 
 
 def _elements(separated: list[str]) -> tuple[Value, ...]:
-    """The elements of a set or list, each as clean as a whole answer: `$1$, $2\\pm1$` has three."""
+    """The elements of a set or list, each cleaned like a whole answer: `$1$, $2\\pm1$` has three."""
     return tuple(element for part in separated[::2] for element in _either(clean(part)))
 
 
 def _either(text: str) -> tuple[Value, ...]:
-    """A value, or both values of what has one plus-minus."""
+    """The value, or both values if the text has one plus-minus sign."""
     if len(_PLUS_MINUS.findall(text)) != 1:
         return (read(text),)
     return tuple(read(re.sub(r"^ ?\+|(?<=[(=,]) ?\+", "", _PLUS_MINUS.sub(sign, text))) for sign in "+-")
@@ -211,7 +211,7 @@ def _read_relation(text: str) -> Value | None:
     parts, signs = pieces[::2], [_SIGNS[sign] for sign in pieces[1::2]]
     if not signs or not all(parts):
         return None
-    if "~" in signs:  # "sqrt 5, about 2.236" is the root of five if that is about its value
+    if "~" in signs:  # "sqrt 5, about 2.236" is sqrt 5 if the rounded value fits
         first = signs.index("~")
         numbers = [each.node for each in map(read, parts[first:]) if isinstance(each, Formula) and each.is_number]
         if len(numbers) < len(parts) - first or not all(_is_close(numbers[0], each) for each in numbers[1:]):
@@ -219,7 +219,7 @@ def _read_relation(text: str) -> Value | None:
         parts, signs = parts[: first + 1], signs[:first]
     values = [read(part) for part in parts]
     if set(signs) <= {"="} and all(isinstance(each, Formula) and each.is_number for each in values):
-        # "2 + 3 = 5" is 5, "3 = 3" and "6 = 5" are no answers.
+        # "2 + 3 = 5" is 5; "3 = 3" and "6 = 5" are not answers.
         distinct = len(values) == 1 or len({key_of(part) for part in parts}) > 1
         true = all(compare(first, second) for first, second in pairwise(values))
         return values[-1] if distinct and true else NOTHING
@@ -256,7 +256,7 @@ def _named(value: Value) -> tuple[str, Value] | None:
 
 
 def is_equal(gold: str, answer: str) -> bool:
-    """Whether an answer means the same as the right one.
+    """Whether an answer means the same as the gold answer.
 
     Raises:
         TimeoutError: It took longer than `SECONDS` of processor time.
@@ -276,7 +276,7 @@ def is_equal(gold: str, answer: str) -> bool:
         if words[0] == words[1] or (same_word and len(words[0]) > 1):
             return True
         return _equal_choices(gold, answer) or compare(right, given)
-    except RecursionError:  # hundreds of brackets in each other
+    except RecursionError:  # hundreds of nested brackets
         return False
 
 
@@ -284,7 +284,7 @@ _CHOICE = re.compile(r"(?:[Oo]ption |[Cc]hoice )?(\()?([A-J])(\)|[.:](?= |$))?(?
 
 
 def _equal_choices(gold: str, answer: str) -> bool:
-    """Multiple choice: the letter, the letter with its text, or the text where the gold answer has it."""
+    """Multiple choice: the letter, the letter with its text, or the text alone if the gold answer has it."""
     plain, said = (" ".join(re.sub(UPRIGHT, r"\1 ", text).split()) for text in (gold, answer))
     if re.fullmatch("[A-J]{2,6}", plain) and sorted(set(plain)) == list(plain):  # several letters
         return sorted(re.split(" ?, ?| and | ", said)) == list(plain)
@@ -318,7 +318,7 @@ def compare(gold: Value, answer: Value) -> bool:
         return len(names) < 2 and _same_elements(*regions, _equal_regions)
     if isinstance(gold, Relation) and isinstance(answer, Relation):
         return _equal_relations(gold, answer)
-    # "x = 5" answers what "5" answers.
+    # "x = 5" and "5" are the same answer.
     if isinstance(gold, Relation) or isinstance(answer, Relation):
         named = _named(gold) or _named(answer)
         return named is not None and compare(*((named[1], answer) if isinstance(gold, Relation) else (gold, named[1])))
@@ -337,7 +337,7 @@ def _equal_formulas(gold: Formula, answer: Formula) -> bool:
     with_unit, plain = (left, right) if gold.unit.name else (right, left)
     unit = gold.unit.name or answer.unit.name
     if unit == "%":
-        # 25% is 1/4, and 25 too. Below one a number without the sign is a fraction; 1 is 100%, and 1% is 1.
+        # 25% equals 1/4, and also 25. Below 1, a number without % is a fraction. 1 equals 100%; gold 1% also accepts 1.
         size = formula.sign(minus(("abs", plain), number(1)))
         same = (size > 0 or (bool(gold.unit.name) and size == 0)) and formula.equal(with_unit, plain)
         return same or formula.equal(("/", with_unit, number(100)), plain)
@@ -349,7 +349,7 @@ def _equal_formulas(gold: Formula, answer: Formula) -> bool:
 def _equal_groups(gold: Group, answer: Group) -> bool:
     kinds = {gold.kind, answer.kind}
     if kinds <= {"set", "list"} or kinds == {"union"} or kinds == {"all"}:
-        # `x = 1, y = 2` has an order, which `1, 2` does not say.
+        # `x = 1, y = 2` says which value is which; `1, 2` does not.
         named = [{each[0] for each in map(_named, group.parts) if each} for group in (gold, answer)]
         return named[0] == named[1] and _same_elements(gold.parts, answer.parts, compare)
     if len(gold.parts) != len(answer.parts):
@@ -404,17 +404,17 @@ def _equal_relations(gold: Relation, answer: Relation) -> bool:
 
 @dataclass(frozen=True)
 class Region:
-    """An interval: where it begins and ends, a formula or one of `INFINITE`, and whether the ends belong to it."""
+    """An interval: its two ends, each a formula or one of `INFINITE`, and whether they belong to it."""
 
     low: Node | str = INFINITE[0]
     high: Node | str = INFINITE[1]
     has_low: bool = False
     has_high: bool = False
-    name: str = ""  # of the variable, where there is one
+    name: str = ""  # of the variable, if there is one
 
 
 def _regions(value: Value) -> list[Region]:
-    """The intervals of an inequality, a union or an interval that is not a point; empty for everything else."""
+    """The intervals of an inequality, union or interval; empty for all else. A finite (a, b) counts as a point."""
     if value == EVERYTHING:
         return [Region()]
     if isinstance(value, Relation):

@@ -1,14 +1,14 @@
 """Reward of programming tasks: does the program of the response pass its tests?
 
-`ground_truth` is JSON, or what it stands for, in one of the forms the field uses:
+`ground_truth` is JSON text, or the decoded object, in one of these common forms:
 
 - `{"inputs": [...], "outputs": [...]}`: standard input and output (APPS, TACO, Eurus-2-RL-Data).
 - the same with `"fn_name"`: arguments and result of a function, or of a method of the class `Solution`. An input is a
-  list of arguments, or a string with one argument per line. A string is read as JSON where it is JSON, and is itself
-  otherwise. An output that is a list of one may stand for its element (APPS).
+  list of arguments, or a string with one argument per line. Strings that are JSON are decoded, others are kept. An
+  output that is a list of one element may stand for that element (APPS).
 - `[{"input": ..., "output": ...}, ...]`: the same, one object per test (DeepCoder, LiveCodeBench).
 - `{"test": "def check(candidate): ...", "entry_point": "f"}` (HumanEval), optionally with `"prompt"`, the code that
-  the program completes: its functions are then the data set's own in the test.
+  the program completes. The test then uses the prompt's helper functions as the data set wrote them.
 - `{"asserts": ["assert f(1) == 2", ...]}` (MBPP), optionally with `"setup"`, code that runs before them.
 """
 
@@ -34,10 +34,10 @@ _PYTHON = re.compile(r"py(thon|py)?[\d.]*", re.IGNORECASE)
 
 
 def extract_program(solution_str: str) -> str | None:
-    """The last fenced block that says it is Python, else the last that says nothing; None where there is none.
+    """The last fenced block marked as Python, else the last unmarked one; None if there is none.
 
-    An unmarked block behind a Python block is what the program prints more often than it is a program. Thinking holds
-    no answer, and a block of comments is not a program. A response without any fence is a program as a whole.
+    An unmarked block after a Python block is usually the program's output. Blocks inside the thinking and blocks of
+    comments only do not count. A response without any fence is taken as a program.
     """
     solution_str = solution_str.lstrip("\ufeff").rpartition("</think>")[2]
     if solution_str.lstrip().startswith("<think>"):
@@ -47,7 +47,7 @@ def extract_program(solution_str: str) -> str | None:
     blocks: list[tuple[bool, list[str]]] = []
     indent, fence = 0, ""
     for line in solution_str.split("\n"):
-        # A fence that says Python may stand behind words.
+        # Words may precede a fence marked as Python.
         words, ticks, language = line.rpartition("```")
         if not fence and words.strip() and "`" not in words and _PYTHON.fullmatch(language.strip()):
             line = ticks + language
@@ -56,16 +56,16 @@ def extract_program(solution_str: str) -> str | None:
         closes = found and fence and found[2].startswith(fence)
         if closes:
             fence = ""
-        # A fence that says Python begins a block, also where it is the first to close another.
+        # A fence marked as Python opens a block, even if it has just closed another one.
         if found and not fence and (python if closes else "`" not in line[found.end() :]):
             indent, fence = len(found[1]), found[2]
-            # A block in another language takes its lines and is none of ours.
+            # A block in another language is skipped with its lines.
             blocks += [(python, [])] if python or not found[3] else []
             body = blocks[-1][1] if python or not found[3] else []
         elif fence and not closes:
-            # A block in a list is indented as its fence is.
+            # A block in a list is indented like its fence.
             line = line[min(indent, len(line) - len(line.lstrip(" \t"))) :]
-            # Some close a block at the end of its last line.
+            # Some models close a block at the end of its last line.
             if line.rstrip().endswith(fence) and line.count(fence) == 1:
                 line, fence = line.rstrip().removesuffix(fence), ""
             body.append(line + "\n")
@@ -93,23 +93,24 @@ def score(
     Args:
         solution_str: The response.
         ground_truth: The tests, in one of the forms above.
-        partial_credit: The score is the fraction of tests passed, not all or nothing.
+        partial_credit: Score the fraction of tests passed instead of all or nothing.
         test_timeout: Seconds for one test.
         program_timeout: Seconds for all tests of a program.
         memory_mb: Memory of a program, in MiB.
-        max_concurrent: Programs that run at a time on this host; one per processor by default.
+        max_concurrent: Programs that run at a time on this host (default: one per processor), or tests on a
+            SandboxFusion server (default: 64).
         sandbox_fusion_url: Run programs on this SandboxFusion server, through verl's client, instead of locally.
         unsafe_without_sandbox: Run programs without any protection, with the rights of the caller.
 
     Raises:
-        ValueError: The tests cannot be read; `compute_score` counts such a row.
-        SandboxError: The sandbox does not work on this host, or the SandboxFusion server does not.
+        ValueError: The tests cannot be read; `compute_score` counts the row as ungradable.
+        SandboxError: The sandbox on this host, or the SandboxFusion server, does not work.
     """
     tests = tests_of(ground_truth)
     program = extract_program(solution_str)
     if program is None:
         return {"error": "no code block"}
-    # No source file can hold lone surrogates; a mark at its beginning is not part of it.
+    # A source file cannot hold lone surrogates, and a byte order mark is not part of the program.
     program = program.encode(errors="replace").decode().removeprefix("\ufeff")
     limits = Limits(test_timeout, program_timeout, memory_mb << 20, unsafe=unsafe_without_sandbox)
     if len(program) > 1 << 20 or "\0" in program:
@@ -152,7 +153,7 @@ def tests_of(ground_truth: Any) -> dict[str, Any]:
     """The tests of a row in one of three forms: `inputs` and `outputs`; `test` and `entry_point`; `asserts`.
 
     Raises:
-        ValueError: There are none, or they have none of the forms above.
+        ValueError: There are no tests, or they have none of these forms.
     """
     try:
         tests = json.loads(ground_truth) if isinstance(ground_truth, str) else ground_truth
@@ -161,7 +162,7 @@ def tests_of(ground_truth: Any) -> dict[str, Any]:
     if isinstance(tests, list) and all(isinstance(each, dict) and {"input", "output"} <= each.keys() for each in tests):
         names = {_function_of(each) for each in tests}
         if len(names) > 1:
-            raise ValueError(f"tests call several functions, or some none: {sorted(names)}")
+            raise ValueError(f"tests call different functions, or only some call one: {sorted(names)}")
         pairs = {"inputs": [each["input"] for each in tests], "outputs": [each["output"] for each in tests]}
         tests = pairs | {"fn_name": "".join(names)}
     form: dict[str, Any]
@@ -196,7 +197,7 @@ def _function_of(test: dict[str, Any]) -> str:
 
 
 def _cases(tests: dict[str, Any]) -> list[dict[str, Any]]:
-    """What `sandbox.run_cases` runs; the expected outputs stay here."""
+    """The cases for `sandbox.run_cases`; the expected outputs stay here."""
     if function := tests.get("fn_name"):
         return [{"call": (function, _arguments(each))} for each in tests["inputs"]]
     return [{"stdin": _text(each).encode(errors="replace")} for each in tests["inputs"]]
@@ -215,14 +216,14 @@ def _arguments(given: Any) -> list[Any]:
 
 
 def _integer_keys(value: Any) -> Any:
-    # JSON made strings of a dictionary's integer keys.
+    # JSON turned a dictionary's integer keys into strings.
     if isinstance(value, dict) and all(re.fullmatch(r"-?\d+", key) for key in value):
         return {int(key): item for key, item in value.items()}
     return value
 
 
 def _from_text(text: str) -> Any:
-    """What a text says as JSON, or in Python's spelling of true, false and null; itself where it says neither."""
+    """A text decoded as JSON, or as Python's True, False or None; unchanged if it is neither."""
     python = {"True": True, "False": False, "None": None}
     try:
         return python[text] if text in python else json.loads(text)
@@ -255,7 +256,7 @@ def _compare(results: Generator[tuple[str, bytes], None, None], tests: dict[str,
     return Verdict(passed, len(outputs), failure)
 
 
-# Every digit has one way to match: programs print long words.
+# Each digit can match in only one way, since programs print long words.
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -265,9 +266,9 @@ def _has_float(expected: Any) -> bool:
 
 
 def same_output(output: bytes, expected: str, floats: bool) -> bool:
-    """Whether two outputs have the same words on the same lines, blank lines left out.
+    """Whether two outputs have the same words on the same lines, ignoring blank lines.
 
-    Where the task has `floats`, numbers may differ as `close` says; without, every word must be the same.
+    If the task has `floats`, numbers only need to be `close`; otherwise every word must be the same.
     """
     printed = output.decode("utf-8", errors="replace")
     left, right = ([line.split() for line in text.split("\n") if line.strip()] for text in (printed, expected))
@@ -280,10 +281,10 @@ def same_output(output: bytes, expected: str, floats: bool) -> bool:
 
 
 def close(value: float, wanted: float) -> bool:
-    """Whether two numbers differ by less than a task with floats asks for.
+    """Whether two numbers are equal within the tolerance for tasks with floats.
 
-    Relatively 1e-6, the usual bound of programming contests, but never more than 1e-3: 10,000,001 is not 10,000,000.0.
-    The last term is the rounding of floats themselves.
+    That is 1e-6 relative, as usual in programming contests, but at most 1e-3: 10,000,001 is not 10,000,000.0. The last
+    term allows for the rounding of floats themselves.
     """
     bound = max(min(1e-6 * abs(wanted), 1e-3), 1e-12 * max(1.0, abs(wanted)))
     return abs(value - wanted) <= bound < math.inf
@@ -321,14 +322,14 @@ def _same_value(result: Any, wanted: Any) -> bool:
     if {type(result), type(wanted)} <= {int, float}:
         try:
             return result == wanted or (type(wanted) is float and close(float(result), wanted))
-        except OverflowError:  # an integer beyond the floats
+        except OverflowError:  # an integer too large for a float
             return False
     return type(result) is type(wanted) and result == wanted
 
 
 # --- a remote sandbox --------------------------------------------------------------------------------------------
 
-# The runner goes along: a program finds the names that it finds here, and a result comes back in the same encoding.
+# The runner's source is sent along: a program finds the same names as here, and results come back in the same encoding.
 _REMOTE = """\
 import sys
 out, runner = sys.stdout, {{"__name__": "runner"}}
@@ -341,7 +342,7 @@ name, arguments = runner["decode"]({call!r})
 result = runner["find_function"](module, name)(*arguments)
 print({word!r} + runner["encode"](result).decode(), file=out)
 """
-# How a test ended, by the status that verl's client gives it. Any other says that the server did not run it.
+# How a test ended, by the status from verl's client. Any other status means that the server did not run it.
 _REMOTE_ERRORS = {
     "success": "",
     "runtime_error": "exception",
@@ -358,14 +359,14 @@ def _fusion_semaphore(max_concurrent: int) -> threading.Semaphore:
 
 
 def _grade_on_fusion(url: str, program: str, tests: dict[str, Any], limits: Limits, max_concurrent: int) -> Verdict:
-    """`grade` on a SandboxFusion server, where checks share a process with the program, which can forge verdicts.
+    """`grade` on a SandboxFusion server. Checks share a process with the program there, so it can forge verdicts.
 
     Raises:
         SandboxError: The server did not run one of the tests.
     """
     from verl.utils.reward_score import sandbox_fusion
 
-    word = secrets.token_hex()  # a program that ends early does not know it
+    word = secrets.token_hex()  # secret, so a program that ends early cannot print it
     function, cases = tests.get("fn_name"), _cases(tests) if "inputs" in tests else []
 
     def remote(*sources: str, last: str = f"print({word!r}, file=out)", name: str = "solution") -> str:
@@ -381,7 +382,7 @@ def _grade_on_fusion(url: str, program: str, tests: dict[str, Any], limits: Limi
         codes = [remote(*context, each) for each in tests.get("asserts") or [f"check({tests['entry_point']})"]]
     _, ends = sandbox_fusion.check_correctness(
         url,
-        # Outputs are not for the client to compare.
+        # Outputs are compared here, not by the client.
         {
             "inputs": [case.get("stdin", b"").decode() for case in cases] or [""] * len(codes),
             "outputs": [None] * len(codes),

@@ -1,8 +1,8 @@
-r"""Formulas of LaTeX: read whole or not at all, and compared by their values.
+r"""LaTeX formulas: read completely or not at all, and compared by value.
 
 `parse` reads every sign of a formula or raises `Unreadable`. `equal` evaluates two formulas at fixed points: rational
-values exactly, all others with enough digits for the smallest intermediate value. Everything is bounded: a
-tower of powers is undefined here, and no comparison takes longer than `limit` allows.
+values exactly, all others with enough digits for the smallest intermediate value. Size and time are bounded: a tower
+of powers is undefined here, and no comparison takes longer than `limit` allows.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 
 import mpmath
 
-MAX_BITS = 100_000  # of the parts of an exact number
-MAX_PLACES = 1000.0  # decimal places between 1 and the values on the way of an inexact number
+MAX_BITS = 100_000  # of numerator and denominator of an exact number
+MAX_PLACES = 1000.0  # largest |log10| of the intermediate values of an inexact number
 ENOUGH = 4  # points at which both formulas have a value
 
 Node = tuple[Any, ...]  # an operation and its operands; ("num", Fraction), ("var", name) or ("const", name)
@@ -40,7 +40,7 @@ class Undefined(ArithmeticError):
 
 
 def limit(seconds: float) -> None:
-    """From now on, this thread's formulas raise TimeoutError after so many seconds of its processor time."""
+    """Lets this thread's formulas raise TimeoutError after that many more seconds of its processor time."""
     _deadline.set(time.thread_time() + seconds)
 
 
@@ -57,7 +57,7 @@ def minus(left: Node, right: Node) -> Node:
 _CIRCULAR = ("sin", "cos", "tan", "cot", "sec", "csc")
 _UNARY = {*_CIRCULAR, *(f"arc{name}" for name in _CIRCULAR), "sinh", "cosh", "tanh", "log", "ln", "exp"}
 _SEVERAL = {"gcd", "lcm", "max", "min"}
-#: Names of functions, which people write without the backslash too. A regular expression.
+#: Regular expression of function names, which people also write without the backslash.
 FUNCTIONS = "|".join(sorted({*_UNARY, *_SEVERAL, "sqrt"}, key=len, reverse=True))
 _LETTER = (
     r"(?:[a-zA-Z]|\\(?:alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|(?:var)?theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau"
@@ -89,7 +89,7 @@ def parse(text: str) -> Node:
     """Reads a formula.
 
     Raises:
-        Unreadable: Some sign of it cannot be read, or it has several meanings, as 1/2x.
+        Unreadable: Part of it cannot be read, or it has several meanings, like 1/2x.
     """
     text = re.sub(rf"(?<![\\a-zA-Z])({FUNCTIONS}|pi)(?![a-zA-Z])", r"\\\1 ", text)
     if _AMBIGUOUS.search(text):
@@ -116,7 +116,7 @@ class _Parser:
     def __init__(self, tokens: list[tuple[str, str]]) -> None:
         self.tokens = [*tokens, ("", "")]
         self.place = 0
-        self.bars = 0  # open ones
+        self.bars = 0  # open | signs
 
     @property
     def kind(self) -> str:
@@ -198,7 +198,7 @@ class _Parser:
         return number(whole[1] + value)
 
     def exponent(self) -> Node | None:
-        """What stands behind ^; None for the sign of degrees."""
+        """The exponent after ^; None for the degree sign."""
         if self.take("\\circ"):
             return None
         if self.take("-"):
@@ -287,7 +287,7 @@ def _at(node: Node, point: dict[str, Fraction]) -> Node:
 
 
 def is_unevaluated(node: Node) -> bool:
-    """Whether an operation is left to the reader: 17*23, 1/2+1/3, gcd(12, 18). Powers, roots and a fraction are not."""
+    """Whether an operation is not carried out: 17*23, 1/2+1/3, gcd(12, 18). Powers, roots and a fraction may remain."""
 
     def plain(part: Node) -> bool:
         return part[0] == "num" or (part[0] in ("neg", "/") and all(map(plain, part[1:])))
@@ -306,7 +306,7 @@ class _Evaluation:
 
     def __init__(self, digits: int) -> None:
         _mp.dps = digits
-        self.places = 0.0  # the largest |log10| of a value on the way, and of the parts of a fraction
+        self.places = 0.0  # the largest |log10| of an intermediate value, or of a fraction's numerator or denominator
 
     def value(self, node: Node, point: dict[str, Fraction]) -> Any:
         if time.thread_time() > _deadline.get():
@@ -354,7 +354,7 @@ class _Evaluation:
                 if bits * abs(exponent) > 2 * MAX_BITS:
                     raise Undefined("too large")
                 return base ** int(exponent)
-            if not isinstance(base, _mp.mpc) and base < 0 and exponent.denominator % 2:  # the real root of odd order
+            if not isinstance(base, _mp.mpc) and base < 0 and exponent.denominator % 2:  # an odd root is real
                 return self.power(-base, exponent) * (-1) ** exponent.numerator
         base, exponent = self.inexact(base), self.inexact(exponent)
         if abs(exponent) * (abs(_mp.log(abs(base))) + 4) > 4 * MAX_PLACES:
@@ -374,7 +374,7 @@ class _Evaluation:
             if kind in ("max", "min"):
                 return (max if kind == "max" else min)(x, *more)
             return Fraction(int(getattr(_mp, kind)(self.inexact(x))))
-        if kind in ("sinh", "cosh", "tanh"):  # through exp, whose small values are seen
+        if kind in ("sinh", "cosh", "tanh"):  # computed with exp, so that small values are noticed
             up = self.bounded(self.power(+_mp.e, x))
             return {"sinh": (up - 1 / up) / 2, "cosh": (up + 1 / up) / 2, "tanh": 1 - 2 / self.bounded(up * up + 1)}[
                 kind
@@ -394,7 +394,7 @@ def _whole_numbers(kind: str, values: list[Any]) -> int:
 
 
 def _values(left: Node, right: Node, point: dict[str, Fraction]) -> tuple[Any, Any, Any]:
-    """Both values, and how far apart equal ones may be."""
+    """Both values, and the tolerance within which they are equal."""
     digits = 60
     try:
         while True:
@@ -404,7 +404,7 @@ def _values(left: Node, right: Node, point: dict[str, Fraction]) -> tuple[Any, A
                 return first, second, 0
             if evaluation.places > MAX_PLACES:
                 raise Undefined("too large")
-            # A difference may be as small as the product of a few values on the way.
+            # A difference may be as small as the product of a few intermediate values.
             if digits > 60 or digits >= 40 + 4 * evaluation.places:
                 tolerance = _mp.mpf(10) ** -int(20 + 3 * evaluation.places)
                 return evaluation.inexact(first), evaluation.inexact(second), tolerance
@@ -414,7 +414,7 @@ def _values(left: Node, right: Node, point: dict[str, Fraction]) -> tuple[Any, A
 
 
 def _points(names: set[str]) -> list[dict[str, Fraction]]:
-    """Positive, signed and whole numbers. Odd denominators: every real base has its real root."""
+    """Positive, signed and whole numbers. With odd denominators every real base has a real root."""
     draw = random.Random(20260101)
     families = (
         lambda: Fraction(draw.randint(1, 40), draw.choice((3, 7, 11))),
@@ -428,7 +428,7 @@ def equal(left: Node, right: Node) -> bool:
     """Whether two formulas have the same value wherever both have one, for real variables.
 
     Raises:
-        TimeoutError: The time of `limit` is over.
+        TimeoutError: The time set by `limit` is over.
     """
     if left == right:
         return True
@@ -454,7 +454,7 @@ def equal(left: Node, right: Node) -> bool:
 
 
 def sign(node: Node) -> int:
-    """The sign of a formula without variables; 0 for 0, and where there is no real value."""
+    """The sign of a formula without variables; 0 if its value is 0, not real or undefined."""
     with _lock:
         try:
             value, _, tolerance = _values(node, number(0), {})
@@ -466,7 +466,7 @@ def sign(node: Node) -> int:
 
 
 def ratio_sign(left: Node, right: Node) -> int:
-    """The sign of c where left = c right, c is constant and not 0, and the sides are not constant; else 0."""
+    """The sign of c if left = c * right with a constant c other than 0, and the sides are not constant; else 0."""
     for point in _points(names) if (names := variables(left, right)) else []:
         here = _at(left, point), _at(right, point)
         ratio = sign(("/", *here))

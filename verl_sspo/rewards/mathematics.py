@@ -1,6 +1,6 @@
 r"""Reward of mathematics: is the final answer of the response the right one?
 
-The answer is what stands in the last `\boxed{}` or `<answer>` tag, or after the last `####`, outside of the thinking.
+The answer is the content of the last `\boxed{}` or `<answer>` tag, or follows the last `####`, outside the thinking.
 `answers` reads and compares it.
 """
 
@@ -19,11 +19,11 @@ def score(
 
     Args:
         solution_str: The response.
-        ground_truth: The answer; of a whole solution, what stands in its last box or after its last `####`.
-        answer_line: Whether a line `Answer: 13` holds an answer too, as the prompt of DAPO asks for.
-        format_reward: Added to the score where the whole response is `<think>...</think><answer>...</answer>`: the
-            reward of answer plus format of arXiv:2602.19345 (restated; the weight is the caller's choice). `format`
-            then says whether it has this form; without it, whether an answer was found at all.
+        ground_truth: The answer, or a whole solution with the answer in its last box or after its last `####`.
+        answer_line: Whether a line `Answer: 13` also counts as an answer; DAPO's prompt asks for one.
+        format_reward: Added to the score if the whole response is `<think>...</think><answer>...</answer>`: the
+            reward for answer plus format of arXiv:2602.19345 (restated; the weight is the caller's choice). `format`
+            then says whether the response has this form, otherwise whether it has an answer at all.
 
     Raises:
         ValueError: The ground truth is not an answer.
@@ -75,7 +75,7 @@ def _closing(text: str, start: int) -> int | None:
 
 
 def _last_box(text: str) -> tuple[int, str] | None:
-    """Place and content of the last box; of several that are joined by "or", "and" or a comma, all of them."""
+    """Place and content of the last box, or of the last boxes if "or", "and" or a comma joins them."""
     boxes: list[tuple[int, int, str]] = []  # from the last to the first
     for found in reversed(list(_BOX.finditer(text))[-50:]):
         start, end = found.end(), None
@@ -85,7 +85,7 @@ def _last_box(text: str) -> tuple[int, str] | None:
         elif bare := re.match(r"[^\s$]+", text[start:]):  # \boxed 5
             end, inner = start + bare.end(), bare[0]
         if end and inner.strip():
-            while boxes and boxes[-1][0] < end:  # what is inside of this one
+            while boxes and boxes[-1][0] < end:  # boxes inside this one
                 boxes.pop()
             boxes.append((found.start(), end, _BOX.sub("", inner)))
     if not boxes:
@@ -99,8 +99,8 @@ def _last_box(text: str) -> tuple[int, str] | None:
 def extract_answer(text: str, answer_line: bool = False) -> str | None:
     r"""The final answer of a response, or None: the last `\boxed{}` or `<answer>`, else what follows the last `####`.
 
-    A line after `####` wins over an earlier box if it is a number; otherwise, as `2. Proof`, it is taken for a heading.
-    An empty box is not an answer, nor is anything inside the thinking.
+    A line after `####` wins over an earlier box if it is a number; otherwise, like `2. Proof`, it counts as a heading.
+    Empty boxes and the thinking do not count.
 
     Args:
         text: The response.

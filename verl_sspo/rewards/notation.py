@@ -1,4 +1,4 @@
-"""One spelling of an answer for what LaTeX, Markdown and people spell in several ways."""
+"""Brings answers into one spelling where LaTeX, Markdown and people have several."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NAMES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"
 _BASES = {name: str(base) for base, name in enumerate(_NAMES, 2)}
 _ANSWER_IS = r"(?:the )?(?:final )?answer ?(?:is ?:?|:) ?"
 _OPENING = re.compile(rf"(?:\\text ?\{{ ?{_ANSWER_IS}\}}|{_ANSWER_IS})(?![a-zA-Z])", re.IGNORECASE)
-#: Upright text; the group is what it says. Bold letters are vectors, bold words text.
+#: Upright text; the group is its content. Bold letters are vectors, bold words are text.
 UPRIGHT = r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathsf|mbox|operatorname)\*?\s*\{([^{}]*)\}"
 _REWRITTEN = [
     (re.compile(pattern), replacement)
@@ -51,7 +51,7 @@ _REWRITTEN = [
         (r"(?<=\d) ?x ?(?=10 ?\^)", r"\\times "),
         (r"\( ?(?:\\text ?\{ ?mod ?\}|\\?mod)([^()]*)\)", r"\\pmod{\1}"),
         (r"\\pmod ?\{ ?(\w+) ?\}", r"\\pmod \1"),
-        # "for all x" says nothing that the formula does not.
+        # "for all x" adds nothing to the formula.
         (r",? ?(?:\\text ?\{ ?,? ?for all (?:real )?\}|for all) ?[a-z]$", ""),
         (r"\s+", " "),
         (r"^= ?|^ | ?[.;,]* ?$", ""),
@@ -60,7 +60,7 @@ _REWRITTEN = [
 
 
 def clean(text: str) -> str:
-    """The text in one spelling, without what has no meaning."""
+    """The text in one spelling, without marks that have no meaning."""
     text = re.sub(r"<\|[^|>]*\|>$", "", text.translate(_FULL_WIDTH).strip())
     text = re.sub(r"(?:\\\\|[\s.;,])+$", "", text)
     for left, right in (("**", "**"), ("`", "`"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
@@ -81,18 +81,18 @@ def clean(text: str) -> str:
 
 
 def key_of(text: str) -> str:
-    """A cleaned text without spaces, upright marks and braces around one sign."""
+    """A cleaned text without spaces, upright marks and braces around one character."""
     plain = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", re.sub(UPRIGHT, r"\1", text))
     return re.sub(r"(?<=[\^_])\{(\w)\}", r"\1", re.sub(r"^0+(?=\d)", "", plain))
 
 
-# What makes a text more than words: a digit or an operator; a hyphen between letters is none.
+# Signs that make a text more than words: digits and operators, but not a hyphen between letters.
 _MARK = re.compile(r"[\d\\^_=<>+*/]|(?<![a-zA-Z])-|-(?![a-zA-Z])")
 _BOUND = re.compile(r"(?<![\\a-zA-Z])([a-z]) ?\\in(?![a-zA-Z])|\\\{ ?([a-z]) ?[|:]")
 
 
 def words_of(text: str) -> str:
-    """The key of a text that is not a formula. Case and punctuation count only beside a digit or an operator."""
+    """The key of a text that is not a formula. Case and punctuation count only if it has a digit or operator."""
     plain = re.sub(UPRIGHT, r" \1 ", text)
     if not _MARK.search(plain):
         words = " ".join(re.findall(r"\w+|[^\w\s(){}\[\].,'\"-]", plain))

@@ -1,11 +1,11 @@
-"""Runs hostile programs in bubblewrap, with bounded time, memory, output and number.
+"""Runs hostile programs in bubblewrap, with limits on time, memory, output and the number that run at once.
 
-A sandbox has its own user, process, network, ipc, uts and mount namespaces, no capabilities, no environment, no
-network, and sees nothing but the Python standard library, the system's shared libraries and an empty /tmp in memory.
-`sandbox_runner.py` is what runs in it: it adds resource limits and a system call filter.
+A sandbox has its own user, process, network, ipc, uts and mount namespaces, no capabilities, no environment and no
+network. It sees only the Python standard library, the system's shared libraries and an empty /tmp in memory.
+`sandbox_runner.py` runs inside; it adds resource limits and a system call filter.
 
-Where the caller is root, the sandbox is built by root (only root may read where its Python lives) and then entered
-as the unprivileged user `nobody`: limits on processes do not bind root, in whatever namespace it is.
+If the caller is root, root builds the sandbox, since only root may read its Python's folder, and then enters it as
+the unprivileged user `nobody`, since limits on processes do not bind root in any namespace.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """How a program did: tests passed, tests there are, and why not all ("" where all)."""
+    """Tests that a program passed, tests in total, and why it did not pass all ("" if it did)."""
 
     passed: int
     total: int
@@ -68,7 +68,7 @@ class Verdict:
 
 
 def _python() -> str:
-    # Not the link in a virtual environment: where the interpreter really is, beside its standard library.
+    # The real interpreter, beside its standard library, not the link in a virtual environment.
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
@@ -99,7 +99,7 @@ def _view() -> list[str]:
     show(Path(_python()))
     if (cached := Path("/etc/ld.so.cache")).exists():
         show(cached)
-    # Installed packages stay out of sight: the project may be one of them.
+    # Hide installed packages: the project may be one of them.
     for packages in {sysconfig.get_path("purelib", vars={"base": str(base)}), f"{base}/lib/python3/dist-packages"}:
         if Path(packages).is_dir():
             shown += ["--tmpfs", packages, "--remount-ro", packages]
@@ -144,7 +144,7 @@ def _runner_code() -> bytes:
     return marshal.dumps(compile(Path(sandbox_runner.__file__).read_bytes(), "<runner>", "exec", dont_inherit=True))
 
 
-# Reads the runner itself, then leaves the request for it to read.
+# Loads the runner from stdin. The runner then reads the request there.
 _STUB = "import sys,marshal;exec(marshal.load(sys.stdin.buffer))"
 
 
@@ -156,7 +156,7 @@ def _started(
     wall = () if limits.unsafe else _wall(limits.disk_bytes)
     if platform.machine() not in sandbox_runner.ARCHITECTURES:
         raise SandboxError(f"no system call filter for {platform.machine()}")
-    # A file in memory, so no process waits for the other one to read.
+    # A file in memory, so that neither process waits for the other.
     with open(os.memfd_create("request"), "wb") as stdin:
         stdin.write(_runner_code() + marshal.dumps(request | {"limits": dataclasses.asdict(limits)}))
         stdin.flush()
@@ -184,7 +184,7 @@ def _started(
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kills a sandbox from the inside out, so that bubblewrap itself reaps what it started.
 
-    Killed first, it would leave its child to process 1 of the container, which often does not reap.
+    If bubblewrap died first, its child would go to process 1 of the container, which often does not reap.
     """
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -200,21 +200,21 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _drain(descriptor: int) -> None:
-    """Reads to the end, which comes when the last process of the sandbox is dead."""
+    """Reads to the end, that is until the last process of the sandbox is dead."""
     deadline = time.monotonic() + DEATH_SECONDS
     while readable(descriptor, deadline - time.monotonic()):
         if not os.read(descriptor, 1 << 20):
             return
-    raise SandboxError(f"processes of a sandbox still live {DEATH_SECONDS:.0f} s after they were killed")
+    raise SandboxError(f"processes of a sandbox are still alive {DEATH_SECONDS:.0f} s after they were killed")
 
 
 def _frames(process: subprocess.Popen[bytes], limits: Limits, deadline: float) -> Iterator[bytes]:
-    """What the runner sends, until it ends.
+    """The frames that the runner sends, until it ends.
 
     Raises:
-        TimeoutError: The deadline, on the monotonic clock, is over.
-        ValueError: It sent no frame.
-        SandboxError: It did not start.
+        TimeoutError: The deadline (monotonic clock) has passed.
+        ValueError: The runner sent something that is not a frame.
+        SandboxError: The runner did not start.
     """
     assert process.stdout is not None
     assert process.stderr is not None
@@ -223,10 +223,10 @@ def _frames(process: subprocess.Popen[bytes], limits: Limits, deadline: float) -
         read_frame(descriptor, 8, deadline)
     except EOFError:
         process.wait()
-        reason = os.read(process.stderr.fileno(), 4096).decode(errors="replace").strip() or "it ended without a word"
+        reason = os.read(process.stderr.fileno(), 4096).decode(errors="replace").strip() or "no error message"
         raise SandboxError(
             f"the sandbox does not start on this host: {reason}. It needs user namespaces (in a container: "
-            f"--security-opt seccomp=unconfined, or --privileged); a SandboxFusion server ({_ELSEWHERE}) does without."
+            f"--security-opt seccomp=unconfined, or --privileged). A SandboxFusion server needs none ({_ELSEWHERE})."
         ) from None
     with contextlib.suppress(EOFError):
         while True:
@@ -237,14 +237,14 @@ def _frames(process: subprocess.Popen[bytes], limits: Limits, deadline: float) -
 
 _waiting: dict[int, threading.BoundedSemaphore] = {}
 _waiting_lock = threading.Lock()
-os.register_at_fork(after_in_child=_waiting.clear)  # whoever waited in the parent does not wait in its fork
+os.register_at_fork(after_in_child=_waiting.clear)  # threads that wait in the parent are not in the fork
 
 
 @contextlib.contextmanager
 def slot(count: int | None = None) -> Iterator[None]:
     """Waits for one of `count` places (default: one per processor), shared by all processes of this user.
 
-    verl scores in several processes of many threads each. A place is a locked file, so a process that dies gives its
+    verl scores in several processes with many threads each. A place is a locked file, so a process that dies gives its
     place back.
     """
     count = count or len(os.sched_getaffinity(0))
@@ -253,7 +253,7 @@ def slot(count: int | None = None) -> Iterator[None]:
     folder = Path(tempfile.gettempdir()) / f"verl_sspo_sandbox_{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid() or folder.is_symlink():
-        raise SandboxError(f"{folder} belongs to somebody else: remove it, or set TMPDIR")
+        raise SandboxError(f"{folder} belongs to another user: remove it, or set TMPDIR")
     with here:
         while True:
             for place in random.sample(range(count), count):
@@ -282,16 +282,16 @@ def check() -> None:
 
 
 def run_cases(program: str, cases: list[dict[str, Any]], limits: Limits) -> Generator[tuple[str, bytes], None, None]:
-    """Runs a program once per case, in a fresh process each.
+    """Runs a program once per case, each time in a fresh process.
 
     Args:
         program: Python source.
         cases: `{"stdin": bytes}`, or `{"call": (function name, list of arguments)}`.
-        limits: What it may use.
+        limits: What the program may use.
 
     Yields:
-        For each case an error ("" if it ended well) and the output: what it printed, or the encoded result. Stops
-        where the program took its runner down.
+        For each case an error ("" if it ended well) and the output: the printed text, or the encoded result. Stops
+        early if the program took its runner down.
 
     Raises:
         SandboxError: The sandbox does not work here.
@@ -317,16 +317,16 @@ def run_checks(
 ) -> Verdict:
     """Runs a data set's checks in one sandbox against the functions of a program in another.
 
-    The two share two pipes, on which calls and results travel as plain data. The verdict leaves by a third, which the
-    program never sees. If the checker sends none, no test passed.
+    Calls and results travel between the two as plain data, on two pipes. The verdict leaves on a third, which the
+    program never sees. Without a verdict, no test passed.
 
     Args:
-        sources: Python source, hostile, run one after the other in the same module.
+        sources: Hostile Python sources, run one after the other in the same module.
         checks: Python statements; each passes if it raises nothing.
-        limits: What either may use.
+        limits: What each of the two may use.
         context: Source that runs before the checks, in their sandbox.
         entry_point: Function that the checks also know as `candidate`.
-        all_checks: Continue after a check failed.
+        all_checks: Continue after a check fails.
 
     Raises:
         SandboxError: The sandbox does not work here.
@@ -349,7 +349,7 @@ def run_checks(
         try:
             verdict = next(_frames(checker, limits, deadline), None)
             if verdict is None:
-                next(_frames(server, limits, deadline), None)  # raises if it was the sandbox that did not start
+                next(_frames(server, limits, deadline), None)  # raises if the program's sandbox did not start
         except TimeoutError:
             return Verdict(0, len(checks), "timeout")
         return Verdict(*decode(verdict)) if verdict else Verdict(0, len(checks), "the checks ended early")

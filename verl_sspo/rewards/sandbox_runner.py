@@ -1,15 +1,15 @@
-"""What runs inside the sandbox, and the encoding that both sides of its wall use.
+"""Runs inside the sandbox. Also holds the encoding that both sides use.
 
-`sandbox.py` compiles this file and feeds it to a bare interpreter, so it imports nothing of the project and only cheap
-modules: start-up is most of the cost of a short program. One request comes in on standard input; frames go out on
-standard output. Three roles:
+`sandbox.py` compiles this file and feeds it to a bare interpreter, so it imports nothing from the project and only
+cheap modules: start-up is most of the cost of a short program. It reads one request from standard input and writes
+frames to standard output. Three roles:
 
 - `cases`: runs a program once per test, each in a fresh child process, and sends back what it printed or returned.
-- `program`: holds a program and answers calls of its functions.
+- `program`: loads a program and answers calls of its functions.
 - `checker`: runs a data set's checks against functions that live in another sandbox, and sends the verdict.
 
-The host trusts nothing that comes from here: a program that takes over its runner gains only what it had before, the
-choice of what it prints and returns.
+The host trusts nothing that comes from here. A program that takes over its runner gains nothing: it could already
+choose what it prints and returns.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from typing import Any, NoReturn
 
 # Deep enough for any test, far below the depth at which an interpreter would run out of stack.
 MAX_DEPTH = 200
-# An endless iterator ends here, long before the memory does.
+# Longer iterators are refused, endless ones long before memory runs out.
 MAX_YIELDED = 1 << 20
-# Longer integers travel in base 16, which takes linear time and which no limit on digits refuses.
+# Longer integers are sent in base 16: it takes linear time, and Python's limit on digits does not apply.
 LONG_BITS = 10_000
-# tag: (type that crosses, what it becomes). Lists need no tag. In Python the last three equal no list.
+# tag: (type that is sent, what it becomes). Lists need no tag. Arrays, iterators and views do not become lists: in
+# Python they never equal one.
 COLLECTIONS: tuple[tuple[str, type, Callable[[list[Any]], Any]], ...] = (
     ("l", list, list),
     ("t", tuple, tuple),
@@ -42,7 +43,7 @@ COLLECTIONS: tuple[tuple[str, type, Callable[[list[Any]], Any]], ...] = (
     ("z", frozenset, frozenset),
     ("q", deque, deque),
     ("q", array, deque),
-    # Reading these runs code of the program, in its own process.
+    # Reading these runs the program's code, in its own process.
     ("g", Iterator, iter),
     ("v", MappingView, lambda elements: dict(enumerate(elements)).values()),
 )
@@ -54,24 +55,24 @@ DECODERS: dict[str, Callable[[list[Any]], Any]] = {tag: build for tag, _, build 
 
 
 class NotPlainError(TypeError):
-    """A value that cannot cross."""
+    """A value that cannot be encoded."""
 
 
 def encode(value: Any) -> bytes:
     """Numbers, strings, bytes, lists, tuples, deques, arrays, ranges, dicts, sets and None as JSON with tags.
 
-    Subclasses become what they derive from. Of iterators and of views of a dict, what they yield crosses.
+    Subclasses become their base type. Iterators and views of a dict are sent as the elements that they yield.
 
     Raises:
         NotPlainError: Anything else, nested deeper than `MAX_DEPTH`, or an iterator longer than `MAX_YIELDED`.
     """
-    import json  # takes longer than the rest of this file together, and most programs do without
+    import json  # slower to import than all the rest, and most programs do not need it
 
     return json.dumps(_tagged(value, MAX_DEPTH)).encode()
 
 
 def _tagged(value: Any, depth: int) -> Any:
-    # `type` and the base classes' own methods: an object cannot answer for itself what it is or holds.
+    # Uses `type` and the base classes' own methods, so an object cannot lie about what it is or holds.
     kind = type(value)
     if not depth:
         raise NotPlainError("not plain data: nested too deeply")
@@ -104,17 +105,17 @@ def _tagged(value: Any, depth: int) -> Any:
 
 
 class Pairs(list):
-    """Keys and items of a dict that was not built."""
+    """Keys and values of a dict that was not built."""
 
 
 def decode(data: bytes, hashing: bool = True) -> Any:
-    """The inverse of `encode`: fresh objects of the plain types, whatever the bytes say.
+    """The inverse of `encode`: new objects of the plain types, whatever the bytes contain.
 
     Args:
         data: What `encode` wrote, or anything.
-        hashing: Build dicts, sets and what else is not JSON. A program can choose numbers that cost
-            quadratic time: with equal hashes, or as the ends of a range. False gives `Pairs` for a dict and an empty
-            frozenset for the rest.
+        hashing: Build dicts, sets and the other types that JSON lacks. A program can choose numbers that make this
+            take quadratic time: equal hashes, or the ends of a range. False gives `Pairs` for a dict and, except for
+            tuples and complex numbers, an empty frozenset for the rest.
 
     Raises:
         ValueError: The bytes are not what `encode` writes.
@@ -161,7 +162,7 @@ def read_frame(descriptor: int, limit: int, deadline: float | None = None) -> by
 
     Raises:
         EOFError: The other side is gone.
-        TimeoutError: `deadline`, on the monotonic clock, is over.
+        TimeoutError: `deadline` (monotonic clock) has passed.
         ValueError: The frame is longer than `limit` bytes, or not a frame.
     """
     size = int(_read_exactly(descriptor, 8, deadline), 16)
@@ -197,9 +198,9 @@ def readable(descriptor: int, seconds: float) -> bool:
 OPEN_FILES = 64
 STACK_BYTES = 120 << 20
 
-# System calls that a single-process program has no use for: new processes (RLIMIT_AS bounds one process, so one
-# process is what a program gets), memory that RLIMIT_AS does not count (attributes of files in memory among it),
-# sockets, and kernel interfaces known for holes. Name, number on x86_64, number on aarch64, None where there is none.
+# System calls that a single-process program does not need: new processes (RLIMIT_AS bounds one process, so a program
+# gets only one), memory that RLIMIT_AS does not count (such as attributes of files in memory), sockets, and kernel
+# interfaces known for holes. Name: number on x86_64, number on aarch64; None if there is none.
 # fmt: off
 FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117),
@@ -224,7 +225,7 @@ def _filter_steps() -> bytes:
     load, equal, at_least, any_bit, result = 0x20, 0x15, 0x35, 0x45, 0x06
     kill, refuse, missing, allow = 0x80000000, 0x00050001, 0x00050026, 0x7FFF0000  # KILL, EPERM, ENOSYS, ALLOW
     steps = [(load, 0, 0, 4), (equal, 1, 0, audit), (result, 0, 0, kill), (load, 0, 0, 0)]
-    # On x86_64 the x32 interface numbers its calls from here; no other number is as high.
+    # The x32 interface of x86_64 numbers its calls from here; no other number is as high.
     steps += [(at_least, 0, 1, 0x40000000), (result, 0, 0, refuse)]
     # ENOSYS makes the C library fall back to clone, whose flags a filter can see.
     steps += [(equal, 0, 1, CLONE3), (result, 0, 0, missing)]
@@ -240,7 +241,7 @@ def _filter_steps() -> bytes:
 
 
 def limit_resources(limits: dict[str, Any], seconds: float) -> None:
-    """Limits the calling process and its children, for good, among others to about `seconds` of processor time each."""
+    """Limits the calling process and its children permanently; processor time to about `seconds` each."""
     import resource
 
     bounds = {
@@ -257,14 +258,14 @@ def limit_resources(limits: dict[str, Any], seconds: float) -> None:
         hard = resource.getrlimit(kind)[1]
         bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
         resource.setrlimit(kind, (bound, bound))
-    # Recursion through `lru_cache` and the like takes C stack; the kernel leaves this much room below it. The hard
+    # Recursion through `lru_cache` and the like uses the C stack, so the kernel reserves this much for it. The hard
     # limit stays: programs set the soft one themselves.
     hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
     resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES if hard < 0 else min(STACK_BYTES, hard), hard))
 
 
 def system_call_filter() -> Callable[[], None]:
-    """Loads what filtering needs; the function it returns filters the calling process, for good."""
+    """Loads what the filter needs. The returned function applies it to the calling process, permanently."""
     import ctypes
 
     class Program(ctypes.Structure):
@@ -284,8 +285,8 @@ def system_call_filter() -> Callable[[], None]:
 
 # --- programs ----------------------------------------------------------------------------------------------------
 
-# What sites such as LeetCode provide, and programs written for them use without importing: all names of the first
-# modules, and of the others themselves.
+# What sites such as LeetCode provide, so that programs use it without importing: all names of the modules in STARRED,
+# and the modules in MODULES themselves.
 STARRED = ("math", "collections", "itertools", "functools", "heapq", "bisect", "copy", "typing")
 MODULES = (*STARRED, "datetime", "json", "operator", "random", "re", "statistics", "string", "sys")
 
@@ -308,7 +309,7 @@ def global_names(source: str) -> set[str]:
 
 
 def provided_names(names: set[str]) -> dict[str, Any]:
-    """Of the given names, those that are provided."""
+    """Those of the given names that `MODULES` provide, with their values."""
     provided = {}
     for name in {name for name in names if name[0] != "_" and not hasattr(builtins, name)}:
         if name in MODULES:
@@ -319,7 +320,7 @@ def provided_names(names: set[str]) -> dict[str, Any]:
 
 
 def _compiled(source: str) -> tuple[CodeType, dict[str, Any]]:
-    """The code of a program, and what it uses without importing.
+    """The code of a program, and the provided names that it uses without importing.
 
     Raises:
         SyntaxError, ValueError, RecursionError, MemoryError: It does not compile.
@@ -346,7 +347,7 @@ def load(name: str, sources: list[str]) -> ModuleType:
     """A module in which the sources ran one after the other.
 
     Raises:
-        BaseException: What they raise, or compiling them.
+        BaseException: Whatever they, or compiling them, raise.
     """
     module = _new_module(name, {})
     for source, before in zip(sources, ["", *sources], strict=False):
@@ -355,7 +356,7 @@ def load(name: str, sources: list[str]) -> ModuleType:
         except IndentationError:
             if not before:
                 raise
-            code, provided = _compiled(before + source)  # not a program but the rest of the one before
+            code, provided = _compiled(before + source)  # continues the source before it
         module.__dict__.update({key: value for key, value in provided.items() if key not in vars(module)})
         exec(code, module.__dict__)
     return module
@@ -373,7 +374,7 @@ def _use_descriptors(*descriptors: int | None) -> None:
     os.closerange(len(descriptors), 4096)
 
 
-NOT_PLAIN = 3  # exit status: the function returned something that cannot cross
+NOT_PLAIN = 3  # exit status: the function returned something that cannot be encoded
 
 
 def _child(case: dict[str, Any], code: CodeType, provided: dict[str, Any], confine: Callable[[], None]) -> int:
@@ -398,21 +399,21 @@ def _child(case: dict[str, Any], code: CodeType, provided: dict[str, Any], confi
             return 0
     except SystemExit as stop:
         status = 0 if stop.code in (None, 0) and not call else 1
-    # What the interpreter does at the end of a program: wait for its threads, call its exit handlers, flush.
+    # As the interpreter does at the end of a program: wait for its threads, call its exit handlers, flush.
     if "threading" in sys.modules:
         sys.modules["threading"]._shutdown()
     if "atexit" in sys.modules:
         sys.modules["atexit"]._run_exitfuncs()
     if sys.stdout is not None and not getattr(sys.stdout, "closed", False):
         sys.stdout.flush()
-    module.__dict__.clear()  # files that the program left open flush as they go
+    module.__dict__.clear()  # flushes files that the program left open
     if not stdout_file.closed:
         stdout_file.flush()
     return status
 
 
 def _memory_file(content: bytes, size: int = 0) -> int:
-    """A file in memory with some content, at its beginning; it can never grow over `size` bytes."""
+    """A file in memory with this content, at its start; it cannot grow beyond `size` bytes."""
     import fcntl
 
     file = os.memfd_create("file", os.MFD_ALLOW_SEALING)
@@ -430,12 +431,12 @@ def _run_case(
     confine: Callable[[], None],
     limits: dict[str, Any],
 ) -> tuple[str, bytes]:
-    """Runs one test in a child; returns how it ended ("" is well) and its output, at most `output_bytes` of it.
+    """Runs one test in a child; returns how it ended ("" if well) and at most `output_bytes` of its output.
 
     Input and output are files in memory, so no process has to feed or drain a pipe. The two processes share the file's
     position, which says how much the child has written.
     """
-    # A write that does not fit fails as a whole page: room for two more.
+    # A write that does not fit fails for a whole page, so there is room for two more.
     stdin, out = _memory_file(case.get("stdin", b"")), _memory_file(b"", limits["output_bytes"] + 8192)
     child = os.fork()
     if not child:
@@ -462,7 +463,7 @@ def _run_case(
 
 
 def run_cases(request: dict[str, Any]) -> None:
-    """Role `cases`: a frame for each test, in order: how it ended, a null byte, its output."""
+    """Role `cases`: sends one frame per test, in order: how it ended, a null byte, its output."""
     limits = request["limits"]
     limit_resources(limits, limits["program_timeout"])
     try:
@@ -472,7 +473,7 @@ def run_cases(request: dict[str, Any]) -> None:
             write_frame(1, f"does not compile: {type(problem).__name__}\0".encode())
         return
     if any("call" in case for case in request["cases"]):
-        encode(None)  # loads what a result needs, once for all children
+        encode(None)  # imports what encoding needs, once for all children
     confine = system_call_filter()
     for case in request["cases"]:
         error, output = _run_case(case, code, provided, confine, limits)
@@ -501,7 +502,7 @@ def serve_program(request: dict[str, Any]) -> None:
             return
         try:
             function = find_function(module, name)
-        except Exception as error:  # of the program's class `Solution`
+        except Exception as error:  # raised by the program's class `Solution`
             write_frame(answers, encode(("end", f"no function {name}: {type(error).__name__}")))
             continue
         try:
@@ -510,7 +511,7 @@ def serve_program(request: dict[str, Any]) -> None:
             answer = encode(("end", str(error)))
         except Exception as error:
             message = str(error.args[0])[:1000] if error.args and type(error.args[0]) is str else ""
-            # The nearest kind that the checker knows: a program's own exceptions derive from one.
+            # The nearest type that the checker knows: a program's own exceptions derive from one.
             kind = next(each for each in type(error).__mro__ if each in RAISED.values())
             answer = encode(("raise", kind.__name__, message))
         except BaseException as error:
@@ -518,8 +519,8 @@ def serve_program(request: dict[str, Any]) -> None:
         write_frame(answers, answer)
 
 
-# Exceptions that a check may see the program raise. Those that steer the interpreter (StopIteration ends a loop over
-# the answers as if all were there) are not among them.
+# Exceptions that a check may see the program raise. Those that steer the interpreter are left out: StopIteration would
+# end a loop over the answers as if all were there.
 RAISED: dict[str, type[Exception]] = {
     kind.__name__: kind
     for kind in (
@@ -531,7 +532,7 @@ RAISED: dict[str, type[Exception]] = {
 
 
 def run_checker(request: dict[str, Any]) -> None:
-    """Role `checker`: sends `(passed, total, error)` once, when all checks are done or none can follow."""
+    """Role `checker`: sends `(passed, total, error)` once, when all checks are done or no more can run."""
     limits = request["limits"]
     _use_descriptors(None, None, None, 1, request["calls"], request["answers"])
     verdict, calls, answers = 3, 4, 5
@@ -580,8 +581,8 @@ def run_checker(request: dict[str, Any]) -> None:
     try:
         context = "\n".join(request["context"])
         names = {name for name in global_names("\n".join([context, *checks])) if not hasattr(builtins, name)}
-        # What the data set defines is its own; so is what Python provides, unless nothing else is there to be tested:
-        # `gcd` in `assert gcd(4, 6) == 2` is the program's, `isclose` in `assert isclose(f(1), 0.1)` is not.
+        # Names that the data set defines are its own. So are those that Python provides, unless no other name is left
+        # to test: `gcd` in `assert gcd(4, 6) == 2` is the program's, `isclose` in `assert isclose(f(1), 0.1)` is not.
         library = provided_names(names)
         tested = names - library.keys() or names.difference(MODULES)
         space = _new_module("checks", library | {name: remote(name) for name in tested}).__dict__
@@ -603,7 +604,7 @@ def run_checker(request: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Reads the request and plays its role."""
+    """Reads the request and runs its role."""
     request = marshal.load(sys.stdin.buffer)
     builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # as the module `site` would
     write_frame(1, b"ready")

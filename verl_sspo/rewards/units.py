@@ -1,12 +1,13 @@
-"""The units and nouns behind a number."""
+"""The units and nouns after a number."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-# What is measured, then the names of each unit, joined by "/", and its size.
+# Each line: the base unit, then for each unit its names, joined by "/", and its size in base units.
 _TABLE = """
     m mm/millimeter/millimetre 0.001 cm/centimeter/centimetre 0.01 m/meter/metre 1 km/kilometer/kilometre 1000
     m in/inch/inche 0.0254 ft/foot/feet 0.3048 yd/yard 0.9144 mi/mile 1609.344
@@ -29,7 +30,7 @@ for _line in _TABLE.strip().splitlines():
 _UPRIGHT = r"\\(?:text|textbf|textit|textrm|mathrm|mbox)\s*\{([^{}]*)\}"
 _START = re.compile(rf"{_UPRIGHT}|%|\^ ?\\circ|\^ ?\{{? ?(?=th|st|nd|rd|\\text|\\mathrm)|(?<![\\a-zA-Z])[a-zA-Z]")
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
-# Words behind a number that change it, or that are no noun.
+# Words after a number that change it or are not nouns.
 _NO_NOUN = re.compile(
     r"(?:ten|hundred|thousand|[mbtr]\w*illion|lakh|crore|dozen|score|half|halve|third|quarter|\w*(?:four|fif|six|seven|eigh"
     r"|nin|ten|eleven|twelf|teen|tie|hundred|thousand|illion)th|minu|plu|le|les|pi|sin|co|not|no|and|or|if|more|fewer"
@@ -40,13 +41,13 @@ _PLURALS = {"people", "children", "men", "women", "mice", "geese", "fish", "shee
 
 @dataclass(frozen=True)
 class Unit:
-    """What is counted or measured ("" for nothing), and how much of the base unit it is."""
+    """What is counted or measured ("" for nothing), and its size in base units."""
 
     name: str
     size: Fraction = Fraction(1)
 
     def ratio(self, other: Unit) -> Fraction | None:
-        """How many of the other unit are one of this; None if they measure different things."""
+        """How many of the other unit make one of this; None if they measure different things."""
         return self.size / other.size if self.name == other.name else None
 
 
@@ -54,7 +55,7 @@ NO_UNIT = Unit("")
 
 
 def split_unit(text: str) -> list[tuple[str, Unit]]:
-    """The ways to read a cleaned text as a formula and a unit; the last is the whole without a unit."""
+    """The ways to read a cleaned text as a formula and a unit; the last is the whole text without a unit."""
     currency = re.match(r"([+-]?) ?(\$|\\pounds|\\euro) ?(?=[\d.+-])", text)
     if currency:
         text = currency[1] + text[currency.end() :]
@@ -66,13 +67,13 @@ def split_unit(text: str) -> list[tuple[str, Unit]]:
     found = [*found[:4], (text, NO_UNIT)]
     if not currency:
         return found
-    # "$5 dollars" and "$5 per hour" are five dollars, "$5 cm" is nothing.
+    # "$5 dollars" and "$5 per hour" are five dollars; "$5 cm" has no meaning.
     money = Unit(_KNOWN[currency[2]][0])
     return [(body, money) for body, unit in found if unit in (NO_UNIT, money) or unit.name.startswith(f"{money.name}/")]
 
 
 def _unit(text: str, before: str) -> Unit | None:
-    """The unit that a text says, or None."""
+    """The unit that a text names, or None."""
     if re.fullmatch(r"\^? ?\{? ?(?:\\\w+ ?\{)? ?(?:st|nd|rd|th) ?\}*", text):  # 2nd
         return NO_UNIT if re.search(r"\d$", before) else None
     is_upright = bool(re.match(_UPRIGHT, text))
@@ -88,9 +89,7 @@ def _unit(text: str, before: str) -> Unit | None:
         return None
     powers += [_POWERS[part] for part in words.split() if part in _POWERS]
     name = " ".join(part for part in words.split() if part not in _POWERS)
-    power = 1
-    for each in powers:
-        power *= each
+    power = math.prod(powers)
     if known := _known(name):
         # Letters that are not upright may be variables, as in 2m, 2 m and 2in.
         bare = not is_upright and name.isalpha() and (len(name) < 2 or not (after_number or before.endswith(" ")))
@@ -109,7 +108,7 @@ def _known(name: str) -> tuple[str, Fraction] | None:
 
 
 def _noun(phrase: str, before: str) -> Unit | None:
-    """What is counted: a plural, of one thing a singular, with or without more about it. "3 times 5" counts nothing."""
+    """What is counted: a plural, or a singular after 1, with or without an addition. "3 times 5" counts nothing."""
     head, *more = re.split(r" (?:of|for|to|in|from|per|at|on|with|and)(?: |$)", phrase)
     words = head.replace("-", " ").split()
     if not words or any(_NO_NOUN.fullmatch(word) for word in words) or any(len(each) < 3 for each in (words[0], *more)):
