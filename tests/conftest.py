@@ -1,4 +1,4 @@
-"""Shared by all tests: Hypothesis without a deadline, the fast lane, the versions in the header."""
+"""Settings for all tests: Hypothesis without a deadline, the `long` mark, versions in pytest's header."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 import pytest
 from hypothesis import settings
 
-# Tests check correctness. A busy machine is no failure.
+# Tests check correctness, not speed: they must not fail on a busy machine.
 settings.register_profile("verl_sspo", deadline=None)
 settings.load_profile("verl_sspo")
 
@@ -18,7 +18,7 @@ def _installed(name: str) -> str:
         return "not installed"
 
 
-# Left out of `scripts/test.sh --fast`: files that start verl, Ray or other programs, or that compose many recipes.
+# Files that `scripts/test.sh --fast` skips: they start verl, Ray or other programs, or compose many recipes.
 LONG = {
     *("test_cli.py", "test_cpu_platform.py", "test_doctor.py", "test_fuzz.py", "test_launch.py", "test_recipes.py"),
     *(
@@ -40,6 +40,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_report_header() -> str:
-    """The versions that the results hold for."""
+    """The versions that are tested."""
     names = ("verl", "torch", "transformers", "ray", "vllm")
     return f"python {platform.python_version()}, " + ", ".join(f"{name} {_installed(name)}" for name in names)

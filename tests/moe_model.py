@@ -7,7 +7,7 @@ from verl_sspo.quickstart.model import create_tokenizer
 
 
 def create_moe_model(seed: int) -> Qwen3MoeForCausalLM:
-    """A Qwen3-MoE of 2 layers with 4 experts each, of which a token takes 2; the quickstart's vocabulary."""
+    """A Qwen3-MoE with 2 layers of 4 experts, 2 of them per token, and the quickstart's vocabulary."""
     torch.manual_seed(seed)
     tokenizer = create_tokenizer()
     config = Qwen3MoeConfig(
@@ -21,7 +21,7 @@ def create_moe_model(seed: int) -> Qwen3MoeForCausalLM:
         head_dim=8,
         num_experts=4,
         num_experts_per_tok=2,
-        # Routes far from ties, and probabilities far from uniform.
+        # Large weights: routing is far from ties, and probabilities are far from uniform.
         initializer_range=0.2,
         max_position_embeddings=512,
         eos_token_id=tokenizer.eos_token_id,

@@ -1,4 +1,4 @@
-"""Shared by the end-to-end tests: a small task, and a Ray cluster in which several of them train."""
+"""Fixtures of the end-to-end tests: a small task, and a Ray cluster that several tests share."""
 
 import itertools
 import json
@@ -16,16 +16,16 @@ THREADS = "++ray_kwargs.ray_init.runtime_env.env_vars.VERL_SSPO_THREADS='1'"
 
 @pytest.fixture(scope="session")
 def task(tmp_path_factory) -> Path:
-    """One-digit additions and a model half taught to solve them: some of its answers are right."""
+    """One-digit additions, and a model trained just long enough that some of its answers are right."""
     root = tmp_path_factory.mktemp("arithmetic")
     return prepare_arithmetic(root, digits=1, train_size=32, val_size=16, warm_up_steps=60)
 
 
 @pytest.fixture(scope="session")
 def train_in_one_cluster(tmp_path_factory):
-    """A function that trains in a cluster of its own, which it keeps: see `trainings`.
+    """A function that trains. All its trainings run in one Ray cluster, see `trainings`.
 
-    It takes the name of a configuration and Hydra overrides, and returns the metrics that each step logged, by step.
+    It takes the name of a configuration and Hydra overrides, and returns the metrics of each step, by step.
     """
     folder = tmp_path_factory.mktemp("trainings")
     log, numbers = folder / "log", itertools.count()

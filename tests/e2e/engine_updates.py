@@ -3,8 +3,8 @@
 Started by test_engine_invariance.py, once per rank, with torch's RANK and WORLD_SIZE:
     python engine_updates.py FOLDER SETTING...
 FOLDER holds `model/`, `rows.json` and `settings.json`. Rank 0 adds `<setting>.safetensors`, the parameters after the
-update, and `<setting>.json`: verl's metrics, and the shapes (rows, tokens) of the micro-batches that it put through
-the model.
+update, and `<setting>.json`: verl's metrics, and the shapes (rows, tokens) of the micro-batches that went through the
+model.
 """
 
 import functools
@@ -28,7 +28,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 def batch_of(
     rows: list[dict], padding_rows: int, order: list[int], global_batch_size: int, rejecting: bool
 ) -> TensorDict:
-    """The batch as verl's trainer hands it to the actor: jagged tensors, and verl's own padding rows."""
+    """The batch as verl's trainer passes it to the actor: jagged tensors, with verl's own padding rows."""
     samples = []
     for row in rows:
         input_ids = torch.tensor(row["prompt"] + row["response"])
@@ -42,7 +42,7 @@ def batch_of(
     for sample, row in zip(samples, rows, strict=True):
         sample["old_log_probs"] = torch.tensor(row["old_log_probs"])
         sample["advantages"] = torch.full_like(sample["old_log_probs"], row["advantage"])
-    # verl's padding has advantage 0; here nothing but the mask keeps it out.
+    # verl's padding rows have advantage 0. Here they have 1, so that only the mask excludes them.
     padding |= {"old_log_probs": torch.zeros(1), "advantages": torch.ones(1)}
     if rejecting:
         for sample, row in zip(samples, rows, strict=True):
@@ -67,7 +67,7 @@ def batch_of(
 
 @functools.cache
 def recipe(algorithm: str) -> DictConfig:
-    """The algorithm's recipe on a CPU."""
+    """The algorithm's recipe for a CPU."""
     return compose_config("ppo_trainer", [f"+algo={algorithm}", "+hardware=cpu"], RECIPES)
 
 
@@ -84,7 +84,7 @@ def update(config: DictConfig, batch: TensorDict) -> tuple[dict[str, torch.Tenso
     # verl's dispatch gives each rank its chunk.
     chunk = tu.chunk_tensordict(batch, torch.distributed.get_world_size())[torch.distributed.get_rank()]
     metrics = tu.get(worker.update_actor(chunk), "metrics")
-    # Every rank walks through all of the parameters: FSDP gathers each one when it is asked for.
+    # Every rank must read all parameters: FSDP gathers each one when it is read.
     parameters = {name: parameter.detach().clone() for name, parameter in engine.get_per_tensor_param()[0]}
     return parameters, {"metrics": metrics, "shapes": shapes}
 

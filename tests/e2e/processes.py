@@ -1,4 +1,4 @@
-"""The processes of a run, found by the variable that all of them inherit."""
+"""Finds the processes of a run by an environment variable that they inherit."""
 
 import psutil
 

@@ -1,6 +1,6 @@
-"""verl's asynchronous trainers in the real main_ppo: the rollout lags behind, and the recipe decides who sees it.
+"""verl's asynchronous trainers in the real main_ppo: the rollout lags behind, and the recipe decides what sees the lag.
 
-Every batch is one update: with old log-probs of the actor itself nothing has moved yet, and all ratios are 1.
+Every batch is one update. With old log-probs from the actor itself, all ratios would therefore be 1.
 """
 
 import json
@@ -18,14 +18,14 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def run(tmp_path, task, *overrides):
-    """Metrics of the last step."""
+    """Trains and returns the metrics of the last step."""
     overrides = [
         f"task.folder={task}",
         "task.digits=1",
         f"data.max_prompt_length={arithmetic.prompt_length(1)}",
         f"data.max_response_length={arithmetic.response_length(1)}",
         "actor_rollout_ref.rollout.n=8",
-        # Far enough a step that the lag is no rounding error.
+        # Steps so large that the lag exceeds rounding errors.
         "actor_rollout_ref.actor.optim.lr=1.0e-3",
         "trainer.val_before_train=false",
         "trainer.test_freq=-1",
@@ -48,15 +48,15 @@ def test_separate_async_with_gates_that_see_the_lag(tmp_path, task):
         task,
         "+mode=separate_async",
         "+staleness=bypass",
-        # Two updates between two transfers of the weights, four in all.
+        # Two updates between two transfers of the weights, four updates in total.
         "trainer.v1.separate_async.parameter_sync_step=2",
         "data.train_batch_size=8",
         "actor_rollout_ref.actor.ppo_mini_batch_size=4",
         "trainer.total_training_steps=2",
     )
-    # The prompts of the second step were drawn before the first: what was generated then is a version old.
+    # The prompts of the second step were drawn before the first step, so their responses are one version old.
     assert last["training/off_policy/trajectory_staleness_worst/max"] == 1
-    # The loss is still SSPO's, and its gates see how far the policy has gone since.
+    # The loss is still SSPO's, and its gates see how far the policy has moved since.
     assert last["actor/sspo/abs_log_ratio"] > 1e-4
     assert last["actor/sspo/slope"] < 1
     assert last["actor/sspo/abs_log_weight"] > 0
@@ -75,9 +75,9 @@ def test_colocate_async_with_weights_that_see_the_lag(tmp_path, task):
         "actor_rollout_ref.actor.ppo_mini_batch_size=4",
         "trainer.total_training_steps=2",
     )
-    # The second step trains on what was begun before the first.
+    # The second step trains on responses that were started before the first step.
     assert last["training/off_policy/trajectory_staleness_worst/max"] == 1
-    # The policy has moved since the rollout, the gates see nothing of it, and the weights do.
+    # The policy has moved since the rollout. The gates do not see this, the rollout-correction weights do.
     assert last["training/rollout_probs_diff_max"] > 1e-2
     assert last["actor/sspo/abs_log_ratio"] < 1e-4
     assert last["actor/sspo/slope"] == pytest.approx(1, abs=1e-6)

@@ -1,8 +1,8 @@
 """verl's own actor learns and logs the same from a batch, however the batch is split.
 
-`ActorRolloutRefWorker.update_actor` on FSDP2 and gloo, the path of main_ppo without its Ray cluster, with torch's SGD
-at rate 1 and no clipping: the change of the parameters is the gradient itself, and no error of scale can hide, as it
-does behind Adam or a clipped norm. Every split is compared with the formula in float64, computed row by row.
+The tests call `ActorRolloutRefWorker.update_actor` on FSDP2 and gloo, as main_ppo does, but without a Ray cluster.
+torch's SGD runs at rate 1 without clipping, so the change of the parameters is the gradient itself. Adam or a clipped
+norm would hide an error of scale. Every split is compared with the formula in float64, computed row by row.
 """
 
 import json
@@ -28,19 +28,19 @@ from verl_sspo.quickstart.model import create_model, create_tokenizer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
-# Of the largest gradient. Log-probabilities of about -6 come out of the forward pass with an error of 1e-6, and a gate
-# of temperature 12 turns it into up to 12 times that in its slope. Measured: 4e-6, with v1's temperature of 1 4e-7.
-# The smallest fault that a wrong split could make, one row of twelve counted wrongly, would be 8e-2.
+# Relative to the largest gradient. The forward pass computes log-probabilities of about -6 with an error of 1e-6, and
+# a gate of temperature 12 multiplies that by up to 12 in its slope. Measured: 4e-6, and 4e-7 with v1's temperature of
+# 1. The smallest error of a wrong split, one row of twelve counted wrongly, would be 8e-2.
 TOLERANCE = 2e-5
 
 # AdamW's learning rate, about a hundredth of a weight.
 ADAM_RATE = 1e-3
 
-# (prompt, response, advantage): ragged, one response of a single token.
+# (prompt length, response length, advantage): ragged, and one response has a single token.
 ROWS = [(5, 1, 1.3), (9, 24, -0.7), (3, 7, 0.4), (12, 16, -1.1), (7, 11, 0.9), (4, 3, -0.2)]
-# Row 3 calls a tool: these tokens of its response are the tool's.
+# Row 3 calls a tool, which wrote these tokens of the response.
 TOOL_ROW, TOOL_TOKENS = 3, slice(5, 10)
-# verl fills a batch up with rows of 128 tokens, none of them valid.
+# verl pads a batch with rows of 128 tokens, none of them valid.
 PADDING_TOKENS = 128
 GATES = {"sspo": Gate(), "sspo_v1": Gate("sigmoid", "ratio", 1.0, 1.05), "sspo_forward": Gate(side="forward")}
 GATES["sspo_sequence"] = Gate("erf", "log", 100.0, 100.0, "forward", "sequence")
@@ -52,14 +52,14 @@ class Setting:
 
     Args:
         ranks: FSDP2 ranks, each with an equal part of the rows.
-        micro: rows of a micro-batch, or None for use_dynamic_bsz, as many as fit in a number of tokens.
+        micro: rows per micro-batch. None: use_dynamic_bsz, as many rows as fit in a number of tokens.
         packed: use_remove_padding.
-        padding: verl's padding rows, after the real ones.
-        counted: rows that verl is told to take the mean over.
-        reverse: the order of the rows.
+        padding: number of verl's padding rows, after the real ones.
+        counted: number of rows over which verl takes the mean.
+        reverse: whether to reverse the order of the rows.
         algorithm: recipe of `recipes/algo`.
-        rejecting: with rollout-correction weights, of which some are 0 and in one row all.
-        optimizer: torch's: SGD at rate 1 without clipping, or AdamW as recipes have it.
+        rejecting: whether there are rollout-correction weights. Some are 0; in one row, all are.
+        optimizer: torch's SGD at rate 1 without clipping, or AdamW as in the recipes.
     """
 
     ranks: int = 1
@@ -73,14 +73,14 @@ class Setting:
     optimizer: str = "SGD"
 
     def as_json(self) -> dict:
-        """What `engine_updates` reads."""
+        """The setting as `engine_updates` reads it."""
         actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
         overrides = [
             # verl's own engine, not the one of `hf`; test_hf_engine.py compares the two.
             "actor_rollout_ref.model.external_lib=null",
             f"actor_rollout_ref.model.use_remove_padding={self.packed}",
             f"{actor}.use_dynamic_bsz={self.micro is None}",
-            # Two padding rows do not fit in one micro-batch.
+            # Too small for two padding rows in one micro-batch.
             f"{actor}.ppo_max_token_len_per_gpu={PADDING_TOKENS + 2}",
             f"{actor}.ppo_micro_batch_size_per_gpu={self.micro}",
             f"{rollout}.log_prob_micro_batch_size_per_gpu=1",
@@ -102,7 +102,7 @@ class Setting:
 
     @property
     def formula(self) -> tuple[str, bool]:
-        """What the update must be equal to: a key of `exact`."""
+        """The key of the expected update in `exact`."""
         return self.algorithm, self.rejecting
 
 
@@ -123,7 +123,7 @@ SAME = {
     "ranks_dynamic": Setting(ranks=2),
     "ranks_packed": Setting(ranks=2, micro=4, packed=True),
     "ranks_packed_dynamic": Setting(ranks=2, packed=True),
-    # The second rank has padding rows only.
+    # The second rank has only padding rows.
     "ranks_padding": Setting(ranks=2, micro=2, padding=6),
     "v1": Setting(micro=2, algorithm="sspo_v1"),
     "ranks_v1": Setting(ranks=2, packed=True, algorithm="sspo_v1"),
@@ -147,7 +147,7 @@ SETTINGS = SAME | OTHER
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """All updates, see `engine_updates`."""
+    """The folder with all updates, see `engine_updates`."""
     folder = tmp_path_factory.mktemp("updates")
     tokenizer = create_tokenizer()
     model = create_model(tokenizer, seed=0)
@@ -165,9 +165,9 @@ def folder(tmp_path_factory):
 
 
 def _rows(model):
-    """Random tokens, and log-ratios with a deviation of 0.15: at 0.1 and 0.083 the gates halve a token's gradient.
+    """Random tokens, and log-ratios with standard deviation 0.15. At 0.1 and 0.083 the gates halve a token's gradient.
 
-    Of the rollout weights every fifth is 0, in the first row, which has a single token, all.
+    Every fifth rollout weight is 0. In the first row, which has a single token, all are.
     """
     random = torch.Generator().manual_seed(0)
     rows = []
@@ -185,7 +185,7 @@ def _rows(model):
 
 
 def _log_probs(model, row):
-    """Of the response's tokens, (response_length,)."""
+    """Log-probs of the response's tokens, (response_length,)."""
     logits = model(torch.tensor([row["prompt"] + row["response"]])).logits[0, len(row["prompt"]) - 1 : -1]
     return logits.log_softmax(-1).gather(-1, torch.tensor(row["response"]).unsqueeze(-1)).squeeze(-1)
 
@@ -196,7 +196,7 @@ def _run(folder, ranks, names):
         "VERL_PLATFORM": "cpu",
         "OMP_NUM_THREADS": "1",
         "WORLD_SIZE": str(ranks),
-        # The ranks meet in a file; verl's Worker wants the address to be there, and nobody uses it.
+        # The ranks meet through a file. verl's Worker requires an address, but nothing uses it.
         "DIST_INIT_METHOD": f"file://{folder}/rendezvous{ranks}",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "1",
@@ -255,9 +255,9 @@ def _after(folder, name):
 
 
 def _gradient(folder, before, name):
-    """SGD at rate 1 moved the parameters by minus the gradient."""
+    """The gradient: SGD at rate 1 subtracted it from the parameters."""
     after = _after(folder, name)
-    # verl adds the output layer, which is the embedding.
+    # verl adds the output layer, which is the same tensor as the embedding.
     assert torch.equal(after.pop("lm_head.weight"), after["model.embed_tokens.weight"])
     assert after.keys() == before.keys()
     return {key: before[key].double() - after[key].double() for key in before}
@@ -268,7 +268,7 @@ def _largest(gradient):
 
 
 def _difference(gradient, other):
-    """Largest difference of two elements, as a fraction of the largest gradient of `other`."""
+    """Largest difference between two elements, relative to the largest element of `other`."""
     return _largest({key: gradient[key] - other[key] for key in other}) / _largest(other)
 
 
@@ -284,7 +284,7 @@ def test_gradient_is_the_formula_s_however_the_batch_is_split(folder, before, ex
 
 @pytest.mark.slow
 def test_a_mixture_of_experts_learns_alike_on_one_rank_and_on_two(tmp_path):
-    """FSDP splits the stacked experts and the router over the ranks, and each row takes experts of its own."""
+    """FSDP splits the stacked experts and the router over the ranks, and rows use different experts."""
     model = create_moe_model(seed=0)
     model.save_pretrained(tmp_path / "model")
     create_tokenizer().save_pretrained(tmp_path / "model")
@@ -310,17 +310,17 @@ def test_update_is_not_trivial(folder, before, exact):
     for name in ("sspo_v1", "sspo_forward"):
         assert _difference(exact[name, False][1], gradient) > 0.1
     assert _difference(exact["sspo", True][1], gradient) > 0.1
-    # Off policy: about half of the gradient does not pass the gates.
+    # Off policy: the gates block about half of the gradient.
     assert 0.2 < _logged(folder, "whole")["metrics"]["sspo/slope"][0] < 0.8
 
 
 def _diagnostics(folder, name):
-    """What the loss logs, as verl's trainer reduces it, by the name under which it is in metrics.jsonl."""
+    """The metrics of the loss as verl's trainer reduces them, by their names in metrics.jsonl."""
     metrics = reduce_metrics(rename_dict(_logged(folder, name)["metrics"], "actor/"))
     return {key: value for key, value in metrics.items() if key.startswith("actor/sspo/") or key == "actor/ppo_kl"}
 
 
-# verl's trainer counts all rows, its padding among them.
+# Settings in which verl counts all rows, padding included, as its trainer does.
 COUNTED = [
     name
     for name, setting in SETTINGS.items()
@@ -333,7 +333,7 @@ def test_diagnostics_are_the_same_however_the_batch_is_split(folder, name):
     first = next(other for other in COUNTED if SETTINGS[other].formula == SETTINGS[name].formula)
     expected, got = _diagnostics(folder, first), _diagnostics(folder, name)
     assert len(expected) > 10
-    # The forward pass of another split rounds otherwise.
+    # With another split the forward pass rounds differently.
     assert got == pytest.approx(expected, rel=1e-4, abs=1e-6)
     if SETTINGS[name].rejecting:
         kept = [weight for row in json.loads((folder / "rows.json").read_text()) for weight in _kept(row)]
@@ -357,7 +357,7 @@ def test_batch_was_split_as_the_setting_says(folder, name):
         tokens = sum(prompt + response for prompt, response, _ in ROWS)
         assert sum(shape[1] for shape in shapes) == tokens + setting.padding * PADDING_TOKENS
     if setting.micro is None:
-        # A padding row fills a micro-batch, and both ranks have as many as the one that holds these rows.
+        # Each padding row fills a micro-batch. The rank without them has as many micro-batches as the other.
         assert len(shapes) == 3
     else:
         assert len(shapes) == rows // setting.micro
@@ -365,14 +365,14 @@ def test_batch_was_split_as_the_setting_says(folder, name):
 
 @pytest.mark.parametrize("name", ["counted_padding", "ranks_counted_padding"])
 def test_verl_counts_padding_rows_in_the_mean(folder, before, exact, name):
-    """Its trainer divides by the mini-batch with its padding: four more rows of twelve shrink the gradient by 8/12."""
+    """verl's trainer divides by all rows. Four more padding rows, 12 rows instead of 8, shrink the gradient to 8/12."""
     _, gradient = exact["sspo", False]
     counted = _gradient(folder, before, name)
     assert _difference(counted, {key: values * 8 / 12 for key, values in gradient.items()}) < TOLERANCE
 
 
 def test_a_loss_that_depends_on_the_split_is_seen(folder, before):
-    """verl's geo_mean divides by the rows of the micro-batch: eight micro-batches, eight times the gradient."""
+    """verl's geo_mean divides by the rows of the micro-batch: eight micro-batches give eight times the gradient."""
     whole, split = (_gradient(folder, before, f"geo_mean_{name}") for name in ("whole", "micro_1"))
     assert _difference(split, whole) == pytest.approx(7, rel=1e-3)
     assert _difference(split, {key: 8 * values for key, values in whole.items()}) < TOLERANCE
@@ -381,7 +381,7 @@ def test_a_loss_that_depends_on_the_split_is_seen(folder, before):
 def test_adam_moves_the_parameters_alike(folder, before, exact):
     """The recipes' optimizer, with clipping. Its first step is the rate times the sign of the gradient.
 
-    That is the same wherever the gradient is more than noise, but for Adam's epsilon of 1e-8 and the weight decay.
+    Except for Adam's epsilon of 1e-8 and the weight decay, it is the same wherever the gradient is more than noise.
     """
     whole, split = (load_file(folder / f"{name}.safetensors") for name in ("adam_whole", "ranks_adam"))
     _, gradient = exact["sspo", False]

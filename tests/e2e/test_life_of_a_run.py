@@ -1,6 +1,6 @@
-"""The life of a run with the real main_ppo: killed, interrupted, resumed, to its end, and what it leaves.
+"""The life of a run with the real main_ppo: killed, interrupted, resumed, completed, and what it leaves behind.
 
-After kill -9 of one of its processes the launcher says so, nothing is left, and the same command resumes.
+After kill -9 of one of its processes the launcher says so, no process is left, and the same command resumes.
 """
 
 import functools
@@ -30,10 +30,10 @@ from verl_sspo.run.processes import RUN_ID
 
 pytestmark = pytest.mark.e2e
 
-# Who is killed, and what the user then reads. The driver is main_ppo and, in it, the actor TaskRunner.
+# Which process is killed, and what the user then reads. The driver is main_ppo with its actor TaskRunner.
 DIED = (
     r"{victim}[\w.]* \(process \d+\) was killed or crashed(: verl's main_ppo failed with exit code 1"
-    # The launcher sends SIGTERM, and Ray's handler of it may abort.
+    # The launcher sends SIGTERM, and Ray's handler for it may abort.
     r"| and verl did not end in 10 s: verl's main_ppo was ended by SIG(TERM|ABRT))"
 )
 VICTIMS = {
@@ -47,7 +47,7 @@ VICTIMS = {
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    """The quickstart's task with a model that was taught for a tenth of the time: nothing here is about learning."""
+    """The quickstart's task, with a model trained for a tenth of the time: these tests do not depend on learning."""
     folder = prepare_arithmetic(tmp_path_factory.mktemp("arithmetic"), digits=2, warm_up_steps=60)
     record = folder / "made_with.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"warm_up_steps": 600}))
@@ -62,20 +62,20 @@ def no_start_outlives_its_test():
     yield
     while STARTED:
         process = STARTED.pop()
-        # The launcher ends its run; one that has ended is not touched.
+        # The launcher then ends its run. If the launcher has ended already, this does nothing.
         process.terminate()
         process.wait()
 
 
 @dataclass
 class Start:
-    """A start of `verl-sspo train` in a run folder, and the processes that it has."""
+    """A start of `verl-sspo quickstart` in a run folder, and its processes."""
 
     run: Path
     process: subprocess.Popen
 
     def main(self):
-        """main_ppo, or None."""
+        """The process of main_ppo, or None."""
         children = psutil.Process(self.process.pid).children()
         return next((p for p in children if "verl.trainer.main_ppo" in title(p)), None)
 
@@ -89,13 +89,13 @@ class Start:
         return next((p for p in main.children(recursive=True) if title(p).startswith(f"ray::{victim}")), None)
 
     def steps(self):
-        """Steps that it has trained."""
+        """The training steps that it has logged."""
         metrics = self.run / "metrics.jsonl"
         return trained(metrics.read_text()) if metrics.exists() else []
 
 
 def trained(text):
-    """The steps of a metrics file that have more than a validation."""
+    """The training steps in a metrics file, without steps that are only a validation."""
     lines = map(json.loads, text.split("\n")[:-1])
     return [line["step"] for line in lines if "actor/grad_norm" in line["data"]]
 
@@ -127,14 +127,14 @@ def arguments(run, task, steps, *more):
 def start(run, task, steps, *more):
     command = [sys.executable, "-m", "verl_sspo", "quickstart", *arguments(run, task, steps, *more)]
     shown = run.with_suffix(".shown").open("w")
-    # A shell's background job ignores SIGINT, and passes that on.
+    # Background jobs of a shell ignore SIGINT, and child processes inherit that.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     STARTED.append(subprocess.Popen(command, stdout=shown, stderr=subprocess.STDOUT, preexec_fn=heed))
     return Start(run, STARTED[-1])
 
 
 def start_until_there(victim, run, task, steps, *more):
-    """A start that has come so far that the victim is there, however often an overloaded machine makes Ray give up."""
+    """Starts and waits until the victim exists. Starts again if Ray gave up because the machine is overloaded."""
     while True:
         started = start(run, task, steps, *more)
         while started.process.poll() is None:
@@ -155,10 +155,10 @@ def wait_for(condition, started, seconds):
 
 
 def kill(started, victim, patience):
-    """Kills it, waits for the end of all of it, and returns what happened.
+    """Kills the victim, waits until all processes of the run have ended, and returns what happened.
 
     Args:
-        patience: seconds that the launcher may take to notice.
+        patience: seconds that this may take.
     """
     process = wait_for(lambda: started.find(victim), started, patience)
     run_id = started.main().environ()[RUN_ID]
@@ -167,7 +167,7 @@ def kill(started, victim, patience):
     process.send_signal(signal.SIGINT if victim == "Ctrl-C" else signal.SIGKILL)
     killed = time.monotonic()
     code = started.process.wait(timeout=patience)
-    # The guard of a killed launcher takes a moment.
+    # The guard of a killed launcher needs a moment to end the run.
     while (left := of_run(run_id) | {p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE}) and (
         time.monotonic() < killed + patience
     ):
@@ -195,7 +195,7 @@ def check(outcome):
 
 
 def check_resumed(run, step, shown):
-    """The last start in `run` resumed from the checkpoint of `step`."""
+    """Checks that the last start in `run` resumed from the checkpoint of `step` (None: started anew)."""
     first = trained((run / "metrics.jsonl").read_text())[0]
     if step is None:
         assert "Resuming" not in shown
@@ -206,25 +206,25 @@ def check_resumed(run, step, shown):
 
 
 def end(started, steps, patience, resumed_from=()):
-    """Waits for the end of the run and looks at it."""
+    """Waits for the end of the run and checks what it trained."""
     run = started.run
     assert started.process.wait(timeout=patience) == 0, run.with_suffix(".shown").read_text()
     assert checkpoints.last(run / "checkpoints") == steps
     logged = read_attempts([*attempts(run), run])["actor/grad_norm"].dropna().index
     assert json.loads((run / "summary.json").read_text())["steps"] == len(logged)
-    # verl logs a step after its checkpoint: killed in between, it has trained a step that is in no metrics.
+    # verl logs a step after its checkpoint. If it is killed in between, no metrics have that step.
     assert set(range(1, steps + 1)).difference(logged) <= set(resumed_from)
 
 
 @pytest.mark.timeout(3600)
 def test_quickstart_on_two_ranks_killed_then_interrupted_then_to_its_end(tmp_path, task, capsys):
-    """A killed launcher is in test_launch.py, and among the random points."""
+    """For killed launchers see test_launch.py and `test_kills_at_random_points`."""
     run, steps = tmp_path / "run", 6
     options = ["trainer.n_gpus_per_node=2", "trainer.val_before_train=true"]
     first = start_until_there("HFServer", run, task, steps, *options)
     wait_for(lambda: 1 in first.steps(), first, 600)
     check(kill(first, "HFServer", patience=600))
-    # What a kill between emptying and writing verl's record leaves, and half of a newer checkpoint.
+    # As if verl had been killed after it emptied its record and before it wrote it, and half of a newer checkpoint.
     killed_at = checkpoints.last(run / "checkpoints")
     (run / "checkpoints" / checkpoints.RECORD).write_text("")
     half = run / "checkpoints" / f"global_step_{killed_at + 1}"
@@ -245,14 +245,14 @@ def test_quickstart_on_two_ranks_killed_then_interrupted_then_to_its_end(tmp_pat
     # The same command says at once that the run is complete.
     assert quickstart.main(arguments(run, task, steps, *options)) == 0
     assert f"is trained to step {steps} of {steps}" in capsys.readouterr().err
-    # What another run has saved is not written over.
+    # Checkpoints of another run are not overwritten.
     elsewhere = [f"trainer.default_local_dir={run / 'checkpoints'}", "trainer.resume_mode=disable"]
     assert quickstart.main(arguments(tmp_path / "other", task, steps, *elsewhere)) == 2
     assert f"{run / 'checkpoints'} has checkpoints of another run" in " ".join(capsys.readouterr().err.split())
 
 
 def check_result(run, steps, shown):
-    """What a quickstart leaves and shows at its end."""
+    """Checks the files of a quickstart, and what it shows at its end."""
     summary = json.loads((run / "summary.json").read_text())
     assert list(summary) == [
         "accuracy_before",
@@ -270,7 +270,7 @@ def check_result(run, steps, shown):
     # Later mini-batches of a rollout are off-policy, so the gate attenuates something, but not much in a few steps.
     assert 0.5 < summary["effective_update_ratio"] < 1
 
-    # The flood is in the log, progress and result are on the screen.
+    # The log has all output, the screen shows progress and result.
     assert f"{summary['accuracy_before']:.3f} → {summary['accuracy_after']:.3f}" in shown
     assert re.search(rf"^ +{steps}/{steps} +\d\.\d{{3}} +\d\.\d{{3}} +\d\.\d{{3}} +\d+\.\d +0:00$", shown, re.MULTILINE)
     assert str(run / "train.log") in shown
@@ -281,7 +281,7 @@ def check_result(run, steps, shown):
     assert (run / "curves.png").stat().st_size > 10_000
     assert (run / "hydra" / ".hydra" / "config.yaml").exists()
 
-    # Rollout and actor agree although the weights change at each step: they were synchronised, also after a resume.
+    # Rollout and actor agree although each step changes the weights: they were synchronised, also after a resume.
     logged = read_attempts([*attempts(run), run])
     assert logged["training/rollout_probs_diff_max"].max() < 1e-5
     shards = {path.name for path in (run / "checkpoints" / f"global_step_{steps}" / "actor").glob("model_*.pt")}
@@ -302,14 +302,14 @@ def test_an_unreadable_data_file_is_told_and_nothing_is_touched(tmp_path, task, 
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize("chain", range(5))
 def test_kills_at_random_points(tmp_path, task, chain):
-    """A run that is killed KILLS times (4), every victim in turn, anywhere from the start of the victim on."""
+    """Kills a run KILLS times (default 4), one victim after the other, at random times after the victim has started."""
     chance = random.Random(chain)
     kills = int(os.environ.get("KILLS", "4"))
     run, steps, saved, outcomes, resumed_from = tmp_path / "run", 6 * kills, None, [], []
     for number in range(chain * kills, (chain + 1) * kills):
         victim = [*VICTIMS][number % len(VICTIMS)]
         started = start_until_there(victim, run, task, steps)
-        # In a third of the cases while the run comes up, else in the first steps.
+        # In a third of the cases during start-up, otherwise in the first steps.
         target = chance.randrange(3)
         wait_for(lambda started=started, target=target: len(started.steps()) >= target, started, 1800)
         time.sleep(chance.uniform(0, 40 if target == 0 else 8))
@@ -335,7 +335,7 @@ def test_kills_at_random_points(tmp_path, task, chain):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, task):
-    """With several mini-batches a rollout no two runs are the same: verl's rows lie as they came in."""
+    """One mini-batch per rollout: with several, no two runs are equal, because verl's rows are in order of arrival."""
     runs, steps = (tmp_path / "whole", tmp_path / "resumed"), 6
     one_batch = "actor_rollout_ref.actor.ppo_mini_batch_size=8"
     end(start(runs[0], task, steps, one_batch), steps, patience=1200)

@@ -1,4 +1,4 @@
-"""verl's trainer on the recipes, for two steps: tasks on real rows, and algorithms on arithmetic (slow)."""
+"""Trains the recipes for two steps with verl's trainer: tasks on real rows, algorithms on arithmetic (slow)."""
 
 import math
 from pathlib import Path
@@ -27,7 +27,7 @@ SMALL = [
 
 @pytest.fixture
 def run(train_in_one_cluster):
-    """A function that trains for two steps, looks at them and returns their metrics, by step."""
+    """A function that trains for two steps, checks their metrics and returns them, by step."""
     return lambda recipe, *overrides: _checked(train_in_one_cluster(recipe, *SMALL, *overrides))
 
 
@@ -35,13 +35,13 @@ def _checked(steps):
     assert {1, 2} <= steps.keys()
     for step in (1, 2):
         assert all(math.isfinite(value) for value in steps[step].values() if isinstance(value, int | float))
-        # What was sampled is the actor's own policy.
+        # The rollout sampled from the actor's policy.
         assert steps[step]["training/rollout_probs_diff_max"] < 1e-4
     return steps
 
 
-# Slow: the quickstart in test_life_of_a_run.py runs algo=sspo, the tasks below two more, and tests of the objectives
-# call every loss.
+# Slow, because other tests cover much of it: the quickstart in test_life_of_a_run.py runs algo=sspo, the tasks below
+# run two more algorithms, and the tests of the objectives call every loss.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm", ["sspo_forward", "sspo_sequence", "sspo_v1", "grpo", "dr_grpo", "gspo", "gmpo", "sapo"]
@@ -56,7 +56,7 @@ def test_algorithm_trains(task, run, algorithm):
         f"data.max_prompt_length={arithmetic.prompt_length(1)}",
         f"data.max_response_length={arithmetic.response_length(1)}",
         f"actor_rollout_ref.model.path={task}/model",
-        # Groups large enough that right and wrong answers meet.
+        # Groups so large that some have both right and wrong answers.
         "data.train_batch_size=8",
         "actor_rollout_ref.rollout.n=8",
         "trainer.val_before_train=false",
@@ -66,7 +66,7 @@ def test_algorithm_trains(task, run, algorithm):
 
 
 def _ran(algorithm, steps):
-    """The loss that ran is the one that was asked for."""
+    """SSPO's loss ran if, and only if, the algorithm is one of SSPO's."""
     assert any(name.startswith("actor/sspo/") for name in steps[1]) == algorithm.startswith("sspo")
 
 
@@ -98,7 +98,7 @@ def test_tasks_run_on_real_rows(tmp_path, task, run, recipe):
         "actor_rollout_ref.rollout.val_kwargs.n=1",
     )
     _ran(algorithm, steps)
-    # The graders ran on what was sampled, in training and in validation.
+    # The graders scored the responses of training and of validation.
     assert 0 <= steps[1]["critic/score/mean"] <= 1
     scored = {name.split("/acc/")[0] for name in steps[0] if name.startswith("val-core/") and "/acc/" in name}
     assert len(scored) == len(sources)

@@ -19,7 +19,7 @@ RECIPES = ROOT / "recipes"
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 
 
-# Varies within every group of responses, so that every step has a gradient, even from a model that knows nothing.
+# Scores differ within every group, so that every step has a gradient even if the model knows nothing.
 REWARD = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
     score = len(set(solution_str)) / 12
@@ -29,7 +29,7 @@ MANAGER = f"{ROLLOUT}.agent.agent_loop_manager_class"
 
 
 def run_main_ppo(task: Path, directory: Path, *overrides: str, hardware: str = "cpu") -> dict[int, dict[str, float]]:
-    """Runs verl's unmodified entry point; returns the metrics of each step that it logged."""
+    """Runs verl's unmodified entry point and returns the metrics of each step."""
     metrics = directory / "metrics.jsonl"
     metrics.unlink(missing_ok=True)
     (directory / "reward.py").write_text(REWARD)
@@ -54,7 +54,7 @@ def run_main_ppo(task: Path, directory: Path, *overrides: str, hardware: str = "
         "trainer.save_freq=2",
         *overrides,
     ]
-    # A cluster of its own, whatever Ray left on this host.
+    # Its own Ray cluster, even if Ray left the address of another one on this host.
     mine = {"VERL_FILE_LOGGER_PATH": str(metrics), "VERL_PLATFORM": "cpu", "RAY_ADDRESS": "local"}
     environment = {**os.environ, **mine}
     log = directory / "main_ppo.log"
@@ -67,7 +67,7 @@ def run_main_ppo(task: Path, directory: Path, *overrides: str, hardware: str = "
 
 
 def check_training_step(metrics: dict[str, float]) -> None:
-    # Rollout and actor agree although the weights change at each step: they were synchronised.
+    # Rollout and actor agree although each step changes the weights: they were synchronised.
     assert metrics["training/rollout_probs_diff_max"] < 1e-5
     assert metrics["actor/grad_norm"] > 0
     assert 0 < metrics["response_length/mean"] <= 12
@@ -75,7 +75,7 @@ def check_training_step(metrics: dict[str, float]) -> None:
 
 @pytest.fixture
 def train(task, tmp_path, train_in_one_cluster):
-    """A function that trains with Hydra overrides; it returns what each step logged."""
+    """A function that trains with Hydra overrides and returns the metrics of each step."""
     (tmp_path / "reward.py").write_text(REWARD)
     shared = [
         "+hardware=cpu",
@@ -87,12 +87,12 @@ def train(task, tmp_path, train_in_one_cluster):
         "data.max_response_length=12",
         "data.dataloader_num_workers=0",
         f"{ROLLOUT}.n=4",
-        # Two updates per rollout, each from all of its responses: verl fills mini-batches in the order in which
-        # responses arrive, which differs from run to run.
+        # Two updates per rollout, each from all its responses: verl fills mini-batches in the order in which responses
+        # arrive, and that differs from run to run.
         f"{ACTOR}.ppo_mini_batch_size=4",
         f"{ACTOR}.ppo_epochs=2",
         f"{ACTOR}.use_dynamic_bsz=true",
-        # Adam divides rounding errors by their own size.
+        # Adam would divide rounding errors by their own size.
         f"{ACTOR}.optim.optimizer=SGD",
         f"{ACTOR}.optim.lr=0.3",
         f"{ACTOR}.optim.weight_decay=0",
@@ -115,7 +115,7 @@ def micro_batches(rows: int) -> list[str]:
 
 
 def test_neither_micro_batches_nor_the_agent_loop_change_a_curve(train):
-    """The same training writes the same metrics, whatever the micro-batches, by our agent loop and by verl's own."""
+    """A training logs the same metrics whatever the micro-batches, with our agent loop and with verl's own."""
     same = ["+algo=sspo_forward", "trainer.total_training_steps=2", "trainer.val_before_train=true"]
     same += [f"{ROLLOUT}.val_kwargs.do_sample=true", f"{ROLLOUT}.val_kwargs.temperature=1.0"]
     ours = train(*same, *micro_batches(1))
@@ -131,7 +131,7 @@ def test_neither_micro_batches_nor_the_agent_loop_change_a_curve(train):
     compared = ("actor/", "critic/", "prompt_length/", "response_length/", "val-")
     for one, other in zip(ours, verl, strict=True):
         names = [name for name in other if name.startswith(compared) and not name.startswith("actor/perf/")]
-        # float32 rounds differently in another batch: by up to 7e-7 of a value (measured, over four updates).
+        # float32 rounds differently in another batch: a relative error of up to 7e-7 (measured, over four updates).
         expected = pytest.approx({name: other[name] for name in names}, rel=1e-5, abs=1e-7)
         assert {name: one[name] for name in names} == expected
         assert set(other) <= set(one)
@@ -148,7 +148,7 @@ def preset(name: str) -> list[str]:
 
 @pytest.mark.slow
 def test_every_preset_of_rollout_correction_trains(train):
-    """The measured columns of docs/rollout_correction.md; a rollout in bf16 differs from the trainer."""
+    """The measured columns of docs/rollout_correction.md. The rollout runs in bf16 to differ from the trainer."""
     page = (ROOT / "docs" / "rollout_correction.md").read_text().splitlines()
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page if line.startswith("| `")]
     base = ["+algo=sspo", f"{ROLLOUT}.dtype=bfloat16", f"{ROLLOUT}.calculate_log_probs=true"]
@@ -157,13 +157,13 @@ def test_every_preset_of_rollout_correction_trains(train):
         names = ("actor/sspo/tokens_left_out", "rollout_corr/rollout_rs_masked_fraction", "actor/sspo/slope")
         left_out, rejected, slope = (sum(step.get(name, 0.0) for step in steps) / len(steps) for name in names)
         measured = [len(steps), left_out + rejected, slope]
-        # A response whose mean ratio is at the bound of geo_rs falls on either side of it.
+        # A response whose mean ratio is at the bound of geo_rs can fall on either side.
         assert measured == pytest.approx([float(cell) for cell in row[5:8]], abs=0.1), row[0]
 
 
 @pytest.mark.slow
 def test_a_mixture_of_experts_trains(task, tmp_path):
-    """All of its weights, the stacked experts and the router, reach the rollout: it agrees with the trainer."""
+    """All weights, including stacked experts and router, reach the rollout: it agrees with the trainer."""
     model = tmp_path / "model"
     create_moe_model(seed=0).save_pretrained(model)
     create_tokenizer().save_pretrained(model)
@@ -174,7 +174,7 @@ def test_a_mixture_of_experts_trains(task, tmp_path):
 
 @pytest.mark.slow
 def test_one_gpu_without_vllm_but_for_the_gpu(task, tmp_path):
-    """hardware=gpu_hf with its device alone replaced: bfloat16, offloading, the rollout leaves its device."""
+    """hardware=gpu_hf with only the device replaced: bfloat16, offloading, and the rollout leaves its device."""
     on_cpu = ["trainer.device=cpu", "ray_kwargs.ray_init.num_gpus=1"]
     short = ["trainer.total_training_steps=2", "trainer.save_freq=-1"]
     steps = run_main_ppo(task, tmp_path, *on_cpu, *short, hardware="gpu_hf")

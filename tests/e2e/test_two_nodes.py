@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 NODE = {"num_cpus": 8, "num_gpus": 1}
 
-# Differs between the responses of a prompt, whatever the model has learned.
+# Scores differ between the responses to a prompt, whatever the model has learned.
 REWARD = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
     return len(set(solution_str)) / 12
@@ -28,7 +28,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory) -> Path:
-    """The quickstart's task with a model that was taught for a tenth of the time: nothing here is about learning."""
+    """The quickstart's task, with a model trained for a tenth of the time: these tests do not depend on learning."""
     folder = prepare_arithmetic(tmp_path_factory.mktemp("arithmetic"), digits=2, warm_up_steps=60)
     record = folder / "made_with.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"warm_up_steps": 600}))
@@ -43,7 +43,7 @@ def cluster():
 
 
 def start(task: Path, run: Path, *overrides: str, address: str | None = None) -> subprocess.Popen:
-    """A start in a run folder. With one mini-batch per rollout an update does not depend on the order of responses."""
+    """Starts a run. With one mini-batch per rollout, updates do not depend on the order of the responses."""
     reward = run.with_name("reward.py")
     reward.write_text(REWARD)
     command = [
@@ -62,7 +62,7 @@ def start(task: Path, run: Path, *overrides: str, address: str | None = None) ->
 
 
 def shown(run: Path) -> Path:
-    """What the last start in a run folder has printed."""
+    """The file with the output of the last start in a run folder."""
     return run.with_suffix(".shown")
 
 
@@ -111,13 +111,13 @@ def test_two_nodes_train_like_two_ranks_and_after_a_dead_node_the_same_command_r
         assert process.wait(timeout=120) == 130
     finally:
         for process in started:
-            # The launcher ends its run.
+            # The launcher then ends its run.
             process.terminate()
             process.wait()
 
 
 def nodes_with(actor: str, address: str) -> set[str]:
-    """The nodes on which actors of a class live."""
+    """The nodes that have actors of a class."""
     ray.init(address=address, log_to_driver=False)
     try:
         actors = ray._private.state.actors().values()
@@ -127,7 +127,7 @@ def nodes_with(actor: str, address: str) -> set[str]:
 
 
 def check_equal(two: Path, steps: dict, one: Path, expected: dict) -> None:
-    """The first two steps of two runs, with the same samples, and the update of the first, to float32 rounding."""
+    """Checks that the first two steps (same samples) and the first update are equal up to float32 rounding."""
     for step in (1, 2):
         assert expected[step]["actor/grad_norm"] > 0
         assert steps[step]["training/rollout_probs_diff_max"] < 1e-5
@@ -140,7 +140,7 @@ def check_equal(two: Path, steps: dict, one: Path, expected: dict) -> None:
     print("largest move", moved, "largest difference", max(each.max() for each in apart.values()))
     assert moved > 5e-5
     for name, difference in apart.items():
-        # Adam divides by the gradient's size: where that is near 0, rounding shows in the update of 1e-4.
+        # Adam divides by the gradient's size. Where that is near 0, rounding changes the update of 1e-4.
         assert (difference < 1e-6).float().mean() > 0.999, name
     shards = {path.name for path in (two / "checkpoints" / "global_step_2" / "actor").glob("model_*.pt")}
     assert shards == {"model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"}

@@ -1,12 +1,12 @@
 """Trainings with verl's trainer in one Ray cluster, one after the other.
 
-Starting a cluster and the driver takes longer than training for a few steps. `cluster` in conftest.py starts this
-program:
+Starting a cluster and the driver takes longer than training for a few steps. `train_in_one_cluster` in conftest.py
+starts this program:
 
     python trainings.py FOLDER
 
-Each line of its input is JSON: name, configuration, Hydra overrides. FOLDER gets `<name>.jsonl`, the metrics of each
-step; the answer on its output is `<name> ok` or `<name> failed`. All else is printed on its error output.
+Each line of its input is JSON: name, configuration, Hydra overrides. For each line it writes the metrics of each step
+to `FOLDER/<name>.jsonl` and prints `<name> ok` or `<name> failed`. All other output goes to stderr.
 """
 
 import json
@@ -28,7 +28,7 @@ def train(config_name: str, overrides: list[str]) -> None:
     try:
         run_ppo(config, TaskRunnerV1)
     finally:
-        # verl leaves them to the end of the process.
+        # verl would keep them until the process ends.
         for group in placement_group_table():
             remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
     while ray.available_resources().get("GPU", 0) < config.trainer.n_gpus_per_node:

@@ -1,6 +1,6 @@
-"""What stands in for `verl_sspo.run.launch.train` in tests: a small process that writes metrics as verl does.
+"""A stand-in for `verl_sspo.run.launch.train`: a small process that writes metrics as verl does.
 
-In a module of its own, light to import, since cells run in fresh interpreters.
+It has its own module, which is quick to import, because cells run in new interpreters.
 """
 
 import signal
@@ -9,7 +9,7 @@ import sys
 
 from verl_sspo.run import launch
 
-# Does what `behaviour` in the configuration tells it to.
+# Does what `behaviour` in the configuration says.
 FAKE_TRAINER = """
 import json, pathlib, sys, time, zipfile
 folder, checkpoints, behaviour = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]

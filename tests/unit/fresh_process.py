@@ -1,6 +1,6 @@
-"""Code in a process in which verl has been imported and nothing else has happened.
+"""Runs code in a process that has imported verl and done nothing else.
 
-Each one is a fork of a server that has imported verl: the import takes 9 seconds of CPU time.
+Each process is forked from a server that has imported verl, because the import takes 9 seconds of CPU time.
 """
 
 import multiprocessing
@@ -22,11 +22,11 @@ def _execute(code: str, environment: dict[str, str], output: Path) -> None:
 
 
 def run(code: str, folder: Path, **environment: str) -> None:
-    """Runs `code`, with these of verl's variables and no others; the test fails if it raises."""
+    """Runs `code` with these VERL_ variables and no others. The test fails if it raises."""
     output = folder / "stderr"
     process = SERVER.Process(target=_execute, args=(code, environment, output))
     process.start()
     process.join(timeout=300)
-    process.kill()  # one that hangs
+    process.kill()  # if it hangs
     process.join()
     assert process.exitcode == 0, output.read_text()[-4000:]

@@ -15,7 +15,7 @@ from verl_sspo.algorithm.advantage import group_relative_advantages
 
 
 def sspo_advantages(rewards, index, mask=None, **algorithm):
-    """Through verl's registry, with one reward per response on its last token, as verl's reward loop writes them."""
+    """Calls the estimator of verl's registry. A response's reward is on its last token, as in verl's reward loop."""
     mask = torch.ones(len(rewards), 3, dtype=torch.bool) if mask is None else mask
     token_level_rewards = torch.zeros(mask.shape)
     token_level_rewards[:, -1] = torch.as_tensor(rewards)
@@ -51,7 +51,7 @@ def test_equals_verls_grpo(data, normalize, seed):
         index=index,
         config=OmegaConf.create({"norm_adv_by_std_in_grpo": normalize}),
     )
-    # In float64, so that the difference is ours and not grpo's float32 rounding.
+    # In float64, so that no difference comes from grpo's float32 rounding.
     theirs, _ = compute_grpo_outcome_advantage(
         token_level_rewards.sum(-1, keepdim=True).double(), mask[:, :1] | True, index, norm_adv_by_std_in_grpo=normalize
     )
@@ -157,7 +157,7 @@ def test_sessions_of_any_sizes_order_and_masks_equal_verls_grpo(outputs, seed):
 
 
 def test_sessions_arrive_from_verls_agent_loop_through_its_trainer(monkeypatch):
-    """The estimator reads a frame of verl (`registration._output_keys`): whatever moves on the way there fails here."""
+    """The estimator reads a stack frame of verl (`registration._output_keys`). If verl changes it, this test fails."""
     from transfer_queue import KVBatchMeta
     from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
     from verl.trainer.ppo.v1 import agent_loop_tq, trainer_base

@@ -1,4 +1,4 @@
-"""Who imports whom in the package, read from the source: imports inside functions count too."""
+"""Which modules of the package import which, read from the source. Imports inside functions count too."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -21,7 +21,7 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            # `from package import module` imports the module, `from module import name` the module alone.
+            # `from package import module` imports that module; `from module import name` imports only `module`.
             found |= {
                 inner if (inner := f"{node.module}.{alias.name}") in FILES else node.module for alias in node.names
             }

@@ -13,7 +13,7 @@ from verl_sspo.rewards.last_number import score
 
 
 class NeverSwap(random.Random):
-    """Leaves the digits in order; what is compared with `forget_carry` stays random."""
+    """Always returns 0.99: digits are never swapped, and carries are forgotten only if `forget_carry` is 1."""
 
     def random(self):
         return 0.99
@@ -25,7 +25,7 @@ def test_correct_solution_by_hand():
 
 
 def test_careless_solution_by_hand():
-    # 12 and 09 would carry, both carries are forgotten; the last column's carry is written down, not passed on.
+    # The carry of 12 is forgotten, so the next column is 09. The last column's carry is written down, not passed on.
     solution = arithmetic.careless_solution(695, 807, 3, NeverSwap(), forget_carry=1.0)
     assert solution == "5+7+0=12;9+0+0=09;6+8+0=14:1492"
 
@@ -37,7 +37,7 @@ def test_teacher_without_carelessness_is_right(digits, data):
     solution = arithmetic.careless_solution(a, b, digits, random.Random(0), forget_carry=0.0)
     assert int(solution.split(":")[1]) == a + b
     assert len(arithmetic.prompt_of(a, b)) == arithmetic.prompt_length(digits)
-    # The end-of-sequence token comes on top.
+    # One more for the end-of-sequence token.
     assert len(solution) + 1 == arithmetic.response_length(digits)
 
 
@@ -97,7 +97,7 @@ def test_dataset_has_verls_columns_and_disjoint_splits(tmp_path):
         ("11502", 0.0),
         ("", 0.0),
         ("no number", 0.0),
-        # Digits of other scripts are no numbers here.
+        # Digits of other scripts do not count as numbers.
         ("1502 ٣", 1.0),
         # More digits than Python converts to an int.
         ("9" * 10_000, 0.0),

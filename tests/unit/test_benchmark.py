@@ -1,4 +1,4 @@
-"""The benchmark runs on tiny sizes, and its ratios and counts are right; no test asserts how long anything takes."""
+"""The benchmark runs on tiny sizes, and its ratios and counts are right. No test limits how long anything takes."""
 
 import json
 from importlib.metadata import version

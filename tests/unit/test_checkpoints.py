@@ -1,4 +1,4 @@
-"""Which checkpoint a restart goes on from, after every place at which verl can be killed while it saves."""
+"""Which checkpoint a restart resumes from, for every point at which verl can be killed while it saves."""
 
 import zipfile
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_nothing_there(tmp_path):
     assert settle(tmp_path / "checkpoints") is None
     (tmp_path / RECORD).write_text("")
     assert settle(tmp_path) is None
-    # verl reads a number from the file, if there is one.
+    # If the file exists, verl reads a number from it.
     assert not (tmp_path / RECORD).exists()
 
 
@@ -48,7 +48,7 @@ def test_nothing_there(tmp_path):
 def test_the_recorded_one_is_taken(tmp_path, ranks):
     save(tmp_path, 8, ranks)
     save(tmp_path, 16, ranks)
-    # Complete, but killed before it was recorded: of verl's asynchronous trainers, a part may still be missing.
+    # Complete, but killed before it was recorded. With verl's asynchronous trainers a part may still be missing.
     save(tmp_path, 24, ranks, record=False)
     assert last(tmp_path) == 16
     assert settle(tmp_path) == 16
@@ -67,7 +67,7 @@ def test_half_a_checkpoint_is_not_taken(tmp_path):
         damage(save(tmp_path, step, record=False))
     (tmp_path / "global_step_21").mkdir()
     assert last(tmp_path) == 8
-    # Not even where it is the one that is recorded.
+    # Not even if it is the recorded one.
     for step in range(16, 23):
         (tmp_path / RECORD).write_text(str(step))
         assert last(tmp_path) == 8
@@ -106,7 +106,7 @@ def test_megatrons_checkpoints_are_found_by_their_manifest(tmp_path):
         actor = tmp_path / f"global_step_{step}" / "actor"
         (actor / "model" / "dist_ckpt").mkdir(parents=True)
         write(actor.parent / "data.pt")
-        # Written last.
+        # verl writes this file last.
         if step < 6:
             (actor / "ckpt_contents.json").write_text("{}")
     halve(tmp_path / "global_step_5" / "data.pt")
@@ -122,7 +122,7 @@ def test_shards_that_lie_elsewhere_are_not_trained_over(tmp_path):
     with pytest.raises(ValueError, match=r"recorded but not complete.*other machines"):
         settle(root)
     assert (root / RECORD).read_text() == "8"
-    # What was never recorded, verl had not finished: nothing is lost with it.
+    # verl had not finished an unrecorded checkpoint, so nothing is lost.
     (root / RECORD).write_text("")
     assert settle(root) is None
 
@@ -139,7 +139,7 @@ def test_what_torch_saves_is_recognised(tmp_path):
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory):
-    """What has changed by an override since the start of a run kept its settings."""
+    """A function: what an override changes, compared with the settings kept at the start of a run."""
     folder, config = tmp_path_factory.mktemp("kept"), compose_config("gsm8k", [], RECIPES)
     settings.keep(config, folder)
     return lambda override: settings.changed(OmegaConf.merge(config, OmegaConf.from_dotlist([override])), folder)

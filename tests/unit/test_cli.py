@@ -1,4 +1,4 @@
-"""The front door: every command has its help, and a missing extra is told in one line."""
+"""The command line: every command has help, and a missing extra is reported in one line."""
 
 import errno
 import subprocess
@@ -10,9 +10,9 @@ from packaging.requirements import Requirement
 
 from verl_sspo.cli import COMMANDS, extra_with, main
 
-# What a training imports, in the driver and in its workers.
+# The packages that a training imports, in the driver and in its workers.
 BASE = ("plugin", "algorithm", "rewards", "hf", "cpu", "run", "doctor")
-# Raises in imports by this package of a package that only an extra installs; other packages may import it.
+# In this package, imports of packages that only an extra installs raise. Other packages may import them.
 WITHOUT_EXTRAS = """
 import builtins, importlib, pkgutil, sys
 without = set(sys.argv[1].split(","))
@@ -97,7 +97,7 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
 
 
 def test_an_interrupt_is_one_line(monkeypatch, capsys):
-    """Also while a command is imported: a module that is interrupted in its first line stands for it."""
+    """Also while a command is imported. Here the import itself is interrupted."""
 
     def interrupted(_):
         raise KeyboardInterrupt

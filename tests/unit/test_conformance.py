@@ -1,4 +1,4 @@
-"""The loss inside verl's own `ppo_loss`, fed as its engines feed it: ragged, without padding, split over ranks."""
+"""The loss in verl's own `ppo_loss`, with inputs as from verl's engines: ragged, without padding, split over ranks."""
 
 import math
 
@@ -19,7 +19,7 @@ from verl_sspo.config import SSPOPolicyLossConfig
 PROMPTS, RESPONSES = [3, 1, 2, 4, 2, 1, 5, 1], [5, 2, 7, 1, 3, 6, 30, 1]
 SIZE = len(RESPONSES)
 ROWS = range(SIZE)
-# Rows that never have a valid token, as verl's padding rows.
+# Rows without a valid token, like verl's padding rows.
 EMPTY = [1, 7]
 MODES = ["seq-mean-token-mean", "token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
 
@@ -140,7 +140,7 @@ def test_ranks_and_micro_batches_give_the_loss_of_the_mini_batch(rows, cls, mode
 
 
 def logged(config, rows, ranks, size=SIZE):
-    """What verl logs of one update: each rank is a list of micro-batches, each of these a list of rows.
+    """The metrics that verl logs for one update. A rank is a list of micro-batches, a micro-batch is a list of rows.
 
     Reduced as verl's engine, worker and trainer do: over micro-batches, ranks and mini-batches.
     """
@@ -157,7 +157,7 @@ def logged(config, rows, ranks, size=SIZE):
 
 
 def rejecting(rows):
-    """Rollout weights, zeros among them; of response 4 nothing is left."""
+    """Adds rollout weights. Some are 0, and for response 4 all are."""
     generator = torch.Generator().manual_seed(1)
     weights = [
         (torch.rand(length, generator=generator) + 0.5).masked_fill_(torch.rand(length, generator=generator) < 0.2, 0.0)
@@ -200,12 +200,12 @@ def test_diagnostics_do_not_depend_on_micro_batches_and_ranks(rows, cut, change)
 
 @pytest.mark.parametrize("change", [dict, rejecting])
 def test_diagnostics_do_not_depend_on_padding_rows(rows, change):
-    """verl's padding rows enlarge the mini-batch, by which it divides."""
+    """verl's padding rows enlarge the mini-batch, and verl divides by its size."""
     config, rows = config_of(FSDPActorConfig, "seq-mean-token-mean"), change(rows)
     padded = logged(config, rows, [[list(ROWS)]])
     bare = logged(config, rows, [[[row for row in ROWS if row not in EMPTY]]], size=6)
     for name, value in bare.items():
-        # The loss and the fraction of responses are over all rows.
+        # The loss and the fraction of responses are relative to all rows.
         scale = 6 / 8 if name in ("actor/pg_loss", "sspo/responses_left_out") else 1
         assert padded[name] == pytest.approx(value * scale, rel=1e-5, abs=1e-12), name
 

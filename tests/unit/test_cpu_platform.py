@@ -24,7 +24,7 @@ assert not {"verl_sspo.cpu.internals", "verl_sspo.hf.register"} & sys.modules.ke
     "pretend",
     [
         "import torch; torch.cuda.is_available = lambda: True",
-        # A Ray actor without GPU on a host that has some: verl finds them through nvidia-smi.
+        # A Ray actor without a GPU on a host with GPUs: verl finds them through nvidia-smi.
         "from verl.plugin.platform.platform_cuda import PlatformCUDA as P; P.check_smi_command = lambda *_: True; "
         "import shutil; shutil.which = lambda name: name",
         # A plugin that verl loads after ours.
@@ -57,7 +57,7 @@ from verl.plugin.platform import get_platform
 assert get_platform().device_name == "cuda"
 """
     on_gpu = {"VERL_PLATFORM": "nvidia", "VERL_USE_EXTERNAL_MODULES": "verl_sspo.hf.register"}
-    # verl reads the second variable at its import.
+    # verl reads the second variable when it is imported.
     result = subprocess.run([sys.executable, "-c", code], env=os.environ | on_gpu, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 

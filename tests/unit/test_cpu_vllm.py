@@ -1,4 +1,4 @@
-"""The plugin for vLLM on a CPU, with a vLLM that is only its names; tests/e2e/test_vllm_on_cpu.py has the real one."""
+"""The plugin for vLLM on a CPU, with a fake vLLM. tests/e2e/test_vllm_on_cpu.py uses the real one."""
 
 import sys
 from importlib.metadata import entry_points
@@ -8,7 +8,7 @@ import pytest
 
 
 def vllm(monkeypatch, is_cpu):
-    """Puts a `vllm` in place whose packing records whether the weight would be removed."""
+    """Installs a fake `vllm` whose packing records whether the weight would be removed."""
     removed = []
     utils = ModuleType("vllm.model_executor.layers.utils")
     utils.dispatch_cpu_unquantized_gemm = lambda layer, remove_weight: removed.append((layer, remove_weight))

@@ -1,4 +1,4 @@
-"""The checkpoint engine `gloo`: what the first trainer rank sends is what every rollout gets."""
+"""The checkpoint engine `gloo`: every rollout gets what the first trainer rank sends."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +33,7 @@ def test_every_rollout_gets_the_first_ranks_weights(trainers, rollouts):
     async def receive(engine):
         return {name: weight async for name, weight in engine.receive_weights(global_steps=1)}
 
-    # Twice: nothing of a transfer may be in the way of the next.
+    # Twice: one transfer must not disturb the next.
     for _ in range(2):
         walked.clear()
         topology = GlooCheckpointEngine.build_topology(trainers, rollouts, [engine.prepare() for engine in engines])
@@ -54,7 +54,7 @@ def test_every_rollout_gets_the_first_ranks_weights(trainers, rollouts):
                 for name, weight in weights.items():
                     assert weight.dtype == SENT[name].dtype
                     assert torch.equal(weight, SENT[name])
-        # FSDP gathers a weight when all ranks ask for it.
+        # Every rank must read every weight: FSDP gathers a weight only when all ranks ask for it.
         assert sorted(walked) == sorted([*SENT] * trainers)
         for engine in engines:
             engine.finalize()
@@ -83,7 +83,7 @@ assert torch.equal(model.weight.full_tensor(), before)
 
 
 def test_the_old_policy_that_verl_keeps_is_a_copy(tmp_path):
-    """Without one, separate_async would restore the present policy, and every ratio would be 1."""
+    """Without a copy, separate_async would restore the current policy, and every ratio would be 1."""
     fresh_process.run(KEEPS_A_COPY, tmp_path, VERL_PLATFORM="cpu")
 
 

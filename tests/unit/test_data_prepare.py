@@ -1,4 +1,4 @@
-"""Data preparation: every row is kept, left out for a stated reason, or named as bad; files are whole or not there."""
+"""Data preparation: each row is kept, left out for a stated reason, or reported as bad. Files are whole or absent."""
 
 import base64
 import json
@@ -58,7 +58,7 @@ def test_rows_are_verls(script, tmp_path):
 
 
 def _run(script, capsys, *arguments):
-    """Exit status, stdout, stderr; argparse's refusals too."""
+    """Exit status, stdout and stderr, also if argparse exits."""
     try:
         status = script([str(argument) for argument in arguments])
     except SystemExit as stop:
@@ -68,21 +68,21 @@ def _run(script, capsys, *arguments):
     return status, captured.out, captured.err
 
 
-# What a line of a GSM8K file may hold, and what must be said of it.
+# A bad line of a GSM8K file, and what the message about it must say.
 BAD = {
     "{not json": "not JSON: Expecting property name enclosed in double quotes at column 2",
-    "[1]": "no object: [1]",
+    "[1]": "not an object: [1]",
     "[" * 100_000: "not JSON: nested too deeply",
     '{"question": "q"}': "no column answer, only question",
     '{"problem": "q", "solution": "s"}': "no column answer, only problem, solution",
     '{"question": "q", "answer": null}': "column answer is null",
     '{"question": "q", "answer": 72}': "column answer is not text: 72",
-    '{"question": "q", "answer": "no hashes"}': "no number behind #### in column answer: 'no hashes'",
-    '{"question": "q", "answer": "#### "}': "no number behind #### in column answer",
+    '{"question": "q", "answer": "no hashes"}': "no number after #### in column answer: 'no hashes'",
+    '{"question": "q", "answer": "#### "}': "no number after #### in column answer",
     '{"question": null, "answer": "#### 1"}': "column question is null",
     '{"question": " ", "answer": "#### 1"}': "column question is empty",
     '{"question": ["q"], "answer": "#### 1"}': "column question is not text: ['q']",
-    '{"question": "\\ud800", "answer": "#### 1"}': "half a character, which no file can hold",
+    '{"question": "\\ud800", "answer": "#### 1"}': "half a character (lone surrogate), which cannot be written",
     '{"question": "\udcfc", "answer": "#### 1"}': "not UTF-8: byte 0xfc at column 15",
 }
 
@@ -311,7 +311,7 @@ def test_benchmarks_of_mathematics(tmp_path):
     assert [truth for _, truth in found] == ["$2$", "1, -3"]
     assert split.rows[0]["prompt"][0]["content"].startswith("Let x be 1.\n\nq")
     assert split.dropped == {"asks for a proof": 1}
-    # A text would be taken letter by letter.
+    # A text in place of a list would be read letter by letter.
     source = _jsonl(tmp_path / "text.jsonl", [{"question": "q", "final_answer": "$-12$"}])
     (split,) = prepare("olympiadbench", source=source)
     assert not split.rows
@@ -549,7 +549,7 @@ def test_livecodebench(tmp_path):
     assert "standard input" in printing["prompt"][0]["content"]
     method = "class Solution:\n    def f(self, x, y):\n        return x + y[0]\n"
     right = {0: method, 1: "print(int(input()) + eval(input())[0])"}
-    wrong = {0: method.replace("y[0]", "2"), 1: "print(3)"}  # right on the public test alone
+    wrong = {0: method.replace("y[0]", "2"), 1: "print(3)"}  # right only on the public test
     for programs, score in ((right, 1.0), (wrong, 0.0)):
         for index, each in enumerate(split.rows):
             response = f"```python\n{programs[index]}\n```"

@@ -1,4 +1,4 @@
-"""What the doctor says about a configuration, about machines and files, and on its command line."""
+"""The doctor: its findings about configurations, machines and files, and its command line."""
 
 import copy
 import json
@@ -37,9 +37,9 @@ RECIPES = REPOSITORY / "recipes"
 LINES = REPOSITORY.parent / "shared" / "cases" / "command_lines.jsonl"
 ACTOR, ROLLOUT, MODEL = (f"actor_rollout_ref.{name}" for name in ("actor", "rollout", "model"))
 LOSS, CORRECTION = f"{ACTOR}.policy_loss", "algorithm.rollout_correction"
-#: The overrides that docs/migrate.md adds to any command line of verl.
+#: The overrides that docs/migrate.md adds to any verl command line.
 MIGRATION = ["algorithm.adv_estimator=sspo", f"{LOSS}.loss_mode=sspo", f"{ACTOR}.loss_agg_mode=seq-mean-token-mean"]
-#: A plain command line of verl.
+#: A plain verl command line.
 PLAIN = ["algorithm.adv_estimator=grpo", "data.train_batch_size=1024", f"{ACTOR}.use_dynamic_bsz=true"]
 PLAIN += [f"{ROLLOUT}.name=vllm", f"{ROLLOUT}.n=8"]
 
@@ -50,7 +50,7 @@ def _recipe(*groups):
 
 
 def _changed(*overrides):
-    """The recipe gsm8k with overrides; only those of a group go through Hydra: merging the rest is faster."""
+    """The recipe gsm8k with overrides. Hydra composes only the choices of groups: merging the rest is faster."""
     groups = [text for text in overrides if text.partition("=")[0] in ("algo", "hardware", "model")]
     config = copy.deepcopy(_recipe(*groups))
     OmegaConf.set_struct(config, False)
@@ -67,14 +67,14 @@ def _said(findings, check):
     return "\n".join(finding.message for finding in findings if finding.check == check)
 
 
-# --- what is wrong is found, in one line, with a remedy that works when pasted -------------------------------------
+# --- errors are found, in one line, with a remedy that works when pasted -------------------------------------------
 
 BROKEN = [
-    # verl ignores or rejects it
+    # verl ignores or rejects these
     (["+actor_rollout_ref.actor.clip_ratio_lo=0.1"], "error", "unknown_key"),
     (["+algorithm.normalise=true"], "error", "unknown_key"),
     (["+data.max_lenght=3"], "error", "unknown_key"),
-    (["+staleness=bypass"], "error", "unknown_key"),  # as a plain key, where the recipes are not found
+    (["+staleness=bypass"], "error", "unknown_key"),  # a plain key if the recipes are not found
     (["+actor_rollout_ref.actor.policy_loss.tau=3"], "error", "verl"),
     (["algo=gspo", f"{LOSS}.loss_mode=sspo", f"{LOSS}.tau_pos=3"], "error", "unknown_key"),
     (["hardware=megatron_8gpu", "+actor_rollout_ref.actor.megatron.grad_offloading=true"], "error", "unknown_key"),
@@ -88,7 +88,7 @@ BROKEN = [
     ([f"{LOSS}._target_=verl_sspo.config.SSPOPolicy"], "error", "class"),
     (["algorithm._target_=verl.trainer.config.AlgorithmConfig"], "error", "class"),
     (["reward._target_=null"], "error", "class"),
-    # SSPO is another algorithm than it seems
+    # SSPO is not the algorithm that it seems to be
     ([f"{LOSS}.loss_mode=gspo"], "error", "gate_unused"),
     ([f"{LOSS}.gate=tanh"], "error", "gate"),
     ([f"{LOSS}.tau_pos=0"], "error", "gate"),
@@ -160,11 +160,11 @@ BROKEN = [
 def test_what_is_wrong_is_found(overrides, severity, check):
     findings = configuration_findings(_changed(*overrides))
     found = [finding for finding in findings if (finding.severity, finding.check) == (severity, check)]
-    # One cause is one finding.
+    # One finding per cause.
     assert len(found) == 1, findings
     assert found[0].remedy
     assert "\n" not in str(found[0])
-    # What it says to set, set, ends it.
+    # The setting that the remedy names removes the finding.
     remedy = re.split(r", | or |; ", found[0].remedy)[0]
     if remedy.startswith("set ") and "=" in remedy and not remedy.startswith("set reward."):
         pasted = _changed(*overrides, *(word for word in remedy.split() if "=" in word))
@@ -336,7 +336,7 @@ def test_a_lines_own_loss_wins_over_the_recipe_and_the_doctor_says_so(capsys):
     assert ("error", "gate_unused") in _doctor(capsys, *line)
 
 
-# A second and more each: CI runs every eighth, `-m slow` all, with SSPO as a user of this package has them.
+# A second or more each: CI runs every eighth, with SSPO as a user would add it. `-m slow` runs all, also without it.
 @pytest.mark.parametrize(
     ("more", "every"),
     [
@@ -413,7 +413,7 @@ def _python(command):
 def test_the_python_of_the_workers_is_asked(tmp_path):
     assert _python(None) == []
     assert [finding.severity for finding in _python(sys.executable)] == ["ok"]
-    # As `conda run` does, a command of several words; -S leaves out the packages.
+    # A command of several words, like `conda run`. With -S the packages are not found.
     (without,) = _python(f"env {sys.executable} -S")
     assert without.severity == "error"
     (absent,) = _python(str(tmp_path / "python"))
@@ -503,7 +503,7 @@ def test_the_gpus_of_a_cluster():
     nodes, gpus = config.trainer.nnodes, config.trainer.n_gpus_per_node
     assert environment.gpu_finding([gpus] * nodes, config).severity == "ok"
     assert "asked for" in environment.gpu_finding([gpus] * (nodes - 1), config).message
-    # Enough in all, but not on one node.
+    # Enough in total, but not on any single node.
     assert environment.gpu_finding([gpus / 2] * 2 * nodes, config).severity == "error"
 
 
@@ -595,7 +595,7 @@ def test_data_that_verl_can_read(tmp_path):
     assert _errors(environment.data_findings(_with(data={"train_files": good, "val_files": [good]}))) == []
     few = _with(data={"train_files": good, "val_files": good, "train_batch_size": 4})
     assert _errors(environment.data_findings(few)) == ["data"]
-    # What verl does not read need not be there, and what it reads may have another name.
+    # Columns that verl does not read may be missing, and those that it reads may have other names.
     other = tmp_path / "other.parquet"
     pq.write_table(pa.table({"question": ["?"] * 2, "data_source": ["d"] * 2, "reward_model": [{"a": 1}] * 2}), other)
     config = _with(data={"train_files": str(other), "val_files": str(other), "prompt_key": "question"})
@@ -722,7 +722,7 @@ def test_checkpoints_of_an_unknown_algorithm(tmp_path):
     (finding,) = findings("auto")
     assert (finding.severity, "step 7" in finding.message) == ("warning", True)
     assert findings("auto", "vanilla")[0].severity == "ok"
-    # They would be lost one by one, and until then stand beside the settings of another run.
+    # The old checkpoints would be lost one by one, and until then lie beside the settings of another run.
     assert _errors(findings("disable")) == ["resume"]
 
 
@@ -733,14 +733,14 @@ def test_checkpoints_of_a_run_with_other_settings(tmp_path):
 
     settings.keep(config(), tmp_path)
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
-    # For longer, if that is wanted.
+    # Training for longer is allowed.
     (finding,) = environment.checkpoint_findings(config(steps=200))
     assert finding.severity == "ok"
     (finding,) = environment.checkpoint_findings(config(loss_mode="gspo"))
     assert (finding.severity, "loss_mode: sspo there, gspo now" in finding.message) == ("error", True)
     (finding,) = environment.checkpoint_findings(config(tau=6.0))
     assert f"{LOSS}.tau_pos: 10.0 there, 6.0 now" in finding.message
-    # Killed while verl wrote its record: a restart repairs it and resumes.
+    # verl was killed while it wrote its record: a restart repairs it and resumes.
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("")
     assert list(environment.checkpoint_findings(config(tau=6.0))) == []
     (tmp_path / "global_step_7").mkdir()
@@ -803,7 +803,7 @@ def test_temperatures_arrive_without_the_recipes():
 
 # --- memory of one GPU -----------------------------------------------------------------------------------------------
 
-# 2 layers of width 8 with 2 heads, of which 1 has keys and values; MLP of 16; 32 words, tied.
+# 2 layers of width 8, 2 heads (1 with keys and values), an MLP of 16, 32 words, tied embeddings.
 TINY = {
     "model_type": "qwen2",
     "vocab_size": 32,
@@ -834,7 +834,7 @@ def test_memory_of_one_gpu():
     config = compose_config("gsm8k", ON_ONE_GPU, RECIPES)
     phases = memory.card_memory(config, AutoConfig.for_model(**TINY))
     assert phases == {
-        # 20 tokens of a row of at most 4 + 2 x 6. Inputs of 2 layers in bfloat16, and one layer.
+        # 20 tokens: a row has at most 4 + 2 x 6. Activations: the inputs of 2 layers in bfloat16, and one whole layer.
         "update": {
             "model, gradients and Adam": 16 * parameters,
             "activations": 20 * 2 * 8 * 2 + 20 * (24 * 8 + 11 * 16 + 3 * 16),
@@ -846,7 +846,7 @@ def test_memory_of_one_gpu():
             "activations": 160 * (24 * 8 + 11 * 16 + 3 * 16),
             "logits": 18 * 160 * 32,
         },
-        # 10 responses at a time; keys and values of 1 head of 4 in 2 layers, of 10 tokens, in bfloat16.
+        # 10 responses at a time. Keys and values: 1 head of width 4 in 2 layers, 10 tokens, bfloat16.
         "rollout": {"model": 2 * parameters, "keys and values": 2 * 2 * 2 * 1 * 4 * 10 * 10, "sampling": 22 * 10 * 32},
     }
     with_entropy = compose_config("gsm8k", [*ON_ONE_GPU, f"{ACTOR}.entropy_coeff=0.01"], RECIPES)

@@ -1,4 +1,4 @@
-"""Evaluation: what verl is asked for, and what is made of its answers."""
+"""Evaluation: what verl is asked to do, and how its answers become measures."""
 
 import itertools
 import json
@@ -63,7 +63,7 @@ def recipes(tmp_path):
     folder = tmp_path / "recipes"
     folder.mkdir()
     (tmp_path / "train.parquet").touch()
-    # Its own validation data is not needed, and not there.
+    # The recipe's own validation data is not needed and does not exist.
     own = f"data: {{train_files: {tmp_path}/train.parquet, val_files: [{tmp_path}/absent.parquet],"
     own += " val_max_samples: 512, shuffle: true}\n"
     (folder / "toy.yaml").write_text(own)
@@ -71,7 +71,7 @@ def recipes(tmp_path):
 
 
 class FakeVerl:
-    """Answers every problem n times; the first `right[question]` answers of it are right."""
+    """Answers every problem n times. The first `right[question, index]` of its answers are right."""
 
     def __init__(self, right, problems=None):
         self.right = right
@@ -91,7 +91,7 @@ class FakeVerl:
                     right = float(sample < self.right.get((question, i), 0))
                     lines.append(
                         {
-                            # A chat template strips; a tokenizer normalises.
+                            # A chat template strips the text, a tokenizer normalises it.
                             "input": unicodedata.normalize("NFC", f"user {question.strip()}\nassistant "),
                             "output": f"answer\u2028{sample}",
                             "gts": row.reward_model["ground_truth"],
@@ -102,7 +102,7 @@ class FakeVerl:
                     )
         dump = Path(settings["trainer.validation_data_dir"])
         dump.mkdir(parents=True)
-        # verl sorts by random uid.
+        # In another order: verl sorts by random uid.
         (dump / "0.jsonl").write_text(
             "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in reversed(lines)), encoding="utf-8"
         )
@@ -126,7 +126,7 @@ def test_answers_find_their_problems_and_become_measures(tmp_path, benchmarks, r
     assert len(table) == 5 * (1 + 4)
     right = table[(table["mode"] == "samples") & (table["benchmark"] == "easy")].groupby("problem")["correct"].sum()
     assert right.tolist() == [4, 1, 0]
-    # The two equal problems have been told apart: four answers each.
+    # The two equal problems are kept apart: four answers each.
     assert table[table["benchmark"] == "hard"].groupby(["mode", "problem"]).size().tolist() == [1, 1, 4, 4]
 
 

@@ -1,6 +1,6 @@
 """A few inputs for every property. `FUZZ=100 pytest tests/unit/test_fuzz.py -k loss` tries 100 times as many.
 
-Hypothesis prints an input for which a property does not hold, keeps it in .hypothesis/ and tries it first next time.
+If a property does not hold, Hypothesis prints the input, keeps it in .hypothesis/ and tries it first next time.
 """
 
 import os

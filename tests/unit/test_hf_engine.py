@@ -1,4 +1,4 @@
-"""The engine for short responses gives responses the log-probs, entropies and gradients of verl's own."""
+"""The engine for short responses computes the same log-probs, entropies and gradients as verl's own engine."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl_sspo.hf.engine import SharedPromptEngine
 from verl_sspo.quickstart.model import create_model, create_tokenizer
 
-# (tokens of the prompt, tokens of the response); prompts of one length are the same.
+# (prompt length, response length). Prompts of the same length are equal.
 LENGTHS = [(7, 4), (3, 6), (9, 1), (7, 2), (3, 1), (7, 5)]
 
 
@@ -37,7 +37,7 @@ def outputs(engine_class, model, batch):
     engine = engine_class.__new__(engine_class)
     engine.pad_to_length, engine.engine_config = 0, FSDPEngineConfig()
     engine.model_config = SimpleNamespace(hf_config=model.config)
-    # A tensor of ours for which no device is named is on another one than the micro-batch, as it would be on a GPU.
+    # Our tensors without an explicit device are now on another device than the micro-batch, as on a GPU.
     elsewhere = torch.device("meta") if engine_class is SharedPromptEngine else nullcontext()
     with elsewhere:
         inputs, output_args = engine.prepare_model_inputs(batch)
@@ -63,8 +63,8 @@ def test_responses_have_what_verl_computes(temperature):
         sum((weights * part).sum() for part in parts).backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
         values.append(parts)
-    # A row per prompt. The longest, with its three responses, has 18 tokens; the shortest prompt has 3, of which the
-    # last predicts a response.
+    # One row per prompt. The longest row, a prompt with its three responses, has 18 tokens. The first 2 tokens are left
+    # out: the shortest prompt has 3, and only its last one predicts a response.
     assert shape == (3, 18 - 2)
     for verls, ours in zip(values[0] + gradients[0], values[1] + gradients[1], strict=True):
         torch.testing.assert_close(ours, verls)

@@ -1,4 +1,4 @@
-"""Batched sampling against transformers' own generate, forward pass and logits processors."""
+"""Batched sampling, compared with transformers' own generate, forward pass and logits processors."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def log_probs_by_forward_pass(model, request, token_ids, temperature=1.0) -> tor
 
 
 def count_forward_passes(model) -> list[tuple[int, ...]]:
-    """A list that grows by the input's shape with every forward pass."""
+    """A list to which every forward pass appends the shape of its input."""
     shapes: list[tuple[int, ...]] = []
     model.register_forward_pre_hook(
         lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
@@ -114,7 +114,7 @@ def test_log_probs_are_those_of_a_forward_pass_also_when_requests_come_and_go(ma
             torch.tensor(completion.log_probs),
             log_probs_by_forward_pass(model, request, completion.token_ids, temperature=0.7),
             atol=1e-5,
-            rtol=1e-5,  # float32, divided by the temperature: which kernels a CPU has shows in the last digits
+            rtol=1e-5,  # float32, divided by the temperature: the last digits depend on the CPU's kernels
         )
 
 
@@ -136,7 +136,7 @@ def test_a_sequence_does_not_depend_on_truncation_of_others(model):
 def test_tensors_are_made_on_the_models_device(model):
     requests = make_requests(8)
     expected = BatchedGenerator(model).generate(requests)
-    # A tensor for which no device is named is on another one than the model, as it would be on a GPU.
+    # Tensors without an explicit device are now on another device than the model, as on a machine with a GPU.
     with torch.device("meta"):
         generator = BatchedGenerator(model)
         completions = generator.generate(requests)
@@ -155,7 +155,7 @@ def test_other_seeds_draw_other_tokens(model):
 
 
 def draw_with_even_uniforms(logits, temperature=1.0, top_k=-1, top_p=1.0, count=20_000) -> torch.Tensor:
-    """Frequencies (vocabulary,) of the tokens drawn with `count` evenly spaced random numbers."""
+    """Frequencies (vocabulary,) of the tokens drawn with `count` evenly spaced numbers instead of random ones."""
     tokens, _ = sample(logits.expand(count, -1), temperature, top_k, top_p, (torch.arange(count) + 0.5) / count)
     return torch.bincount(tokens, minlength=len(logits)) / count
 
@@ -174,7 +174,7 @@ def test_frequencies_are_those_of_transformers_logits_processors(seed, temperatu
         expected = processor(None, expected)
     expected = expected.softmax(dim=-1)[0]
     found = draw_with_even_uniforms(logits, temperature, top_k, top_p, count=5000)
-    # At most one draw more or less at each end of a token's interval.
+    # Each end of a token's interval may have one draw more or less.
     torch.testing.assert_close(found, expected, atol=2 / 5000, rtol=0)
 
 
@@ -305,7 +305,7 @@ def test_shared_keys_and_values_give_what_repeated_ones_give(monkeypatch):
     monkeypatch.setattr(sdpa_attention, "repeat_kv", repeat_kv)
     internals.share_keys_while_decoding()
     shared = BatchedGenerator(model).generate(requests)
-    # Keys and values of the two layers, for the prompts.
+    # Only for the prompts: keys and values of the two layers.
     assert len(queries) == 4
     for one, other in zip(repeated, shared, strict=True):
         assert one.token_ids == other.token_ids

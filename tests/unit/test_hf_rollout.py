@@ -155,7 +155,7 @@ def test_foreign_weights_are_refused(make_server):
 
 
 def test_the_model_leaves_its_device_during_the_update(make_server):
-    """The devices that the model moves to, where the server's own is one that this machine lacks."""
+    """Records the devices that the model moves to. The server's own is one that this machine does not have."""
     server = make_server(free_cache_engine=True, dtype="bfloat16")
     assert next(server.model.parameters()).dtype == torch.bfloat16
     before, moves = asyncio.run(ask(server)), []
@@ -313,7 +313,7 @@ def test_the_recipe_is_valid():
 
 
 class Trainer:
-    """As much of verl's trainer as builds a replay buffer."""
+    """The parts of verl's trainer that build a replay buffer."""
 
     def __init__(self, *overrides):
         from verl.trainer.ppo.v1.trainer_base import PPOTrainer

@@ -1,4 +1,4 @@
-"""The time limit of weight updates, in verl's own manager with a trainer that answers or does not."""
+"""The time limit of weight updates, in verl's own manager, with trainers that answer, fail or hang."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ from verl_sspo.hf import weight_sync
 
 @pytest.fixture
 def manager(monkeypatch):
-    """A manager as the recipes make it, whose trainers' answer is what `manager.answer` does."""
+    """A manager as in the recipes. Its trainers answer by calling `manager.answer`."""
     config = CheckpointEngineConfig(backend="naive", custom_backend_module="verl_sspo.hf.weight_sync")
     asked = []
     trainers = SimpleNamespace(update_weights=lambda **arguments: asked.append(arguments))

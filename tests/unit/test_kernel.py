@@ -25,7 +25,7 @@ def test_exact_in_the_interpreter_and_compiled_without_spills(quick, capsys):
 
 
 def test_a_bare_machine_has_what_the_check_imports():
-    """A GPU machine with torch, numpy and Triton, before anything is installed there."""
+    """A GPU machine with only torch, numpy and Triton, before anything else is installed."""
     code = """
 import sys
 for name in ("verl", "ray", "omegaconf", "hydra", "pandas", "tabulate", "pyarrow", "psutil", "transformers"):
@@ -42,7 +42,7 @@ assert "not installed" in next(gpu_check.speed(1)) + next(gpu_check.log_prob_noi
 
 @pytest.mark.parametrize("fault", [0.5, torch.nan])
 def test_a_kernel_that_is_wrong_is_seen(fault, monkeypatch):
-    """`gpu_check.error` of a sweep that is off in one gradient of one token."""
+    """`gpu_check.error` finds a sweep that is wrong in the gradient of one token."""
 
     def wrong(gate, log_prob, *others, **options):
         loss, diagnostics = sspo_loss(log_prob, gate=gate, **options)
@@ -94,7 +94,7 @@ def test_a_kernel_that_differs_from_pytorch_ends_the_run_at_its_first_micro_batc
         sspo_loss(log_prob, old, advantages, mask, Gate(), kernel="triton")
     monkeypatch.setattr(kernel, "sweep", broken(1e-6))
     assert sspo_loss(log_prob, old, advantages, mask, Gate(), kernel="triton")[0] == pytest.approx(float(expected))
-    # Compared once: later micro-batches are not computed twice.
+    # Only the first micro-batch is compared: later ones are not computed twice.
     monkeypatch.setattr(loss, "sweep", None)
     monkeypatch.setattr(kernel, "sweep", lambda gate, mask, **inputs: (torch.zeros(2, 5), torch.zeros(2, kernel.COUNT)))
     assert sspo_loss(log_prob, old, advantages, mask, Gate(), kernel="triton")[0] == 0

@@ -1,4 +1,4 @@
-"""`verl-sspo prepare-model`: what is written, and what is said where there is no model to be had."""
+"""`verl-sspo prepare-model`: what it writes, and what it says if there is no model."""
 
 import huggingface_hub
 import pytest
@@ -11,7 +11,7 @@ from verl_sspo.quickstart.model import create_model, create_tokenizer
 
 @pytest.fixture
 def local(tmp_path):
-    """A local Hugging Face folder, in place of the 135M parameters."""
+    """A local Hugging Face folder with a tiny model, in place of the 135M parameters."""
     folder = tmp_path / "source"
     tokenizer = create_tokenizer()
     create_model(tokenizer, seed=0).save_pretrained(folder)
@@ -45,7 +45,7 @@ def no_network(*_, **__):
 def test_a_missing_source_says_what_to_do_and_leaves_nothing(source, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(language_model, "package_folder", lambda: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
-    # It would try every file of the hub for half a minute.
+    # Loading would try every file on the hub for half a minute.
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("tried to load"))
     assert language_model.main(["smollm2-135m", "--source", source, "--output", str(tmp_path / "m" / "x")]) == 1
     error = capsys.readouterr().err

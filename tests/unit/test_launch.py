@@ -1,4 +1,4 @@
-"""The launcher against a stand-in for main_ppo; the real one is started by the end-to-end tests."""
+"""The launcher with a stand-in for main_ppo. The end-to-end tests start the real one."""
 
 import ast
 import functools
@@ -25,13 +25,13 @@ from verl_sspo.run import folder, launch, processes
 from verl_sspo.run.processes import running_in
 from verl_sspo.run.screen import Screen
 
-# Seconds that a cluster gets to end. Those below do not end by themselves.
+# Seconds that a cluster has to end. Those below do not end by themselves.
 GRACE = 3
 
 
 @pytest.fixture
 def verl(tmp_path, monkeypatch):
-    """A package `verl` whose main_ppo is what the test writes; returns the function that writes it."""
+    """A package `verl` whose main_ppo the test writes, with the function that this fixture returns."""
     monkeypatch.setattr(processes, "GRACE", GRACE)
     package = tmp_path / "stand-in" / "verl" / "trainer"
     package.mkdir(parents=True)
@@ -82,7 +82,7 @@ except KeyboardInterrupt:
 """
 
 
-# Starts, as Ray does, a process in a session of its own, and one whose parent is gone.
+# Like Ray, starts a process in its own session, and one whose parent has ended.
 CLUSTER = """
 import subprocess, sys, time
 sleep = [sys.executable, "-c", "import time; time.sleep(600)", MARKER]
@@ -121,7 +121,7 @@ def test_metrics_progress_and_environment(tmp_path, verl, monkeypatch):
     assert ["0/2", "0.250"] in lines
     assert ["1/2", "0.500", "2.0", "0:02"] in lines
     assert ["2/2", "nan", "1.000", "0:00"] in lines
-    # Ray's temporary folder is short enough for its sockets, and gone.
+    # Ray's temporary folder is gone.
     (ray_dir,) = re.findall(r"_temp_dir=\\?'([^'\\]+)", log)
     assert not Path(ray_dir).exists()
 
@@ -169,11 +169,11 @@ def test_log_without_a_traceback_shows_its_end(tmp_path):
 def test_interrupt_leaves_no_process(tmp_path, verl, signum):
     marker = f"marker-{tmp_path.name}-{os.getpid()}"
     verl(CLUSTER.replace("MARKER", repr(marker)) + "\ntime.sleep(600)\n")
-    # A shell's background job ignores SIGINT, and passes that on.
+    # Background jobs of a shell ignore SIGINT, and child processes inherit that.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     launcher = subprocess.Popen([sys.executable, "-c", launcher_code(tmp_path)], preexec_fn=heed)
     wait_for(lambda: len(processes_with(marker)) == 2)
-    # A process of somebody else that looks the same is not touched.
+    # A process that looks the same but is not part of the run is not touched.
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", marker])
     try:
         launcher.send_signal(signum)
@@ -203,11 +203,11 @@ def test_closed_terminal_leaves_no_process(tmp_path, verl):
     verl(CLUSTER.replace("MARKER", repr(marker)) + "\ntime.sleep(600)\n")
     launcher, terminal = pty.fork()
     if launcher == 0:
-        # Under nohup it is ignored, and the child inherits that.
+        # Under nohup SIGHUP is ignored, and the child inherits that.
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.execv(sys.executable, [sys.executable, "-c", launcher_code(tmp_path)])
     wait_for(lambda: len(processes_with(marker)) == 2)
-    # As a connection that breaks: SIGHUP arrives, and nothing can be written any more.
+    # As if a connection broke: SIGHUP arrives, and nothing can be written any more.
     os.close(terminal)
     os.waitpid(launcher, 0)
     assert running_in(tmp_path) is None
@@ -217,7 +217,7 @@ def test_closed_terminal_leaves_no_process(tmp_path, verl):
 def test_the_impatient_leave_no_process(tmp_path, verl):
     marker = f"marker-{tmp_path.name}-{os.getpid()}"
     verl(CLUSTER.replace("MARKER", repr(marker)) + "\ntime.sleep(600)\n")
-    # Ctrl-C once more, while the run is being ended.
+    # A second Ctrl-C, while the run is being ended.
     impatient = """
 def interrupted(self, main):
     raise KeyboardInterrupt
@@ -246,7 +246,7 @@ def test_killed_launcher_leaves_no_process(tmp_path, verl):
     assert f"the launcher, process {launcher.pid}, is gone" in (tmp_path / "run" / "train.log").read_text()
 
 
-# Starts a process with the name that Ray gives an actor, kills it, and prints what Ray prints.
+# Starts a process with the name that Ray gives an actor, kills it, and prints what Ray would print.
 DEATH = """
 import subprocess, sys, time
 worker = subprocess.Popen(["ray::HFServer.generate", "-c", "import time; time.sleep(600)"], executable=sys.executable)
@@ -302,7 +302,7 @@ raise SystemExit(1)
     assert "state-dump" not in failure.value.excerpt
 
 
-# The dead worker's class is there again, as Ray restarts an actor; then the run ends well.
+# An actor of the dead worker's class appears, as if Ray had restarted it. Then the run ends without an error.
 RESTARTED = """
 subprocess.Popen(["ray::HFServer", "-c", "import time; time.sleep(600)"], executable=sys.executable)
 time.sleep(4)
@@ -317,7 +317,7 @@ def test_a_worker_that_ray_has_restarted_does_not_end_the_run(tmp_path, verl, mo
 
 
 def test_processes_that_cannot_be_killed_do_not_hold_the_launcher(monkeypatch):
-    """As in state D: SIGKILL is sent and the process stays."""
+    """As in state D: SIGKILL is sent, but the process does not end."""
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         monkeypatch.setattr(processes, "GRACE", 1)
@@ -347,7 +347,7 @@ def test_rays_folder_is_short_enough_for_its_sockets(tmp_path, verl, monkeypatch
     verl("import sys; print(sys.argv)")
     train(tmp_path)
     (ray_dir,) = re.findall(r"_temp_dir=\\?'([^'\\]+)", (tmp_path / "run" / "train.log").read_text())
-    # What Ray adds to it, at most: a session, and the name of the longest socket in it.
+    # The most that Ray adds to it: a session, and the name of the longest socket in it.
     socket = f"{ray_dir}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
     assert len(socket) <= 107
 
@@ -358,7 +358,7 @@ def test_rays_folder_is_short_enough_for_its_sockets(tmp_path, verl, monkeypatch
 def test_full_disk_is_told(tmp_path, verl, said, monkeypatch):
     if said.startswith("nothing"):
         monkeypatch.setattr(launch.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    # What torch 2.13 says where a file system is full.
+    # The error of torch 2.13 when a file system is full.
     said = said.replace("TORCH", "RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
     verl(f"print('Traceback (most recent call last):'); print({said!r}, flush=True); raise SystemExit(1)")
     with pytest.raises(
@@ -398,7 +398,7 @@ def test_run_folder_is_not_written_over(tmp_path, verl):
     assert (first / "train.log").read_text() == "of an earlier run"
     assert not run_dir.exists()
     assert folder.move_aside(run_dir) is None
-    # Two runs that ended in the same second keep their names apart.
+    # Two runs that ended in the same second get different names.
     run_dir.mkdir()
     times = first.stat().st_mtime, max(path.stat().st_mtime for path in (first, *first.iterdir()))
     os.utime(run_dir, (times[1], times[1]))
@@ -418,6 +418,6 @@ def test_the_lines_of_a_long_training_fit_into_80_columns(tmp_path):
         screen.step(99_000, data)
     header, line = output.getvalue().splitlines()
     assert len(line) <= 80
-    # 1,000 steps of an hour.
+    # Time left: 1,000 steps of an hour.
     assert line.split() == ["99000/100000", "-12.346", "1.000", "1.500", "3600.0", "1000:00:00"]
     assert header.endswith("time left")

@@ -1,4 +1,4 @@
-"""The loss and its closed-form gradient, against hand-computed values and against the plain formula."""
+"""The loss and its closed-form gradient, compared with values computed by hand and with the plain formula."""
 
 import math
 
@@ -93,7 +93,7 @@ def test_equals_the_plain_formula_through_verls_aggregation(gate, mode, tokenwis
 
 @pytest.mark.parametrize("gate", [gate for gate in GATES if gate.side == "both"], ids=str)
 def test_is_minus_the_mean_of_advantage_times_sequence_weight(gate):
-    """The objective as the paper writes it, response by response, S_i with its own gradient."""
+    """The objective as in the paper, response by response, with the gradient through S_i."""
     log_prob, old_log_prob, advantages, mask = batch(3)
     leaf = log_prob.clone().requires_grad_()
     terms = []
@@ -239,7 +239,7 @@ def test_rollout_weights_enter_as_one_detached_geometric_mean_per_response():
 
 
 def test_a_rollout_weight_of_zero_leaves_its_token_out_by_hand():
-    """Of (4, 0, 1) the mean is sqrt(4 x 1) = 2 over two tokens; tau z = (1, 0) at these: S = exp(pi / 16)."""
+    """The mean of (4, 0, 1) is sqrt(4 x 1) = 2, over two tokens. There tau z = (1, 0), so S = exp(pi / 16)."""
     gate = Gate("arctan", "log", 2.0, 3.0)
     log_prob = torch.tensor([[0.5, -3.0, 0.0]], dtype=torch.float64)
     weights = torch.tensor([[4.0, 0.0, 1.0]])
@@ -252,7 +252,7 @@ def test_a_rollout_weight_of_zero_leaves_its_token_out_by_hand():
 
 
 def test_one_rejected_token_does_not_take_its_response():
-    """verl's icepop, one token of 1,000 out of its range: nothing else changes by more than a thousandth."""
+    """verl's icepop rejects one token of 1,000: nothing else changes by more than a few thousandths."""
     log_prob, old_log_prob, advantages, mask = batch(19, rows=1, length=1000, scale=0.1)
     mask[:] = True
     weights = torch.ones_like(log_prob)
@@ -296,7 +296,7 @@ def test_weight_zero_is_mask_zero_bit_for_bit(gate, dtype, zero):
     weights = (torch.rand(mask.shape, generator=generator) + 0.5).to(dtype)
     out = torch.rand(mask.shape, generator=generator) < 0.3
     sizes = {"dp_size": 2, "batch_num_tokens": 61, "global_batch_size": 14}
-    # What stands at a token that is left out does not matter either.
+    # The values at a token that is left out do not matter either.
     dirty = [tensor.masked_fill(out, math.nan) for tensor in (log_prob, old_log_prob, advantages)]
     by_weight = value_and_gradient(*dirty, mask, gate, rollout_is_weights=weights.masked_fill(out, zero), **sizes)
     clean = (log_prob, old_log_prob, advantages, mask & ~out)
@@ -331,7 +331,7 @@ def test_a_tiny_rollout_weight_in_float64_is_not_zero():
 )
 @settings(deadline=None, max_examples=40)
 def test_micro_batches_ranks_padding_and_order_do_not_matter(mode, seed, splits, padding, gate):
-    """Micro-batches sum, and data-parallel ranks average, to the loss of the whole mini-batch."""
+    """The sum over micro-batches, averaged over data-parallel ranks, is the loss of the whole mini-batch."""
     rows, dp_size = sum(splits), 2
     log_prob, old_log_prob, advantages, mask = batch(seed, rows=rows)
     info = {

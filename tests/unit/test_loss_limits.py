@@ -1,4 +1,4 @@
-"""The limits of the mathematics, against verl's own losses, called as verl calls them."""
+"""Limits in which the loss equals verl's own losses, called as verl calls them."""
 
 import math
 
@@ -42,7 +42,7 @@ def sspo(gate="arctan", domain="log", tau_pos=10.0, tau_neg=12.0, side="both", l
 
 
 def batch(rows=5, length=8, scale=0.2, seed=0):
-    """Ragged, every response with a valid token (verl's geo_mean divides by the number of rows)."""
+    """Ragged rows. Every response has a valid token, because verl's geo_mean divides by the number of rows."""
     generator = torch.Generator().manual_seed(seed)
     old_log_prob = -torch.rand(rows, length, generator=generator, dtype=torch.float64)
     log_prob = old_log_prob + scale * torch.randn(rows, length, generator=generator, dtype=torch.float64)
@@ -116,7 +116,7 @@ def test_with_one_token_or_equal_log_ratios_both_levels_are_one(gate, side):
 
 
 def test_a_narrow_forward_gate_on_the_sequence_keeps_and_drops_the_responses_that_gspo_does():
-    """Far inside verl's clip range and far beyond it, with log-ratios that differ within a response."""
+    """Responses far inside and far outside verl's clip range, with log-ratios that differ within a response."""
     log_prob, old_log_prob, advantages, mask = batch(rows=40, scale=0.05)
     lengths = mask.sum(-1, keepdim=True)
     z = ((log_prob - old_log_prob) * mask).sum(-1, keepdim=True) / lengths
@@ -132,7 +132,7 @@ def test_a_narrow_forward_gate_on_the_sequence_keeps_and_drops_the_responses_tha
     torch.testing.assert_close(ours[kept], theirs[kept], rtol=1e-4, atol=1e-12)
     assert theirs[dropped].abs().max() == 0
     assert ours[dropped].abs().max() < 1e-12
-    # Both pull back what drifted against its advantage; GSPO with the unbounded ratio, the gate with its weight.
+    # Both pull back what drifted against its advantage: GSPO by the unbounded ratio, the gate by its weight.
     back = (~inside & ~forward).expand_as(mask) & mask
     weight = torch.exp(torch.sign(target) * math.sqrt(math.pi / 2) / 100 - target).expand_as(mask)
     torch.testing.assert_close(ours[back], (theirs * weight)[back], rtol=1e-4, atol=1e-12)
@@ -148,7 +148,7 @@ def test_rollout_weights_agree_with_geo_mean_where_nothing_is_gated():
 
 
 def test_where_verls_geo_mean_overflows_sspo_does_not():
-    """A log-ratio of 200 in a short response: the reason for a bounded gate, and for the traps of our notes."""
+    """A log-ratio of 200 in a short response: the reason for a bounded gate."""
     old_log_prob, advantages, mask = torch.zeros(1, 2), torch.full((1, 2), -1.0), torch.ones(1, 2, dtype=torch.bool)
     log_prob = torch.full((1, 2), 200.0)
     theirs = run("geo_mean", actor_config(**NEVER_BINDS), log_prob, old_log_prob, advantages, mask)

@@ -1,4 +1,4 @@
-"""The diagnostics, against values computed by hand; test_conformance.py has their reduction by verl."""
+"""The diagnostics, compared with values computed by hand. test_conformance.py tests their reduction by verl."""
 
 import math
 import re
@@ -69,7 +69,7 @@ def test_tokens_of_rollout_weight_zero_are_left_out_and_counted():
     got = means([[0.5, 8.0, -0.5], [9.0, 9.0, 9.0]], [1.0, 1.0], rollout_is_weights=weights, batch_num_tokens=6)
     assert got["sspo/tokens_left_out"] == pytest.approx(4 / 6)
     assert got["sspo/responses_left_out"] == 1 / 2
-    # The gradient of the mini-batch's six tokens: passed, lost to the gates, left out.
+    # The parts of the six tokens' gradient: passed, lost to the gates, left out.
     assert got["sspo/slope"] == pytest.approx(2 * slope(1.0) / 6)
     lost = got["sspo/lost_forward"] + got["sspo/lost_corrective"]
     assert got["sspo/slope"] + lost + got["sspo/tokens_left_out"] == pytest.approx(1)
@@ -78,7 +78,7 @@ def test_tokens_of_rollout_weight_zero_are_left_out_and_counted():
 
 
 def test_a_response_without_tokens_adds_nothing():
-    """A category that is empty is not averaged in as 0 or 1."""
+    """A response without tokens is not averaged in as 0 or 1."""
     one = means([[0.5, -0.25]], [1.0])
     two = means([[0.5, -0.25], [4.0, 4.0]], [1.0, -1.0], [[True, True], [False, False]])
     assert two == pytest.approx(one)
@@ -115,7 +115,7 @@ def test_each_input_that_is_not_finite_is_counted_where_it_is_valid(name, bad):
     got = found.as_metrics()
     assert all(math.isfinite(value) for values in got.values() for value in values)
     assert got["sspo/nonfinite"] == pytest.approx([2 / 5, 0.0])  # 1 of 5 tokens, times 2 responses
-    # An infinite log-ratio saturates its gate; nothing else is trained on.
+    # An infinite log-ratio saturates its gate. No other non-finite value is trained on.
     assert loss.isfinite() == (name.endswith("log_prob") and not math.isnan(bad))
 
 
@@ -134,6 +134,6 @@ def test_every_diagnostic_is_in_the_document():
 
 
 def test_names_do_not_change_verls_reduction():
-    """verl reduces by another rule than the mean if a name holds one of these words."""
+    """verl does not take the mean if a name contains one of these words."""
     words = ("min", "max", "sum", "total")
     assert not [name for name in diagnostics([[0.5]], [1.0]) if any(word in name for word in words)]

@@ -1,4 +1,4 @@
-"""The benchmark of log-prob noise: what it computes, on a model that is made here."""
+"""The computations of the log-prob noise benchmark, on a random model."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_slope_is_the_diagnostic_of_the_loss(shape, domain):
     assert noise.slope(shape, domain, 7.0, z.double().flatten()) == pytest.approx(sum(logged) / 4, abs=1e-6)
 
 
-# kappa(x) = 0.99 solved by hand for x = tau z, where all abs(z) are equal.
+# x = tau z that solves kappa(x) = 0.99, by hand, if all abs(z) are equal.
 @pytest.mark.parametrize(
     ("shape", "x"),
     [
@@ -69,7 +69,7 @@ def test_slope_is_the_diagnostic_of_the_loss(shape, domain):
 def test_the_temperature_that_keeps_the_gradient(shape, x):
     equal = torch.tensor([0.02, -0.02], dtype=torch.float64)
     assert noise.largest_temperature(shape, equal) == pytest.approx(x / 0.02, rel=1e-6)
-    # By Jensen's inequality x / rms is safe whatever the distribution.
+    # By Jensen's inequality x / rms is safe for any distribution.
     unequal = torch.tensor([0.3, -0.001, 0.0, 0.02], dtype=torch.float64)
     assert noise.largest_temperature(shape, unequal) >= x / float(unequal.square().mean().sqrt())
     assert noise.largest_temperature(shape, torch.zeros(3, dtype=torch.float64)) == math.inf

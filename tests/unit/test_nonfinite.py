@@ -1,4 +1,4 @@
-"""Numbers that are not finite: reported once with what they are, never averaged away, and an option stops the run."""
+"""Non-finite numbers: they are reported once, with what they are, and never averaged away. An option stops the run."""
 
 import logging
 import math
@@ -21,7 +21,7 @@ def nothing_reported_yet(monkeypatch):
 
 def loss_of(name=None, value=math.nan, stop=False):
     inputs = {key: torch.full((2, 3), 0.5) for key in ("log_prob", "old_log_prob", "advantages", "rollout_is_weights")}
-    # At the masked position nothing counts.
+    # The NaN at the masked position does not count.
     mask = torch.tensor([[True, True, True], [True, True, False]])
     for tensor in inputs.values():
         tensor[1, 2] = math.nan
@@ -101,7 +101,7 @@ def test_rewards_are_reported_by_the_estimator(caplog):
 
 
 def test_huge_rewards_are_no_alarm(caplog):
-    """Their sum overflows float32, they do not."""
+    """Their sum overflows float32, but they are finite."""
     with caplog.at_level(logging.WARNING):
         advantages_of([3e38, 3e38, 3e38, 0.0])
     assert not caplog.records

@@ -1,4 +1,4 @@
-"""The plain trainer computes what verl's trainer would: log-probs, updates and metrics against row-by-row formulas."""
+"""The plain trainer computes what verl's trainer would: log-probs, updates and metrics match row-by-row formulas."""
 
 import json
 from copy import deepcopy
@@ -37,7 +37,7 @@ def trainer(task, *overrides):
 
 
 def row_by_row(model, i):
-    """Log-probs of one response by itself, without padding and without a shared prompt."""
+    """Log-probs of one response alone, without padding and without a shared prompt."""
     prompt, response = PROMPTS[i // 2], RESPONSES[i]
     logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
     return logits.log_softmax(-1).gather(-1, torch.tensor(response)[:, None])[:, 0]
@@ -74,7 +74,7 @@ def test_an_update_is_adam_with_the_gradient_of_the_formula(task):
     optim = made.config.actor_rollout_ref.actor.optim
     torch.optim.AdamW(other.parameters(), lr=optim.lr, weight_decay=optim.weight_decay).step()
     for ours, theirs in zip(made.model.parameters(), other.parameters(), strict=True):
-        # Adam divides by the size of the gradient: where that is rounding, so is the direction of the step.
+        # Adam divides by the size of the gradient: where that is only rounding, the step's direction is arbitrary.
         close = (ours - theirs).abs() < 1e-2 * optim.lr
         assert close.float().mean() > 0.99
 

@@ -11,7 +11,7 @@ from verl_sspo.run import train
 
 @pytest.fixture
 def started(tmp_path, monkeypatch):
-    """The arguments of trainings that would start, in an empty folder."""
+    """The arguments of the trainings that would have started, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     given = []
 

@@ -1,4 +1,4 @@
-"""Every recipe composes, is what verl accepts, and passes the checks that would catch what is wrong with it."""
+"""Every recipe composes, is accepted by verl, and passes the doctor's checks."""
 
 import itertools
 import subprocess
@@ -30,7 +30,7 @@ MEGATRON = {
 
 
 def _combinations():
-    """Every task on every hardware, so that each algorithm meets both engines and every model is used."""
+    """Every task on every hardware, so that each algorithm runs on both engines and every model is used."""
     for family in (FSDP, MEGATRON):
         places = list(itertools.product(family.items(), TASKS))
         for i in range(max(len(places), len(ALGORITHMS))):
@@ -69,7 +69,7 @@ def test_recipe_is_sound(task, algorithm, hardware, model):
     engine = "McoreActorConfig" if hardware in MEGATRON else "FSDPActorConfig"
     assert type(actor).__name__ == engine
     assert config.trainer.experiment_name == algorithm
-    # Off-policy, as the papers train: updates per rollout.
+    # Off-policy, as in the papers: several updates per rollout.
     updates = config.data.train_batch_size // actor.ppo_mini_batch_size * actor.ppo_epochs
     assert updates == (2 if task == "gsm8k_deepmath" else 4)
 
@@ -111,7 +111,7 @@ def test_a_restart_goes_on(task):
     assert _compose(task).trainer.resume_mode == "auto"
 
 
-#: What an algorithm may set. Anything else would make a comparison change more than the algorithm.
+#: The keys that an algorithm's recipe may set. Other keys would change more than the algorithm in a comparison.
 OF_THE_ALGORITHM = (
     "algorithm.adv_estimator",
     "algorithm.norm_adv_by_std_in_grpo",
@@ -144,7 +144,7 @@ def test_algorithm_changes_the_algorithm_alone(algorithm):
     assert [key for key in own if not key.startswith(allowed)] == []
     for parent in parents:
         own = {**dict(_flat(yaml.safe_load((RECIPES / "algo" / f"{parent}.yaml").read_text()))), **own}
-    # Whatever one of them sets to tell itself from verl's defaults, all of them set.
+    # If one algorithm changes a default of verl, all algorithms set that key.
     resets = {
         "algorithm.adv_estimator",
         "algorithm.norm_adv_by_std_in_grpo",

@@ -1,4 +1,4 @@
-"""verl finds the plugin by itself: in this process and in a new one; and says when it cannot."""
+"""verl finds the plugin by itself in a new process, and the user sees it if the plugin cannot be loaded."""
 
 import os
 import subprocess
@@ -42,14 +42,14 @@ assert not heavy, heavy
 
 
 def test_a_plugin_that_fails_to_load_is_loud(tmp_path):
-    """verl swallows the error; the user must see it all the same."""
+    """verl swallows the error, but the user must still see it."""
     code = """
 import sys
 sys.modules["verl_sspo.algorithm.registration"] = None  # its import now fails
 import verl
 """
     done = python(code, tmp_path)
-    assert done.returncode == 0  # verl goes on
+    assert done.returncode == 0  # verl continues
     assert "verl_sspo could not be loaded" in done.stderr
     assert "verl_sspo.algorithm.registration" in done.stderr
     assert "doctor" in done.stderr

@@ -1,4 +1,4 @@
-"""Reports: statistics against hand-computed values, reports of runs in any state."""
+"""Reports: statistics compared with values computed by hand, and reports of runs in any state."""
 
 import itertools
 import json
@@ -66,7 +66,7 @@ def test_paired_differences_by_hand():
     assert row["high"] == pytest.approx(2 + 4.30265 / math.sqrt(3), rel=1e-5)
     # A family of one needs no correction.
     assert (row["low_all"], row["high_all"], row["p_all"]) == (row["low"], row["high"], row["p"])
-    # Of the 8 sign patterns two are as extreme.
+    # Two of the 8 sign patterns are as extreme.
     assert row["p_sign"] == pytest.approx(2 / 8)
 
 
@@ -74,7 +74,7 @@ def test_five_seeds_cannot_reach_five_percent_by_their_signs():
     rng = np.random.default_rng(0)
     assert paired_differences(pd.DataFrame({"a": 1 + rng.random(5)})).loc["a", "p_sign"] == pytest.approx(1 / 16)
     mixed = paired_differences(pd.DataFrame({"a": [-1.0, 2.0, 3.0, 4.0, 5.0]})).loc["a"]
-    # Sums of at least 13: 15 and 13; both tails.
+    # Sums of at least 13 in size: 15 and 13, in both tails.
     assert mixed["p_sign"] == pytest.approx(4 / 32)
     assert mixed["ahead"] == 4
 
@@ -96,7 +96,7 @@ def test_a_family_is_corrected_by_bonferroni_and_holm():
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_simulated_coverage_of_t_intervals(seeds):
-    """Nominal for normal differences. For the others: the numbers of another implementation and other draws."""
+    """Normal differences: the nominal level. The others: numbers from another implementation with other draws."""
     covered = simulated_coverage(seeds, 0.95)
     assert covered["normal"] == pytest.approx(0.95, abs=0.005)
     known = {3: (0.884, 0.774), 5: (0.883, 0.937), 10: (0.901, 0.944)}[seeds]
@@ -258,13 +258,13 @@ def test_differences_are_drawn_pair_by_pair(root, tmp_path, monkeypatch):
         assert list(zero.get_xdata()) == [0, 0]
         assert sorted(dots.get_xdata()) == [pytest.approx(-10), pytest.approx(30)]
         assert list(mean.get_xdata()) == [pytest.approx(10)]
-    # Every mark is explained.
+    # The legend explains every mark.
     assert len(figure.legends[0].get_texts()) == 4
 
 
 def test_many_algorithms_are_spread_over_pictures_of_nine_at_most():
     algorithms = [f"a{i}" for i in range(20)]
-    # 19 beside the baseline: 7, 6 and 6 rather than 8, 8 and 3.
+    # 19 besides the baseline: split into 7, 6 and 6 rather than 8, 8 and 3.
     baseline, *others = algorithms
     expected = [[baseline, *others[:7]], [baseline, *others[7:13]], [baseline, *others[13:]]]
     assert suite_report.grouped(algorithms, baseline) == expected
@@ -310,5 +310,5 @@ def test_no_runs_no_report(tmp_path):
 def test_curves_are_told_apart_by_colour_and_dashes():
     looks = [style.line(i) for i in range(len(style.COLOURS))]
     assert len({look["color"] for look in looks}) == len(looks) == 10
-    # Neighbours differ in both, for print without colour.
+    # Neighbours also differ in dashes, for print without colour.
     assert all(one["dashes"] != other["dashes"] for one, other in itertools.pairwise(looks))

@@ -1,4 +1,4 @@
-"""Programs pass exactly when their tests do, in every form that tests come in."""
+"""A program counts as right exactly if its tests pass, in every format of tests."""
 
 import json
 import os
@@ -58,11 +58,11 @@ def _score(program, tests, data_source="taco", **options):
         ("```python\na\n```\n```python\n# end\n\n```", "a\n"),
         ("```python\na\n```\n```bash\npython a.py\n```", "a\n"),
         ("```text\n```python\na\n```", "a\n"),
-        # Thinking is no answer.
+        # Thinking is not part of the answer.
         ("<think>\n```python\na\n```\n", None),
         ("<think>\n```python\na\n```\n</think>\n```python\nb\n```", "b\n"),
         ("```python\na\n```\n</think> So:\n```\nb\n```", "b\n"),
-        # Without any fence the response is the program.
+        # Without a code fence, the whole response is the program.
         ("print(1)", "print(1)"),
         ("<think>x</think>\nprint(1)", "\nprint(1)"),
         ("````python\nx = '''\n```\n'''\n````", "x = '''\n```\n'''\n"),
@@ -93,7 +93,7 @@ def test_same_words_on_the_same_lines(output, expected, same):
     assert same_output(output, expected, floats=True) is same
 
 
-# What a program prints, what is expected, whether it is right in a task with floats. Without floats all are wrong.
+# Printed, expected, and whether this is right in a task with floats. In a task without floats all are wrong.
 @pytest.mark.parametrize(
     ("printed", "expected", "right"),
     [
@@ -101,7 +101,7 @@ def test_same_words_on_the_same_lines(output, expected, same):
         ("0.3334", "0.3333333333333333", False),
         ("0.34", "0.3333", False),
         ("2", "2.0", True),
-        ("2.0", "2", True),  # where another test of the task has a float
+        ("2.0", "2", True),  # if another test of the task has a float
         ("5.5e-17", "0.0", True),  # 0.1 + 0.2 - 0.3
         ("0", "0.00000001", False),
         ("1e5", "100000.0", True),
@@ -154,8 +154,8 @@ def test_floats_of_the_whole_task(printed, outputs, score):
 
 
 def test_outputs_made_to_be_slow_are_graded():
-    # Quadratic work on any of these would take hours; the test's timeout ends it.
-    prime = (1 << 61) - 1  # numbers that leave the same rest have the same hash
+    # Quadratic work on any of these would take hours, and the test's timeout would end it.
+    prime = (1 << 61) - 1  # integers are hashed modulo this prime: multiples collide
     numbers = [k * prime for k in range(300_000)]
     assert not same_output(b"1" * 1_000_000 + b"x", "0.5", floats=True)
     assert not code._same_result(json.dumps({"d": [[k, None] for k in numbers]}).encode(), {"1": None})
@@ -210,7 +210,7 @@ def test_functions():
     assert _score(program, lines) == 1.0
     assert _score(program, {"fn_name": "twoSum", "inputs": [[[1, 2, 3], 2]], "outputs": [[[0, 1]]]}) == 1.0
     assert _score(program, {"fn_name": "twoSum", "inputs": [[[1, 2, 3], 2]], "outputs": [[0, 2]]}) == 0.0
-    # The first element alone is not the list.
+    # The first element does not count as the list.
     assert _score("def f(x): return 0", {"fn_name": "f", "inputs": ["1"], "outputs": ["[0, 1]"]}) == 0.0
     assert _score("def f(x): return True", {"fn_name": "f", "inputs": ["1"], "outputs": ["1"]}) == 0.0
     assert _score("def f(x): return 'ab'", {"fn_name": "f", "inputs": [["x"]], "outputs": ["ab"]}) == 1.0
@@ -222,19 +222,19 @@ def test_functions():
 @pytest.mark.parametrize(
     ("returned", "outputs", "score"),
     [
-        # A text is JSON, and what it says is what is expected.
+        # An expected text is read as JSON.
         ("x", ["5", "7"], 1.0),
         ("str(x)", ["5", "7"], 0.0),
         ("x", ["[5]", "[7]"], 0.0),
         ("[x]", ["[5]", "[7]"], 1.0),
         ("str(x)", ['"5"', '"7"'], 1.0),
         ("'a' * x", ["aaaaa", "aaaaaaa"], 1.0),
-        # A list of one, in the data set's own list, may stand for its element.
+        # In the data set's own list, a list of one element may stand for that element.
         ("x", [[5], [7]], 1.0),
         ("[x]", [[5], [7]], 1.0),
         ("str(x)", [["5"], ["7"]], 1.0),
         ("str(x)", [[5], [7]], 0.0),
-        # Numbers are equal as in Python, truth values are none.
+        # Numbers are equal as in Python, but truth values are not numbers.
         ("x * 1.0", ["5", "7"], 1.0),
         ("x + 1e-9", ["5", "7"], 0.0),
         ("x + 1e-9", ["5.0", "7.0"], 1.0),
@@ -245,7 +245,7 @@ def test_functions():
         ("10**7 + 1", ["10000000.0", "10000000.0"], 0.0),
         ("float(2**53)", [2**53 + 1, 2**53 + 1], 0.0),
         ("10**400", ["1.5", "1.5"], 0.0),
-        # Truth values, numbers and texts are three things.
+        # Truth values, numbers and texts never equal each other.
         ("x > 0", ["true", "true"], 1.0),
         ("x > 0", ["True", "True"], 1.0),
         ("x > 0", [True, True], 1.0),
@@ -270,7 +270,7 @@ def test_functions():
         ("x // x", ["true", "true"], 0.0),
         ("x / x", [True, True], 0.0),
         ("x > 0", ["1.0", "1.0"], 0.0),
-        # These equal no list in Python.
+        # An iterator does not equal a list in Python.
         ("iter([x])", ["[5]", "[7]"], 0.0),
     ],
 )
@@ -335,7 +335,7 @@ def test_helpers_of_the_data_set_are_its_own():
     ],
 )
 def test_tests_that_cannot_be_read_are_one_kind_of_error(truth):
-    # compute_score scores such a row 0 and counts it.
+    # compute_score gives such a row 0 and counts it as ungradable.
     with pytest.raises(ValueError):  # noqa: PT011
         code.score(_block("print(1)"), truth)
     assert compute_score("taco", _block("print(1)"), truth)["ungradable"] == 1.0
@@ -373,13 +373,13 @@ def test_tests_one_by_one():
 @pytest.mark.parametrize(
     ("program", "check", "score"),
     [
-        # What Python provides is the checker's own, whatever the program calls so.
+        # Names from Python's library are the checker's own, even if the program defines them.
         ("def isclose(*a, **k): return True\ndef f(x): return 0", "assert isclose(f(1), 3)", 0.0),
         ("def f(x): return 3.0", "assert isclose(f(1), 3)", 1.0),
         ("def Counter(x): return 1\ndef f(x): return x", "assert Counter(f('ab')) == Counter('ba')", 1.0),
         ("def Counter(x): return 1\ndef f(x): return 'x'", "assert Counter(f('ab')) == Counter('ba')", 0.0),
         ("def deepcopy(x): return 1\ndef f(x): return 5", "assert deepcopy(f(1)) == deepcopy([1])", 0.0),
-        # Where nothing else is called, it is what is tested.
+        # But if the check calls nothing else, the program's definition is what is tested.
         ("def gcd(a, b): return 2", "assert gcd(4, 6) == 2", 1.0),
         ("def gcd(a, b): return 1", "assert gcd(4, 6) == 2", 0.0),
         ("def f(x): return 1", "assert gcd(4, 6) == 2", 0.0),
@@ -399,12 +399,12 @@ def test_unknown_options_are_errors():
 # --- SandboxFusion -----------------------------------------------------------------------------------------------
 
 URL = "http://host:8080/run_code"
-FUSION = {"sandbox_fusion_url": URL, "test_timeout": 100.0}  # nothing here is about time
+FUSION = {"sandbox_fusion_url": URL, "test_timeout": 100.0}  # these tests are not about time
 
 
 @pytest.fixture
 def fusion(monkeypatch):
-    """Stands in for a server, below verl's client: runs what it is sent; returns the list of it."""
+    """A stand-in for the server, below verl's client: it runs each request. Returns the list of requests."""
     import requests
 
     asked = []
@@ -549,7 +549,7 @@ def test_any_text_gets_a_bounded_score(text, form):
 
 # --- real rows ---------------------------------------------------------------------------------------------------
 
-# Objects of the program's own classes, and of others that are no plain data, do not cross into the checker.
+# Objects of the program's own classes, and others that are not plain data, are not passed to the checker.
 REFUSED = {"in-place (LeetCode) no return", "mbpp class", "mbpp class as arg", "mbpp re match", "mbpp defaultdict get"}
 
 
@@ -573,7 +573,7 @@ def test_public_reports():
 
 
 def _mutants(row):
-    """The body removed, and results that are off: each must fail."""
+    """Programs that must fail: one without a body, and one with wrong results."""
     name = row["entry_point"]
     whole = row["prompt"] + row["canonical_solution"]
     yield row["prompt"] + "    pass\n"

@@ -1,4 +1,4 @@
-"""Answers that are equal count in whatever form; answers that are not never do."""
+"""Equal answers count in any form. Different answers never do."""
 
 import json
 import os
@@ -210,7 +210,7 @@ DIFFERENT = [
 @pytest.mark.parametrize(("gold", "answer"), EQUAL)
 def test_equal_answers_count_in_other_forms(gold, answer):
     assert is_equal(gold, answer)
-    # An operation that is left to the reader is no answer: "5" does not ask for 2 + 3.
+    # Either one may be the gold answer.
     assert is_equal(answer, gold)
 
 
@@ -228,7 +228,7 @@ OWN = _rows(Path(__file__).with_name("answers.jsonl"))
 
 @pytest.mark.parametrize("kind", sorted({row["kind"] for row in OWN}))
 def test_own_cases(kind):
-    """Written before the grader was tried on them. `refused` says which right ones are given up."""
+    """Written before the grader was tried on them. `refused` marks right answers that the grader does not accept."""
     rows = [row for row in OWN if row["kind"] == kind]
     scores = [compute_score(row["data_source"], row["response"], row["gold"]) for row in rows]
     expected = [(float(row["right"] and "refused" not in row), 0.0) for row in rows]
@@ -263,7 +263,7 @@ def test_the_page_says_what_the_grader_does(gold, answer, verdict):
 
 @pytest.mark.parametrize("letter", sorted(set(string.ascii_letters) - set("eiEI")))
 def test_a_variable_is_no_unit(letter):
-    # e and i are constants, and math-verify takes E and I for them.
+    # e and i are constants, and math-verify reads E and I as the same.
     assert not is_equal("3", f"3{letter}")
     assert not is_equal(f"x+2{letter}" if letter != "x" else "y+2x", "x+2")
     assert is_equal(f"2{letter}+1", f"1+2{letter}")
@@ -328,7 +328,7 @@ PATHOLOGICAL = [
 def test_a_pathological_answer_costs_a_bounded_time(gold, answer):
     started = time.thread_time()
     assert not _accepts(gold, answer)
-    # The processor time of the formulas and the longest step between two looks at the clock.
+    # Processor time: SECONDS for the formulas, and 1 for the longest step between two checks of the clock.
     assert time.thread_time() - started < SECONDS + 1
 
 

@@ -1,4 +1,4 @@
-"""What every preset of verl's rollout correction does to SSPO: docs/rollout_correction.md against verl's code."""
+"""The effect of verl's rollout-correction presets on SSPO: docs/rollout_correction.md is compared with verl's code."""
 
 import math
 from functools import cache
@@ -15,12 +15,12 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl_sspo.compose import compose_config
 
 PAGE = Path(__file__).parents[2] / "docs" / "rollout_correction.md"
-# A policy that has drifted from its rollout: log-ratios of standard deviation 0.05 per token.
+# A policy that has drifted from its rollout: token log-ratios with standard deviation 0.05.
 RESPONSES, LENGTH = 512, 200
 
 
 def presets() -> list[str]:
-    """verl's presets without bypass_mode, in which verl applies weights and rejection in its own loss alone."""
+    """verl's presets without bypass_mode. With bypass_mode verl applies weights and rejection only in its own loss."""
     names = [name for name, member in vars(RolloutCorrectionConfig).items() if isinstance(member, classmethod)]
     return [name for name in names if not getattr(RolloutCorrectionConfig, name)().bypass_mode]
 
@@ -28,7 +28,7 @@ def presets() -> list[str]:
 def drifted() -> tuple[torch.Tensor, torch.Tensor]:
     random = torch.Generator().manual_seed(0)
     noise = 0.05 * torch.randn(RESPONSES, LENGTH, generator=random)
-    # E[exp(log-ratio)] = 1, as for log-ratios of two distributions.
+    # The shift makes E[exp(log-ratio)] = 1, as for log-ratios of two distributions.
     return torch.full((RESPONSES, LENGTH), -1.0), noise - 0.00125
 
 
@@ -81,7 +81,7 @@ def row(name: str) -> list[str]:
         if algo == "sspo":
             trains = corrected != 0
             cells += [f"{trains.float().mean():.3f}", f"{trains.any(dim=-1).float().mean():.3f}"]
-        # The projection on the update without correction, 1 if nothing changes.
+        # The projection onto the update without correction: 1 if nothing changes.
         cells.append(f"{float((corrected * without).sum() / (without * without).sum()):.2f}")
     return cells
 
@@ -97,7 +97,7 @@ def test_the_page_has_a_row_for_every_preset():
 
 
 def test_token_level_weights_shrink_the_geometric_mean():
-    """exp(E[log w]) = exp(-sd^2 / 2) where E[w] = 1: 0.61 at a standard deviation of 1, where the mean weight is 1."""
+    """If E[w] = 1, exp(E[log w]) = exp(-sd^2 / 2): 0.61 at a standard deviation of 1, although the mean weight is 1."""
     random = torch.Generator().manual_seed(0)
     log_w = torch.randn(RESPONSES, LENGTH, generator=random) - 0.5
     mask = torch.ones(RESPONSES, LENGTH)

@@ -11,7 +11,7 @@ EXAMPLE = "Question: 5 + 2?\nAnswer: 7\n\n"
 
 @pytest.fixture
 def dumps(tmp_path):
-    """Three validations in verl's files; the problems of the last are in another order, and one is new."""
+    """Three validations in verl's files. The last one has its problems in another order, and one problem is new."""
     for step, rows in {
         0: [("a", "4 and\n4", 0.0), ("b", "b" * 200 + " 9", 0.25)],
         8: [("a", "5", 0.0)],
@@ -34,7 +34,7 @@ def test_the_same_problem_before_and_after(dumps):
         "  step   12  right  ``` 8 ```",
     ]
     _, _, before, _ = lines(second)
-    # A score between is shown as it is; the end of a long answer, where its result is, is not cut off.
+    # A score between 0 and 1 is shown as a number. The end of a long answer, with its result, is not cut off.
     assert before.startswith("  step    0  0.25   bbb")
     assert before.endswith("b 9")
     assert len(before) <= 80

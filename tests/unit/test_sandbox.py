@@ -1,4 +1,4 @@
-"""Hostile programs: each must end in bounded time, pass nothing, and leave host and neighbours as they were."""
+"""Hostile programs: each must end in bounded time, pass no test, and change neither the host nor other sandboxes."""
 
 import contextlib
 import ctypes
@@ -26,12 +26,12 @@ pytestmark = pytest.mark.timeout(120)
 needs_bubblewrap = pytest.mark.skipif(
     shutil.which("bwrap") is None, reason="bubblewrap is not installed (apt-get install bubblewrap)"
 )
-# Long enough for a right program on a busy machine. Programs that never end get the second.
+# LIMITS are long enough for a right program on a busy machine. IMPATIENT is for programs that never end.
 LIMITS = Limits(
     test_timeout=60.0, program_timeout=90.0, memory_bytes=256 << 20, disk_bytes=8 << 20, output_bytes=1 << 20
 )
 IMPATIENT = dataclasses.replace(LIMITS, test_timeout=0.7, program_timeout=8.0)
-# Three forms of the same question: twice the number.
+# Four forms of the same task: double the number.
 FORMS = {
     "stdin": {"inputs": ["21\n"], "outputs": ["42\n"]},
     "fn_name": {"fn_name": "f", "inputs": [[21]], "outputs": [42]},
@@ -40,7 +40,7 @@ FORMS = {
 }
 RIGHT = "def f(x):\n    return 2 * x\nif __name__ == '__main__':\n    print(f(int(input())))"
 
-# In each, HOSTILE runs while the module loads, and again in the function that the tests call.
+# Each runs twice: while the module loads, and in the function that the tests call.
 HOSTILE = {
     "endless loop": "while True: pass",
     "sleep": "import time; time.sleep(1000)",
@@ -106,7 +106,7 @@ def test_hostile_program_is_bounded_and_passes_nothing(name):
         verdict = grade(program, FORMS[form], IMPATIENT)
         assert verdict.passed == 0, verdict
         assert verdict.error
-    # The sandbox, and the one beside it, still work.
+    # The next program still passes.
     assert grade(RIGHT, FORMS["stdin"], LIMITS).passed == 1
 
 
@@ -122,7 +122,7 @@ FORGERIES = {
     "steers loops": "def f(x): raise StopIteration",
     "raises what a check expects of itself": "def f(x): raise SystemExit(0)",
     "keyboard interrupt": "def f(x): raise KeyboardInterrupt",
-    # The needle is put together at run time, so that the program's own text does not hold it.
+    # The text to find is put together at run time, so that the program itself does not contain it.
     "reads the caller": "import sys\ndef f(x):\n"
     "  frame = sys._getframe()\n  found = []\n"
     "  while frame:\n    found += [repr(v) for v in [*frame.f_locals.values(), *frame.f_globals.values()]]\n"
@@ -167,7 +167,7 @@ def test_forged_result_is_a_wrong_answer(name):
 
 @needs_bubblewrap
 def test_loop_over_answers_is_not_cut_short():
-    # all(map(f, ...)) over a function that raises StopIteration would be all of nothing.
+    # If f raised StopIteration here, all(map(f, ...)) would end at once and be true.
     tests = {"asserts": ["assert all(map(f, [1, 2, 3]))", "assert [f(x) for x in [1]] == [1]"]}
     assert grade("def f(x): raise StopIteration", tests, LIMITS, all_tests=True).passed == 0
 
@@ -177,7 +177,7 @@ def test_checks_cannot_be_swallowed_by_a_dead_program():
     tests = {"asserts": ["try:\n    f(1)\nexcept BaseException:\n    pass"]}
     assert grade("import os\ndef f(x): os._exit(0)", tests, LIMITS).passed == 0
     assert grade("import time\ndef f(x): time.sleep(100)", tests, IMPATIENT).error == "timeout"
-    # An exception that the check waits for is an answer.
+    # An exception that the check expects counts as an answer.
     assert grade("def f(x): raise ValueError('no')", tests, LIMITS).passed == 1
 
 
@@ -188,7 +188,7 @@ def test_results_arrive_as_fresh_plain_data():
     assert grade(program, tests, LIMITS).passed == 2
 
 
-# What a function returns, a check that it passes, and one that it does not pass in Python either.
+# What a function returns, a check that it passes, and one that it fails, as it does in plain Python.
 LAZY = {
     "generator": ("(i for i in range(x))", "list(f(3)) == [0, 1, 2]", "f(3) == [0, 1, 2]"),
     "map": ("map(str, range(x))", "''.join(f(3)) == '012'", "f(3)[0] == '0'"),
@@ -325,7 +325,7 @@ print(ctypes.CDLL(None).shmget(0, 1 << 30, 0o1600))
 
 
 def _is_running(name: str) -> bool:
-    # psutil leaves out processes that end while it looks.
+    # psutil skips processes that end meanwhile.
     return name in {process.info["name"] for process in psutil.process_iter(["name"])}
 
 
@@ -347,7 +347,7 @@ from verl_sspo.rewards.sandbox import Limits, run_cases
 print(list(run_cases({program!r}, [{{"stdin": b""}}], Limits(test_timeout=900, program_timeout=900))))
 """
     caller = subprocess.Popen([sys.executable, "-c", source])
-    # The test's own timeout ends a wait for nothing.
+    # If it never runs, the test's own timeout ends the wait.
     while not _is_running(name):
         assert caller.poll() is None
         time.sleep(0.1)
@@ -363,10 +363,10 @@ def test_no_dead_process_is_left_to_others():
         family = psutil.process_iter(["pid", "ppid", "status"])
         return {p.pid for p in family if (p.info["ppid"], p.info["status"]) == (os.getpid(), psutil.STATUS_ZOMBIE)}
 
-    # Of other tests.
+    # Those left by other tests.
     before = dead()
     prctl = ctypes.CDLL(None).prctl
-    prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans come to this process
+    prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become children of this process
     try:
         for program in (RIGHT, "while True: pass", "def ("):
             for form in ("stdin", "asserts"):
@@ -408,7 +408,7 @@ def test_one_slow_test_does_not_hide_the_others():
 @needs_bubblewrap
 def test_many_at_once_take_turns(monkeypatch):
     running, most, lock = 0, 0, threading.Lock()
-    # Breaks unless three are inside at the same time.
+    # Breaks unless three threads are inside at the same time.
     three = threading.Barrier(3, timeout=60)
 
     def one():

@@ -1,4 +1,4 @@
-"""The asynchronous modes and what is done about staleness: recipes that compose, and what verl makes of them."""
+"""The recipes for asynchronous modes and for staleness: they compose, and verl reads them as intended."""
 
 import itertools
 from pathlib import Path
@@ -23,12 +23,12 @@ def test_recipe_is_sound(mode, staleness):
 
     v1, data, actor = config.trainer.v1, config.data, config.actor_rollout_ref.actor
     assert v1.trainer_mode == mode
-    # Whatever the mode, the recipe trains on as much a step, and separate_async refuses anything else.
+    # Both modes train on the same amount per step, and separate_async requires this equality.
     assert data.train_batch_size == v1.separate_async.parameter_sync_step * actor.ppo_mini_batch_size
-    # Both need the rollout's log-probs, and neither touches the algorithm.
+    # Both need the rollout's log-probs, and neither changes the algorithm.
     assert config.actor_rollout_ref.rollout.calculate_log_probs
     assert actor.policy_loss.loss_mode == "sspo"
-    # Without the forward pass that logs the entropy, the update does.
+    # bypass has no forward pass that logs the entropy, so the update logs it.
     assert actor.calculate_entropy == (staleness == "bypass")
 
 
@@ -36,9 +36,9 @@ def test_on_gpus_the_weights_need_another_way():
     command = ["hardware=fsdp_8gpu", "model=qwen2.5_7b_instruct", "+mode=separate_async", "+staleness=bypass"]
     findings = configuration_findings(compose_config("gsm8k", command, RECIPES))
     errors = {finding.check: finding for finding in findings if finding.severity == "error"}
-    # The mode's two logical GPUs, for a machine without, are too few for eight real ones and a replica.
+    # The mode sets two logical GPUs, for machines without one. They are too few for eight real GPUs and a replica.
     assert set(errors) == {"weight_transfer", "gpus"}
-    # The remedy is what to add to the command line, and it is the remedy of both.
+    # The remedy is what to add to the command line, and it fixes both errors.
     remedy = errors["weight_transfer"].remedy.removeprefix("on GPUs set ").split()
     config = compose_config("gsm8k", [*command, *remedy], RECIPES)
     assert {finding.severity for finding in configuration_findings(config)} == {"ok"}
@@ -48,7 +48,7 @@ def test_the_two_ways_set_the_same_switch():
     bypass, decoupled = (OmegaConf.load(RECIPES / "staleness" / f"{name}.yaml") for name in ("bypass", "decoupled"))
     assert bypass.algorithm.rollout_correction.bypass_mode is True
     assert decoupled.algorithm.rollout_correction.bypass_mode is False
-    # A weight as well as a gate would correct the same lag twice.
+    # A weight in addition to the gate would correct the same lag twice.
     assert bypass.algorithm.rollout_correction.rollout_is is None
     assert decoupled.algorithm.rollout_correction.rollout_is == "token"
 

@@ -51,8 +51,8 @@ def test_data_table_and_picture(root, tmp_path, monkeypatch):
     results = read_results(root)
     data = staleness.over_lag(results)
     assert list(data.algorithm) == ["gspo"] * 2 + ["sapo"] * 2 + ["sspo"] * 4
-    # On policy 0; the four updates of a step have 0, 1, 2 and 3 of them before them; between one and two transfers of
-    # four updates besides in sspo's last row.
+    # On policy the lag is 0. The four updates of a step have 0 to 3 updates before them, 1.5 on average. Responses that
+    # are one transfer old add 4 updates; in sspo's last row they are one or two transfers old, which adds 6.
     assert list(data.lag) == [1.5, 5.5, 1.5, 5.5, 0, 0, 1.5, 7.5]
     assert list(data.step) == [1, 2] * 4
     assert data.slope.isna().tolist() == [True] * 4 + [False] * 4

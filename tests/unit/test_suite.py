@@ -1,4 +1,4 @@
-"""Suites: what the YAML files stand for, and the machinery that runs cells, with a small process in verl's place."""
+"""Suites: the runs that the YAML files describe, and the code that runs them, with a small process in place of verl."""
 
 import functools
 import json
@@ -78,10 +78,10 @@ def _composed(recipe, *groups):
 
 
 def _compose(recipe, overrides):
-    """Only choices of a group go through Hydra again: the rest is merged, which is faster."""
+    """Hydra composes only the choices of groups. The rest is merged, which is faster."""
     groups = [each for each in overrides if each.startswith(("algo=", "hardware=", "+mode=", "+staleness="))]
     values = OmegaConf.from_dotlist([each for each in overrides if each not in groups])
-    # Still refuses keys that are not there.
+    # This still rejects unknown keys.
     return OmegaConf.merge(_composed(recipe, *groups), values)
 
 
@@ -115,7 +115,7 @@ def test_the_commands_at_its_head_make_the_data_of_a_recipe_or_suite(path):
     else:
         config = _composed(path.stem)
     commands = re.findall(r"^#   (.*)$", path.read_text(), re.M)
-    # The other commands, such as main_ppo, only have to parse: nothing is on the PATH.
+    # The other commands, such as main_ppo, only need to parse: the PATH is empty.
     shell = ["PATH=", 'verl-sspo() { [ "$1" != prepare-data ] || echo "${@:2}"; }', *commands]
     lines = subprocess.run(["bash", "-c", "\n".join(shell)], capture_output=True, text=True).stdout.splitlines()
     made = {}
@@ -152,7 +152,7 @@ def test_validation_metrics_are_those_that_verl_will_log(path):
 def test_tiny_has_every_algorithm_of_the_recipes_at_16_updates_a_rollout():
     suite = load_suite(RECIPES / "suites" / "tiny.yaml")
     algorithms = {arm.overrides["algo"] for arm in suite.algorithms.values()}
-    # The sequence gate came later, with a suite of its own.
+    # The sequence gate came later and has its own suite.
     assert algorithms == {path.stem for path in (RECIPES / "algo").glob("*.yaml")} - {"sspo_sequence"}
     config = _compose("quickstart", expand(suite, "tiny")[0].overrides)
     responses = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
@@ -331,7 +331,7 @@ def test_two_runs_never_start_in_one_folder(tmp_path, recipes):
         assert outcome.finished == [toy("b").name]
     assert cells.attempts(folder) == []
 
-    # A main_ppo that outlived its launcher holds no lock, but writes.
+    # A main_ppo that outlived its launcher holds no lock, but still writes.
     orphan = subprocess.Popen([sys.executable, "-c", "input()", f"hydra.run.dir='{folder}/attempt-1/hydra'"], stdin=-1)
     try:
         assert run_all([toy()], root, recipes).busy == [toy().name]

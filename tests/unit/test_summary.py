@@ -55,10 +55,10 @@ def test_starts_that_resume_are_one_run(tmp_path):
 
     folders = [
         start("a", [(0, {ACCURACY: 0.25}), *((i, {"critic/score/mean": i / 10}) for i in (1, 2, 3, 4))]),
-        # Killed as it came up.
+        # Killed during start-up.
         start("b", None),
         start("c", []),
-        # Resumed from step 2, with a validation first; step 4 of the first start is not part of the run any more.
+        # Resumed from step 2, with a validation first; step 4 of the first start is no longer part of the run.
         start("d", [(2, {ACCURACY: 0.5}), (3, {"critic/score/mean": 0.9})]),
         start("e", [(4, {"critic/score/mean": 0.7})]),
     ]

@@ -1,4 +1,4 @@
-"""The toy problems against finite differences, and what must hold of every objective on them."""
+"""The toy problems, compared with finite differences, and what must hold for every objective on them."""
 
 import math
 
@@ -78,7 +78,7 @@ def test_trust_regions_by_hand(compared):
         return theory.token_coefficients(compared[title], z, advantage, together).tolist()
 
     e = [math.exp(x) for x in z.tolist()]
-    # PPO's min: full gradient inside of 1.2, none above; below it the ratio itself.
+    # PPO's min: the coefficient is the ratio, and 0 where the clip acts (above 1.2 for A > 0).
     assert of("GRPO", 1.0) == pytest.approx([e[0], 1, e[2], 0], abs=1e-9)
     assert of("GRPO", -1.0) == pytest.approx([0, 1, e[2], e[3]], abs=1e-9)
     # S times the slope 1 / (1 + tau^2 z^2).

@@ -18,7 +18,7 @@ TOKENIZER = create_tokenizer()
 TINY = {"digits": 1, "train_size": 40, "val_size": 10, "warm_up_steps": 2, "warm_up_batch": 4}
 
 
-# Qwen2's tokenizer normalises to NFC; lone surrogates are no UTF-8.
+# Qwen2's tokenizer normalises to NFC. UTF-8 has no lone surrogates.
 @given(st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: "<|" not in text))
 def test_one_token_a_byte(text):
     text = unicodedata.normalize("NFC", text)
@@ -62,7 +62,7 @@ def test_model_is_small_seeded_and_fits_the_tokenizer():
 def test_with_two_heads_their_size_is_the_width_over_the_heads():
     model = create_model(TOKENIZER, seed=0, heads=2)
     assert model.config.hidden_size // model.config.num_attention_heads == model.config.head_dim == 32
-    # Of each of the two layers half of q, k, v with bias and of o: 2 * (3 * (64 * 64 + 64) + 64 * 64) parameters less.
+    # Each of the two layers loses half of q, k, v (with bias) and o: 2 * (3 * (64 * 64 + 64) + 64 * 64) parameters.
     assert model.num_parameters() == 132_288 - 33_152
 
 
@@ -76,7 +76,7 @@ def test_warm_up_teaches_the_responses_and_not_the_prompts():
 
     model = create_model(TOKENIZER, seed=0)
     rng = random.Random(0)
-    # What follows `a` and `b` is always the same; which of them comes is random, as is the length.
+    # The response to `a=` and to `b=` is always the same. Which of them comes, and so the length, is random.
     pairs = [("a=", "xy"), ("b=", "zzzz")]
     before = loss_of("a=xy", 2)
     threads = torch.get_num_threads()
@@ -85,7 +85,7 @@ def test_warm_up_teaches_the_responses_and_not_the_prompts():
     assert before > 4
     assert loss_of("a=xy", 2) < 0.1
     assert loss_of("b=zzzz", 2) < 0.1
-    # Nothing was learnt about `=` after `a`: it is part of the prompt.
+    # The model has not learnt the `=` after `a`: it is part of the prompt.
     labels_on_prompt = TOKENIZER("a=", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         assert model(input_ids=labels_on_prompt, labels=labels_on_prompt).loss.item() > 2
@@ -105,7 +105,7 @@ def test_task_is_made_once_and_again_when_its_parameters_change(tmp_path):
     prepare_arithmetic(tmp_path, **TINY | {"warm_up_steps": 3})
     assert weights.stat().st_mtime_ns != written
     assert json.loads((folder / "made_with.json").read_text())["warm_up_steps"] == 3
-    # Nothing half-made is left behind.
+    # Nothing unfinished is left behind.
     assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["digits1-seed0", "digits1-seed1"]
 
 

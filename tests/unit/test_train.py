@@ -1,4 +1,4 @@
-"""`verl-sspo train` against a stand-in for main_ppo; the real one is started by the end-to-end tests."""
+"""`verl-sspo train` with a stand-in for main_ppo. The end-to-end tests start the real one."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ from verl_sspo.run import launch, result, train
 from verl_sspo.run.folder import attempts
 from verl_sspo.run.task import whole_paths
 
-# Trains and saves a checkpoint per step, as far as it is told to in the file `fail_at`.
+# Saves a checkpoint per step, and fails at the step that is in the file `fail_at`.
 MAIN_PPO = """
 import json, os, pathlib, sys, zipfile
 given = dict(each.lstrip("+").split("=", 1) for each in sys.argv[1:] if "=" in each)
@@ -90,7 +90,7 @@ def test_to_the_end_and_again(capsys):
     assert "validation accuracy" in shown.out
     assert attempts(RUN) == []
 
-    # Longer, it resumes; anew, the earlier run is renamed.
+    # With more steps it resumes. If it starts anew, the earlier run is renamed.
     assert train.main(["quickstart", "trainer.total_training_steps=4"]) == 0
     assert "Resuming from the checkpoint of step 3" in capsys.readouterr().err
     assert json.loads((RUN / "summary.json").read_text())["steps"] == 4
@@ -230,7 +230,7 @@ def test_a_disk_that_fills_after_the_last_step(monkeypatch, capsys):
 
 
 def test_on_a_running_cluster(monkeypatch):
-    """What describes a cluster to start is not passed; variables and paths reach workers that do not inherit ours."""
+    """Options for a new cluster are not passed. Variables and paths reach the workers, which do not inherit ours."""
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setenv("VERL_LOGGING_LEVEL", "DEBUG")
     rows = Path("data/arithmetic/digits3-seed0/train.parquet")
@@ -246,7 +246,7 @@ def test_on_a_running_cluster(monkeypatch):
     assert f"{variables}.VERL_LOGGING_LEVEL='DEBUG'" in log
     assert f"data.train_files={rows.resolve()}" in log
     assert f"reward.custom_reward_function.path={Path('reward.py').resolve()}" in log
-    # Nothing that is no file here.
+    # Nothing that is not a file here.
     assert "custom_sampler.path" not in log
     assert "_temp_dir" not in log
 

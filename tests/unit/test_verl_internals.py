@@ -1,7 +1,7 @@
-"""What this package uses of verl, read from its own source: where verl changes, a test names what changed.
+"""What this package uses from verl, read from the package's source. If verl changes, a test names what changed.
 
-Nothing here has to be kept up with new code: imports, calls and base classes are found, not listed. The fields of
-verl's configurations are the exception.
+New code needs no change here: imports, calls and base classes are found, not listed. The exceptions are `CALLED` and
+`FIELDS`.
 """
 
 import ast
@@ -38,7 +38,7 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
 
 
 def resolved(name: str) -> Any:
-    """The object; a module is imported."""
+    """The module or object with this name."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
@@ -46,7 +46,7 @@ def resolved(name: str) -> Any:
 
 
 def fits(function: Any, call: ast.Call) -> bool:
-    """Whether a call fits a signature, as far as it has no * or **."""
+    """Whether a call fits a signature. A call with * or ** always counts as fitting."""
     if any(isinstance(each, ast.Starred) for each in call.args) or any(each.arg is None for each in call.keywords):
         return True
     try:
@@ -114,14 +114,14 @@ def test_our_methods_take_the_arguments_of_those_they_override():
             ours, theirs = inspect.signature(method).parameters, inspect.signature(overridden).parameters
             if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in ours.values()):
                 continue
-            # No *args and **kwargs, and nothing that Ray's tracing adds to the methods of an actor.
+            # Without *args, **kwargs, and what Ray's tracing adds to the methods of an actor.
             named = {
                 key for key, parameter in theirs.items() if parameter.kind not in (2, 4) and not key.startswith("_ray_")
             }
             assert named <= set(ours), f"{each.__name__}.{name} does not take {sorted(named - set(ours))}"
 
 
-# Where verl calls what we register: its module, the function as it is called there, ours.
+# Where verl calls what we register: verl's module, the name of the function there, our function.
 CALLED = [
     ("verl.workers.utils.losses", "policy_loss_fn", "verl_sspo.algorithm.registration.compute_policy_loss_sspo"),
     ("verl.experimental.reward_loop.reward_manager.naive", "compute_score", "verl_sspo.rewards.compute_score"),

@@ -1,4 +1,4 @@
-"""A wheel is enough: it is built, installed in a new environment and used in an empty folder, without the clone."""
+"""The wheel works without the clone: it is built, installed in a new environment and used in an empty folder."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
-# An ordinary GRPO command line for verl, with nothing of this project in it.
+# An ordinary GRPO command line for verl, without anything from this project.
 GRPO = (
     *("algorithm.adv_estimator=grpo", "data.train_batch_size=256", "actor_rollout_ref.rollout.n=8"),
     *("actor_rollout_ref.actor.ppo_mini_batch_size=64", "actor_rollout_ref.model.path=some/model"),
@@ -36,11 +36,11 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(wheel, tmp_path_factory):
-    """Runs a program of a new environment that has the wheel, and the packages of this one, in an empty folder."""
+    """Runs a program in an empty folder, from a new environment with the wheel and the packages of this environment."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=True)
     (site_packages,) = folder.glob("lib/python*/site-packages")
-    # A .pth within these folders is not followed, so an editable install there does not count.
+    # Python ignores .pth files inside these folders, so an editable install there does not count.
     shared = [path for path in sys.path if path.endswith("-packages")]
     (site_packages / "shared.pth").write_text("\n".join(shared))
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--no-deps"]
@@ -73,7 +73,7 @@ def composed(run, *arguments):
 
 
 def name_of(run, tmp_path, *arguments):
-    """The experiment's name in the configuration of a main with verl's configurations that does not import verl."""
+    """The experiment's name as composed by a program that uses verl's configurations but does not import verl."""
     main = tmp_path / "main.py"
     main.write_text(
         "import hydra, importlib.util\n"
@@ -108,7 +108,7 @@ def test_a_grpo_command_line_runs_sspo_with_typed_settings(run):
     assert (loss["loss_mode"], loss["tau_pos"]) == ("sspo", 6)
     assert loss["_target_"] == "verl_sspo.config.SSPOPolicyLossConfig"
     assert config["actor_rollout_ref"]["actor"]["loss_agg_mode"] == "seq-mean-token-mean"
-    # What the command line had stays, the estimator included.
+    # What the command line sets is kept, including the estimator.
     assert config["algorithm"]["adv_estimator"] == "grpo"
     assert config["data"]["train_batch_size"] == 256
 
@@ -130,7 +130,7 @@ def test_recipes_of_a_clone_come_before_the_installed_ones(run, tmp_path):
 
 
 def test_an_algo_group_of_the_users_own(run, tmp_path):
-    """In --config-dir it comes before ours, file by file; in hydra.searchpath it comes after ours."""
+    """In --config-dir its files win over ours, file by file; in hydra.searchpath ours win."""
     (tmp_path / "algo").mkdir()
     for name in ("grpo", "mine"):
         text = f"# @package _global_\ntrainer:\n  experiment_name: user_{name}\n"

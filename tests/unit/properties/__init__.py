@@ -1,4 +1,4 @@
-"""What must hold whatever the input: checked by tests/unit/test_fuzz.py."""
+"""Properties that must hold for any input. tests/unit/test_fuzz.py checks them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,13 +8,13 @@ from hypothesis.strategies import SearchStrategy
 
 @dataclass(frozen=True)
 class Property:
-    """A property and the inputs that it must hold for.
+    """A property and the inputs for which it must hold.
 
     Args:
-        check: raises for an input that it does not hold for; takes one keyword argument for each of `inputs`.
-        inputs: where the arguments come from.
-        examples: inputs to try in a test.
-        program: executable without which it cannot be checked, if any.
+        check: raises if the property does not hold. It takes one keyword argument for each of `inputs`.
+        inputs: strategies for the arguments.
+        examples: number of inputs to try in a test.
+        program: executable that the check needs, if any.
     """
 
     check: Callable[..., None]

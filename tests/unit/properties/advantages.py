@@ -23,7 +23,7 @@ def _decimal(value: Fraction) -> Decimal:
 
 
 def _exactly(rewards: list[float], options: dict) -> tuple[list[Decimal], Decimal]:
-    """Advantages of one group without rounding, and how large the rounding of float64 may make their error."""
+    """Exact advantages of one group, and a bound on the error that the rounding of float64 may cause."""
     exact = [Fraction(reward) for reward in rewards]
     size = len(exact)
     if size == 1:
@@ -42,7 +42,7 @@ def _exactly(rewards: list[float], options: dict) -> tuple[list[Decimal], Decima
 
 
 def are_exact(rewards: list[tuple[int, float]], options: dict, dtype: torch.dtype) -> None:
-    """The advantages of each group are those of exact arithmetic; a non-finite reward spoils its group and no other."""
+    """The advantages equal those of exact arithmetic. A non-finite reward spoils only its own group."""
     groups = torch.tensor([group for group, _ in rewards], dtype=torch.int64)
     values = torch.tensor([reward for _, reward in rewards], dtype=torch.float64).to(dtype)
     advantages = group_relative_advantages(values, groups, **options)

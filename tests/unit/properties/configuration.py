@@ -1,4 +1,4 @@
-"""Configuration: any value is either taken as it is meant or refused with an error that names its key."""
+"""Configuration: any value is either accepted as meant or rejected with an error that names its key."""
 
 import atexit
 import contextlib
@@ -30,7 +30,7 @@ from verl_sspo.experiments.suite import expand, load_suite
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 
-# What YAML holds besides what is meant.
+# Values that YAML may hold instead of what is meant.
 SCALARS = (
     st.none()
     | st.booleans()
@@ -49,7 +49,7 @@ ANYTHING = st.recursive(
 
 
 def policy_loss(settings: dict[str, Any]) -> None:
-    """The gate's settings."""
+    """The gate's settings are valid, or the error names one of them."""
     try:
         gate = Gate.of_policy_loss(SSPOPolicyLossConfig(**settings))
     except ValueError as error:
@@ -66,7 +66,7 @@ def policy_loss(settings: dict[str, Any]) -> None:
 
 
 def advantage(algorithm: Any) -> None:
-    """`algorithm.sspo`."""
+    """The settings in `algorithm.sspo` are valid, or the error names this key."""
     try:
         options = SSPOAdvantageConfig.from_algorithm(algorithm)
     except ValueError as error:
@@ -81,7 +81,7 @@ def advantage(algorithm: Any) -> None:
 
 @cache
 def _recipe(name: str):
-    """A recipe with data and a model that are there, as far as the doctor reads them."""
+    """A recipe whose data and model exist, as far as the doctor reads them."""
     folder = Path(tempfile.mkdtemp(prefix="doctor-"))
     atexit.register(shutil.rmtree, folder)
     row = make_row(data_source="a", prompt=[], ability="math", ground_truth="1", split="train", index=0)
@@ -151,7 +151,7 @@ ENVIRONMENT = (
 
 
 def doctor_on_values(recipe: tuple[str, dict[str, Any]]) -> None:
-    """The doctor has findings about any configuration; what it needs to compute with is refused by name."""
+    """The doctor has findings about any configuration. It names bad values of settings that it computes with."""
     name, values = recipe
     config = copy.deepcopy(_recipe(name))
     for key, value in values.items():
@@ -180,7 +180,7 @@ OVERRIDES = st.lists(
 
 
 def doctor_on_command_lines(overrides: list[str]) -> None:
-    """The doctor reports whatever is typed, or argparse refuses it."""
+    """The doctor reports on anything that is typed, or argparse rejects it."""
     output = io.StringIO()
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(io.StringIO()):
@@ -226,7 +226,7 @@ def suites(draw) -> str:
 
 
 def suite_file(text: str) -> None:
-    """A suite that is taken can be expanded, and Hydra reads the overrides of its cells."""
+    """A suite that is accepted can be expanded, and Hydra reads the overrides of its cells."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "suite.yaml"
         path.write_text(text, encoding="utf-8", errors="replace", newline="")
@@ -251,7 +251,7 @@ def _plain(value: Any) -> Any:
 
 
 def overrides_keep_values(value: Any) -> None:
-    """A value in a suite is the value that Hydra sets."""
+    """Hydra sets exactly the value that is in a suite."""
     [override] = OverridesParser.create().parse_overrides(hydra_overrides({"a": {"b": value}}))
     assert override.key_or_group == "a.b"
     read = _plain(override.value())

@@ -1,4 +1,4 @@
-"""The loss: equal to the plain formula, and well-behaved on whatever numbers arrive."""
+"""The loss: equal to the plain formula, and well-behaved for any numbers."""
 
 import math
 from dataclasses import dataclass, replace
@@ -18,14 +18,14 @@ from verl_sspo.algorithm.reference import sspo_loss_matrix
 AGG_MODES = ("seq-mean-token-mean", "token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm")
 # Largest value of each shape: G(inf).
 LIMITS = {"arctan": math.pi / 2, "sigmoid": 2.0, "erf": math.sqrt(math.pi / 2), "softsign": 1.0}
-# What stands where no one should look, and what a broken kernel or a masked logit leaves.
+# Values at masked tokens, and values that a broken kernel or a masked logit can leave.
 GARBAGE = (0.0, -0.0, math.nan, math.inf, -math.inf, 1e30, -1e30)
 EXTREMES = (0.0, math.inf, -math.inf, 1e30, -1e30, 200.0, -1e4, torch.finfo(torch.float32).min)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What verl hands to a loss, (rows, tokens) each; `weights` may be absent."""
+    """The tensors that verl passes to a loss, (rows, tokens) each. `weights` may be None."""
 
     log_prob: torch.Tensor
     old_log_prob: torch.Tensor
@@ -34,7 +34,7 @@ class Batch:
     weights: torch.Tensor | None
 
     def map(self, function) -> "Batch":
-        """`function` of each tensor."""
+        """Applies `function` to each tensor."""
         return Batch(*(None if t is None else function(t) for t in vars(self).values()))
 
     @property
@@ -60,7 +60,7 @@ def gates(draw) -> Gate:
 
 @st.composite
 def batches(draw, dtypes=(torch.float64,), extremes=False) -> Batch:
-    """Ragged rows, empty ones among them; advantages constant over a row or not."""
+    """Ragged rows, some of them empty. Advantages may differ within a row."""
     shape = draw(st.integers(0, 4)), draw(st.integers(0, 6))
 
     def numbers(low: float, high: float, special=(), of=shape) -> torch.Tensor:
@@ -106,7 +106,7 @@ def _evaluate(batch: Batch, gate: Gate, mode: str, sizes: dict):
 
 
 def is_the_formula(batch: Batch, gate: Gate, mode: str, sizes: dict) -> None:
-    """Value and gradient are those of autograd on the plain formula, aggregated by verl."""
+    """Value and gradient equal those of autograd on the plain formula, aggregated by verl."""
     assume(batch.mask.shape[1] or mode != "seq-mean-token-sum-norm" or sizes["loss_scale_factor"])
     leaf = batch.log_prob.clone().requires_grad_()
     matrix = sspo_loss_matrix(leaf, batch.old_log_prob, batch.advantages, batch.mask, gate, batch.weights)
@@ -122,14 +122,14 @@ def is_the_formula(batch: Batch, gate: Gate, mode: str, sizes: dict) -> None:
 
 
 def withstands_any_number(batch: Batch, garbage: float, gate: Gate, mode: str, sizes: dict) -> None:
-    """Finite unless a valid token is NaN, bounded weights, blind to masked tokens, the same whatever the dtype."""
+    """Finite unless a valid token is NaN. Weights are bounded. Masked tokens and the dtype do not matter."""
     assume(batch.mask.shape[1] or mode != "seq-mean-token-sum-norm" or sizes["loss_scale_factor"])
     everywhere, mask, dtype = batch.mask, batch.trained, torch.float32
     for tensor in (batch.log_prob, batch.old_log_prob, batch.advantages, batch.weights):
         dtype = dtype if tensor is None else torch.promote_types(dtype, tensor.dtype)
 
     def fill(number: float) -> Batch:
-        """The batch with `number` at all tokens that take no part."""
+        """The batch with `number` at all tokens that do not take part."""
         filled = batch.map(lambda t: t if t is everywhere else torch.where(mask, t, number))
         weights = None if batch.weights is None else torch.where(everywhere, batch.weights, number)
         return replace(filled, weights=weights)
@@ -155,7 +155,7 @@ def withstands_any_number(batch: Batch, garbage: float, gate: Gate, mode: str, s
     weights = weights[~weights.isnan()]
     assert (weights <= upper * (1 + 1e-5)).all()
     if gate.domain == "log":
-        smallest = torch.finfo(dtype).tiny  # below it there is zero
+        smallest = torch.finfo(dtype).tiny  # smaller values may be rounded to 0
         assert (weights >= math.exp(-largest) * (1 - 1e-5) - smallest).all()
 
     clean, clean_gradient, clean_diagnostics = _evaluate(fill(1.0), gate, mode, sizes)
@@ -172,7 +172,7 @@ def withstands_any_number(batch: Batch, garbage: float, gate: Gate, mode: str, s
 
 
 def weight_zero_is_mask_zero(batch: Batch, gate: Gate, mode: str, sizes: dict) -> None:
-    """A token of rollout weight 0 and a masked token: bit for bit the same value, gradient and diagnostics."""
+    """A token of rollout weight 0 gives, bit for bit, the value, gradient and diagnostics of a masked token."""
     assume(batch.weights is not None)
     assume(batch.mask.shape[1] or mode != "seq-mean-token-sum-norm" or sizes["loss_scale_factor"])
     masked = replace(batch, mask=batch.trained, weights=torch.where(batch.weights == 0, 1.0, batch.weights))
@@ -188,12 +188,12 @@ def weight_zero_is_mask_zero(batch: Batch, gate: Gate, mode: str, sizes: dict) -
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether both are equal, NaN to NaN."""
+    """Whether both are equal. NaN equals NaN."""
     return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def knows_no_order(batch: Batch, order: int, padding: int, gate: Gate, mode: str, sizes: dict) -> None:
-    """Each row has the gradient that it has alone, wherever it stands and however wide the padding is."""
+    """Each row has the same gradient as alone, whatever its position and the padding."""
     sizes = sizes | {"loss_scale_factor": sizes["loss_scale_factor"] or 5.0}
     loss, gradient, _ = _evaluate(batch, gate, mode, sizes)
     rows = torch.randperm(len(batch.mask), generator=torch.Generator().manual_seed(order))

@@ -1,4 +1,4 @@
-"""Rewards: whatever a model writes gets a score, in time, and an answer is found in whatever noise."""
+"""Rewards: any response gets a score in bounded time, and an answer is found in any noise."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from verl_sspo.rewards import COLUMNS, compute_score
 from verl_sspo.rewards.answers import is_equal
 from verl_sspo.rewards.code import extract_program, same_output, tests_of
 
-# What answers are made of, as models and data sets write them.
+# Pieces of answers, as models and data sets write them.
 _WORDS = r"""
     \boxed{ \boxed \fbox{ \framebox{ <answer> </answer> <think> </think> #### ##### { } ( ) [ ] \{ \} \left( \right)
     \frac{ \frac12 \dfrac \sqrt \sqrt[3]{ \text{ \mathrm{ \begin{pmatrix} \end{pmatrix} \begin{ \end{ & \\ \cup \pm
@@ -22,7 +22,7 @@ _WORDS = r"""
 _SIGNS = (" ", "\n", "\t", "\r\n", "\u2028", "\x00", "\ufeff", "\ud800", "\u0660", "\u00b2")
 PIECES = st.sampled_from((*_WORDS.split(), *_SIGNS))
 TEXT = st.lists(PIECES | st.text(max_size=4), max_size=30).map("".join)
-# The same few pieces again and again: what makes a parser slow.
+# A few pieces, repeated many times: this makes parsers slow.
 LONG = st.lists(st.tuples(TEXT, st.integers(1, 2000)), min_size=1, max_size=3).map(
     lambda parts: "".join((piece * times)[:20_000] for piece, times in parts)
 )
@@ -30,7 +30,7 @@ GOLDS = st.sampled_from(
     ("72", "-3", "1,000", "0.5", r"\frac{3}{4}", r"(1,2)", r"\{1,2\}", r"2\sqrt{3}", "x^2+1", "C", r"\text{Evelyn}")
 )
 NUMBERS = st.integers(-(10**9), 10**9)
-# Seconds of this thread's own work on one response; the time of child processes has a limit of its own.
+# Seconds of processor time that this thread may need for one response. Child processes have their own time limit.
 SECONDS = 3.0
 
 
@@ -47,7 +47,7 @@ def get_a_score(response: str, gold: str, options: dict) -> None:
 
 
 def find_the_answer(before: str, gold: str, after: str) -> None:
-    """Mathematics: the last answer counts, whatever stands around it, outside of the thinking."""
+    """Mathematics: the last answer outside the thinking counts, whatever is around it."""
     before, after = re.sub("think", "", before), re.sub("box|answer|####|think", "", after)
     for form in (rf"\boxed{{{gold}}}", rf"<answer>{gold}</answer>", rf"<answer>so \boxed{{{gold}}}</answer>"):
         scored = compute_score("HuggingFaceH4/MATH-500", f"{before}\nSo {form}\n{after}", gold)
@@ -55,7 +55,7 @@ def find_the_answer(before: str, gold: str, after: str) -> None:
 
 
 def find_the_number(before: str, number: int, after: str) -> None:
-    """gsm8k and arithmetic: the number after the last ####, the last number."""
+    """In gsm8k the number after the last #### counts, in arithmetic the last number."""
     before, after = re.sub("think", "", before), re.sub("box|answer|####|think", "", after)
     assert compute_score("openai/gsm8k", f"{before}\n#### {number:,}\n{after}", str(number))["score"] == 1.0
     no_digits = re.sub("[0-9]", "", after)
@@ -65,7 +65,7 @@ def find_the_number(before: str, number: int, after: str) -> None:
 
 
 def keep_the_sign(letters: str, rest: str) -> None:
-    """Mathematics: an answer with the other sign is wrong, whatever its letters and the words behind it."""
+    """Mathematics: an answer with the opposite sign is wrong, whatever its letters and the words after it."""
     for form in (letters, rf"\frac{{{letters}}}{{2a}}", rf"2^{{{letters}}}"):
         answer, opposite = f"{form}{rest}", f"-{form}{rest}"
         assert not is_equal(answer, opposite), answer
@@ -73,7 +73,7 @@ def keep_the_sign(letters: str, rest: str) -> None:
 
 
 def find_the_program(before: str, program: str, after: str) -> None:
-    """Code: the Python block is found in any prose, and any prose is read in time."""
+    """Code: the Python block is found in any text, in bounded time."""
     started = time.thread_time()
     extract_program(before)
     assert time.thread_time() - started < SECONDS
@@ -84,7 +84,7 @@ def find_the_program(before: str, program: str, after: str) -> None:
 
 
 def compare_outputs(output: bytes, expected: str, floats: bool) -> None:
-    """Code: any output is compared in time, and what is expected is right."""
+    """Code: any output is compared in bounded time, and the expected output is right."""
     started = time.thread_time()
     same_output(output, expected, floats)
     assert time.thread_time() - started < SECONDS
@@ -102,7 +102,7 @@ def read_the_tests(truth: str) -> None:
     assert tests_of(json.dumps(tests)) == tests
 
 
-# Ground truths of programming tasks: the right keys, with values right and wrong.
+# Ground truths of programming tasks: valid keys, with valid and invalid values.
 _VALUES = st.none() | st.booleans() | st.integers() | st.sampled_from(["f", "", "\0", "assert f()", "{}"])
 _LISTS = st.lists(_VALUES | st.lists(_VALUES, max_size=2), max_size=3)
 _KEYS = ("inputs", "outputs", "fn_name", "test", "entry_point", "prompt", "asserts", "setup", "input", "output")
@@ -114,7 +114,7 @@ CASES = {
     "apps": {"inputs": ["1\n"], "outputs": ["2\n"]},
     "taco": {"fn_name": "f", "inputs": [[1]], "outputs": [2]},
 }
-# Lines of programs that say many things and no answer.
+# Lines of programs that never give the answer.
 LINES = st.sampled_from(
     (
         *("def f(x):", "    return 3", "    return x", "    yield x", "    f(x)", "class f:", "    pass", "exit()"),
