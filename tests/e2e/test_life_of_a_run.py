@@ -26,7 +26,7 @@ from verl_sspo.quickstart.model import prepare_arithmetic
 from verl_sspo.report.summary import read_attempts, read_metrics
 from verl_sspo.run import checkpoints
 from verl_sspo.run.folder import attempts
-from verl_sspo.run.processes import RUN_ID
+from verl_sspo.run.processes import RUN_ID, is_alive
 
 pytestmark = pytest.mark.e2e
 
@@ -168,9 +168,7 @@ def kill(started, victim, patience):
     killed = time.monotonic()
     code = started.process.wait(timeout=patience)
     # The guard of a killed launcher needs a moment to end the run.
-    while (left := of_run(run_id) | {p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE}) and (
-        time.monotonic() < killed + patience
-    ):
+    while (left := of_run(run_id) | {p for p in family if is_alive(p)}) and time.monotonic() < killed + patience:
         time.sleep(0.2)
     return {
         "victim": victim,

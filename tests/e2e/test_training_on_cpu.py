@@ -151,6 +151,7 @@ def test_every_preset_of_rollout_correction_trains(train):
     """The measured columns of docs/rollout_correction.md. The rollout runs in bf16 to differ from the trainer."""
     page = (ROOT / "docs" / "rollout_correction.md").read_text().splitlines()
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page if line.startswith("| `")]
+    assert rows
     base = ["+algo=sspo", f"{ROLLOUT}.dtype=bfloat16", f"{ROLLOUT}.calculate_log_probs=true"]
     for row in rows:
         steps = train(*base, *preset(row[0]), "trainer.total_training_steps=3")

@@ -15,7 +15,7 @@ from verl_sspo.rewards.sandbox import SandboxError
 CPU = torch.device("cpu")
 
 
-def test_every_call_is_timed_in_every_round_and_the_longer_one_is_longer():
+def test_every_call_is_timed_in_every_round():
     counts = dict.fromkeys("ab", 0)
 
     def call(name, size):
@@ -27,7 +27,6 @@ def test_every_call_is_timed_in_every_round_and_the_longer_one_is_longer():
     assert list(table.index) == ["a", "b"]
     assert (table["q1"] <= table["ms"]).all()
     assert (table["ms"] <= table["q3"]).all()
-    assert table.loc["b", "ms"] > table.loc["a", "ms"]
 
 
 def test_peak_memory_is_what_was_there_at_a_time():

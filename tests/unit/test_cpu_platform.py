@@ -144,11 +144,17 @@ def test_cores_are_divided_and_never_overcommitted(monkeypatch, capsys, cores, r
     assert f"trainer rank 0 computes with {expected} threads" in capsys.readouterr().out
 
 
-def test_cores_are_physical_and_within_affinity(monkeypatch):
+def test_cores_are_physical_and_within_affinity_and_quota(monkeypatch, tmp_path):
     from verl_sspo.hf import threads
 
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(threads, "Path", lambda _: quota)
     monkeypatch.setattr(psutil, "cpu_count", lambda logical: 4)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert threads.available_cores() <= 4
+    assert threads.available_cores() == 4
+    for text, cores in (("max 100000", 4), ("250000 100000", 2), ("50000 100000", 1)):
+        quota.write_text(text)
+        assert threads.available_cores() == cores
+    quota.unlink()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
     assert threads.available_cores() == 1

@@ -146,10 +146,22 @@ sys.exit(3)
 
 
 def test_a_run_folder_may_have_any_name(tmp_path, verl):
-    verl("import sys, time; print(sys.argv[1:], flush=True); time.sleep(5)")
+    seen = tmp_path / "seen"
+    verl(f"""
+import os, sys, time
+print(sys.argv[1:], flush=True)
+while not os.path.exists({str(seen)!r}): time.sleep(0.05)
+""")
     named = tmp_path / "Jürgen's runs, lr=1e-4 (old) [1] #2"
     found = []
-    watcher = threading.Thread(target=lambda: wait_for(lambda: found.append(running_in(named)) or found[-1]))
+
+    def watch():
+        try:
+            wait_for(lambda: found.append(running_in(named)) or found[-1])
+        finally:
+            seen.touch()
+
+    watcher = threading.Thread(target=watch)
     watcher.start()
     launch.train([], named, config_dir=Path("recipes"), config_name="some", console=Console(file=io.StringIO()))
     watcher.join()
@@ -248,13 +260,30 @@ def test_killed_launcher_leaves_no_process(tmp_path, verl):
 
 # Starts a process with the name that Ray gives an actor, kills it, and prints what Ray would print.
 DEATH = """
-import subprocess, sys, time
+import os, subprocess, sys, time
+
+def wait_for_actors(count):
+    while not os.path.exists(f"{sys.argv[-1]}{count}"): time.sleep(0.05)
+
 worker = subprocess.Popen(["ray::HFServer.generate", "-c", "import time; time.sleep(600)"], executable=sys.executable)
-time.sleep(4)
+wait_for_actors(1)
 worker.kill()
 print(f"Worker port: 1 Worker PID: {worker.pid} Worker exit type: SYSTEM_ERROR Worker exit detail: unexpected")
 print(worker.pid, file=open(sys.argv[-1], "w"), flush=True)
 """
+
+
+@pytest.fixture
+def seen(tmp_path, monkeypatch):
+    """A path: the launcher makes the file <path><n> when it has seen n actors."""
+    path, look = tmp_path / "seen", processes.Family.look
+
+    def look_and_tell(family):
+        look(family)
+        path.with_name(f"seen{len(family._actors)}").touch()
+
+    monkeypatch.setattr(processes.Family, "look", look_and_tell)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -266,12 +295,12 @@ print(worker.pid, file=open(sys.argv[-1], "w"), flush=True)
         ("", ": verl's main_ppo exited with code 0 after a worker died"),
     ],
 )
-def test_death_of_a_worker_ends_the_run(tmp_path, verl, monkeypatch, then, said):
+def test_death_of_a_worker_ends_the_run(tmp_path, verl, seen, monkeypatch, then, said):
     monkeypatch.setattr(launch, "PATIENCE", 1)
     verl(DEATH + then)
     with pytest.raises(launch.TrainingFailedError) as failure:
-        train(tmp_path, [str(tmp_path / "pid")])
-    pid = (tmp_path / "pid").read_text().strip()
+        train(tmp_path, [str(seen)])
+    pid = seen.read_text().strip()
     message = f"HFServer.generate (process {pid}) was killed or crashed{said}"
     assert str(failure.value).startswith(message)
     assert f"HFServer.generate (process {pid}) was killed or crashed" in (tmp_path / "shown").read_text()
@@ -305,14 +334,14 @@ raise SystemExit(1)
 # An actor of the dead worker's class appears, as if Ray had restarted it. Then the run ends without an error.
 RESTARTED = """
 subprocess.Popen(["ray::HFServer", "-c", "import time; time.sleep(600)"], executable=sys.executable)
-time.sleep(4)
+wait_for_actors(2)
 """
 
 
-def test_a_worker_that_ray_has_restarted_does_not_end_the_run(tmp_path, verl, monkeypatch):
+def test_a_worker_that_ray_has_restarted_does_not_end_the_run(tmp_path, verl, seen, monkeypatch):
     monkeypatch.setattr(launch, "PATIENCE", 3)
     verl(DEATH + RESTARTED)
-    train(tmp_path, [str(tmp_path / "pid")])
+    train(tmp_path, [str(seen)])
     assert "Ray has restarted HFServer.generate (process" in (tmp_path / "shown").read_text()
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import verl  # noqa: F401  loads the plugin
-from omegaconf import OmegaConf
 
 from verl_sspo.compose import compose_config
 from verl_sspo.doctor.configuration import configuration_findings
@@ -28,6 +27,10 @@ def test_recipe_is_sound(mode, staleness):
     # Both need the rollout's log-probs, and neither changes the algorithm.
     assert config.actor_rollout_ref.rollout.calculate_log_probs
     assert actor.policy_loss.loss_mode == "sspo"
+    # A weight in addition to the gate would correct the same lag twice.
+    correction = config.algorithm.rollout_correction
+    expected = {"bypass": (True, None), "decoupled": (False, "token")}[staleness]
+    assert (correction.bypass_mode, correction.rollout_is) == expected
     # bypass has no forward pass that logs the entropy, so the update logs it.
     assert actor.calculate_entropy == (staleness == "bypass")
 
@@ -42,15 +45,6 @@ def test_on_gpus_the_weights_need_another_way():
     remedy = errors["weight_transfer"].remedy.removeprefix("on GPUs set ").split()
     config = compose_config("gsm8k", [*command, *remedy], RECIPES)
     assert {finding.severity for finding in configuration_findings(config)} == {"ok"}
-
-
-def test_the_two_ways_set_the_same_switch():
-    bypass, decoupled = (OmegaConf.load(RECIPES / "staleness" / f"{name}.yaml") for name in ("bypass", "decoupled"))
-    assert bypass.algorithm.rollout_correction.bypass_mode is True
-    assert decoupled.algorithm.rollout_correction.bypass_mode is False
-    # A weight in addition to the gate would correct the same lag twice.
-    assert bypass.algorithm.rollout_correction.rollout_is is None
-    assert decoupled.algorithm.rollout_correction.rollout_is == "token"
 
 
 def test_the_engine_of_separate_async_is_what_verl_finds():
