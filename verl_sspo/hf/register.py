@@ -12,16 +12,16 @@ from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 
 class IncompatibleVerlError(RuntimeError):
-    """The installed verl is not built as this package expects."""
+    """The installed verl or transformers is not built as this package expects."""
 
 
 def expect(condition: bool, expected: str) -> None:
-    """Raises IncompatibleVerlError if `condition` is false. `expected` describes what verl's internals should be."""
+    """Raises IncompatibleVerlError if `condition` is false. `expected` describes what their internals should be."""
     if not condition:
         raise IncompatibleVerlError(
-            f"verl_sspo's CPU platform and rollout `hf` were written for verl 0.9 and do not fit verl "
-            f"{version('verl')}: they expect {expected}. Install a supported verl, or set VERL_PLATFORM to run without "
-            "the CPU platform."
+            f"verl_sspo's CPU platform and rollout `hf` do not fit verl {version('verl')} with transformers "
+            f"{version('transformers')}: they expect {expected}. Install versions that docs/compatibility.md lists, or "
+            "set VERL_PLATFORM to run without the CPU platform."
         )
 
 
