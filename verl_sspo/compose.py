@@ -90,7 +90,7 @@ def flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def hydra_value(value: Any) -> str:
-    """Formats a value in Hydra's grammar. A value of any other type, e.g. a path, becomes text."""
+    """Formats a value in Hydra's grammar. Anything but null, bool, number, list or mapping is text, e.g. a path."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):

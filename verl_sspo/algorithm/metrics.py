@@ -24,7 +24,7 @@ from verl_sspo.algorithm.nonfinite import unusable
 MOVED = 0.1  # |z| beyond which a token counts as moved
 FAR = 1.0  # |z| beyond which a log-ratio counts as far off: a factor of e in probability
 
-# Per response, `sweep` returns these sums and then `SUMS`: the tokens in `response_mask`, the tokens that take part,
+# The sums per response that `sweep` returns before `SUMS`: the tokens in `response_mask`, the tokens that take part,
 # and over the latter A, log f, log f on policy and the logarithm of the rollout weight.
 TOTALS = ("valid", "tokens", "advantages", "log_gates", "log_gates_on_policy", "log_rollout_weights")
 

@@ -40,7 +40,7 @@ def _composed(arguments: argparse.Namespace) -> DictConfig | Finding | None:
         own = yaml.safe_load(path.read_text()).keys() - {"hydra", "defaults"} - reference_config("dp").keys()
         if name == path.stem or keys & own:
             program = f"verl.experimental.{path.parents[1].name}"
-            remedy = "check the settings that it shares with verl.trainer.main_ppo by themselves"
+            remedy = "pass only the arguments that it shares with verl.trainer.main_ppo"
             return warning("entry_point", f"these arguments are for {program}, which the doctor does not check", remedy)
     try:
         return compose_config(name, arguments.overrides, arguments.config_dir, arguments.config_path)

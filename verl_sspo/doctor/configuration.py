@@ -26,13 +26,13 @@ def configuration_findings(config: DictConfig) -> list[Finding]:
     found = schema_findings(config)
     if any(finding.check in ("value", "interpolation") for finding in found):
         return found  # the other checks cannot compute with these
-    # Once: references are resolved at each access otherwise.
-    config = cast("DictConfig", OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
-    found += [*rule_findings(config), *interpreter_findings(config)]
+    # Resolved once here; otherwise each access would resolve its references again.
+    resolved = cast("DictConfig", OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
+    found += [*rule_findings(resolved), *interpreter_findings(config)]
     errors = [finding for finding in found if finding.severity == "error"]
     if any(finding.check in SAID_BETTER for finding in errors):
         return found
-    return [*found, *(each for each in _rejected(config) if not any(one.message in each.message for one in errors))]
+    return [*found, *(each for each in _rejected(resolved) if not any(one.message in each.message for one in errors))]
 
 
 def _rejected(config: DictConfig) -> Iterator[Finding]:

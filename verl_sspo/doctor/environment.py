@@ -369,7 +369,7 @@ def checkpoint_findings(config: DictConfig) -> Iterator[Finding]:
 
 
 def folder_findings(config: DictConfig) -> Iterator[Finding]:
-    """Checks that main_ppo can write checkpoints, and make Ray's sockets, in its default folders."""
+    """Checks that a bare main_ppo can write checkpoints, and make Ray's sockets, in the folders that it would use."""
     folder = Path(config.trainer.default_local_dir).expanduser().absolute()
     there = _nearest(folder)
     if not os.access(there, os.W_OK):

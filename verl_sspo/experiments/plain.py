@@ -3,7 +3,8 @@
 A cell of a suite with `trainer: plain` runs here instead of in main_ppo, with the same configuration. Policy loss,
 advantage estimator and grader are those that verl calls, and samples come from the generator of the rollout `hf`. Only
 the loop around them is new: draw prompts, sample a group for each, compute advantages, and update with AdamW on
-mini-batches of whole groups. A mini-batch is one micro-batch. `check` rejects settings that this loop does not read.
+mini-batches of whole groups. A mini-batch is one micro-batch. `check` rejects settings that would change the training
+but are not read here.
 """
 
 import json

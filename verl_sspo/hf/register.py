@@ -16,7 +16,7 @@ class IncompatibleVerlError(RuntimeError):
 
 
 def expect(condition: bool, expected: str) -> None:
-    """Raises IncompatibleVerlError if `condition` is false. `expected` describes what their internals should be."""
+    """Raises IncompatibleVerlError if `condition` is false. `expected` describes verl's or transformers' internals."""
     if not condition:
         raise IncompatibleVerlError(
             f"verl_sspo's CPU platform and rollout `hf` do not fit verl {version('verl')} with transformers "

@@ -26,7 +26,7 @@ class Lesson:
     Attributes:
         task: its recipe.
         plan: what the command will do, and how long it takes.
-        title, caption: of the picture; format strings with `loss` and `config`.
+        title, caption: of the picture; format strings, the title with `loss`, the caption with `config`.
         prepare: makes what the recipe does not make itself; returns an exit status.
     """
 

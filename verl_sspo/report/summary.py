@@ -34,7 +34,8 @@ def read_metrics(path: Path) -> pd.DataFrame:
 def read_attempts(folders: Sequence[Path]) -> pd.DataFrame:
     """Merges the metrics of several starts of a run, oldest first, into one run.
 
-    The steps of a resumed start replace those logged before. Its initial validation joins the step it resumed from.
+    A resumed start replaces the steps logged before it that come after the step it resumed from. Its initial validation
+    joins that step.
     """
     run = pd.DataFrame()
     for resumed in (read_metrics(folder / METRICS) for folder in folders):

@@ -115,7 +115,7 @@ def decode(data: bytes, hashing: bool = True) -> Any:
         data: What `encode` wrote, or anything.
         hashing: Build dicts, sets and the other types that JSON lacks. A program can choose numbers that make this
             take quadratic time: equal hashes, or the ends of a range. False gives `Pairs` for a dict and, except for
-            tuples and complex numbers, an empty frozenset for the rest.
+            tuples, bytes and complex numbers, an empty frozenset for the rest.
 
     Raises:
         ValueError: The bytes are not what `encode` writes.
@@ -309,7 +309,7 @@ def global_names(source: str) -> set[str]:
 
 
 def provided_names(names: set[str]) -> dict[str, Any]:
-    """Those of the given names that `MODULES` provide, with their values."""
+    """Those of the given names that are provided, see `MODULES`, with their values."""
     provided = {}
     for name in {name for name in names if name[0] != "_" and not hasattr(builtins, name)}:
         if name in MODULES:

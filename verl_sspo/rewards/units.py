@@ -108,7 +108,7 @@ def _known(name: str) -> tuple[str, Fraction] | None:
 
 
 def _noun(phrase: str, before: str) -> Unit | None:
-    """What is counted: a plural, or a singular after 1, with or without an addition. "3 times 5" counts nothing."""
+    """What is counted: a plural, or a singular after 1, also with words like "per day". "3 times 5" counts nothing."""
     head, *more = re.split(r" (?:of|for|to|in|from|per|at|on|with|and)(?: |$)", phrase)
     words = head.replace("-", " ").split()
     if not words or any(_NO_NOUN.fullmatch(word) for word in words) or any(len(each) < 3 for each in (words[0], *more)):
