@@ -148,7 +148,7 @@ def test_cores_are_physical_and_within_affinity_and_quota(monkeypatch, tmp_path)
     from verl_sspo.hf import threads
 
     quota = tmp_path / "cpu.max"
-    monkeypatch.setattr(threads, "Path", lambda _: quota)
+    monkeypatch.setattr(threads, "Path", {"/sys/fs/cgroup/cpu.max": quota}.__getitem__)
     monkeypatch.setattr(psutil, "cpu_count", lambda logical: 4)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert threads.available_cores() == 4

@@ -25,6 +25,9 @@ from verl_sspo.run import folder, launch, processes
 from verl_sspo.run.processes import running_in
 from verl_sspo.run.screen import Screen
 
+# A stand-in that waits for the launcher in vain must not wait forever.
+pytestmark = pytest.mark.timeout(600)
+
 # Seconds that a cluster has to end. Those below do not end by themselves.
 GRACE = 3
 
@@ -268,6 +271,7 @@ def wait_for_actors(count):
 worker = subprocess.Popen(["ray::HFServer.generate", "-c", "import time; time.sleep(600)"], executable=sys.executable)
 wait_for_actors(1)
 worker.kill()
+worker.wait()
 print(f"Worker port: 1 Worker PID: {worker.pid} Worker exit type: SYSTEM_ERROR Worker exit detail: unexpected")
 print(worker.pid, file=open(sys.argv[-1], "w"), flush=True)
 """
@@ -296,7 +300,7 @@ def seen(tmp_path, monkeypatch):
     ],
 )
 def test_death_of_a_worker_ends_the_run(tmp_path, verl, seen, monkeypatch, then, said):
-    monkeypatch.setattr(launch, "PATIENCE", 1)
+    monkeypatch.setattr(launch, "PATIENCE", 1 if "sleep" in then else 60)
     verl(DEATH + then)
     with pytest.raises(launch.TrainingFailedError) as failure:
         train(tmp_path, [str(seen)])
@@ -339,7 +343,7 @@ wait_for_actors(2)
 
 
 def test_a_worker_that_ray_has_restarted_does_not_end_the_run(tmp_path, verl, seen, monkeypatch):
-    monkeypatch.setattr(launch, "PATIENCE", 3)
+    monkeypatch.setattr(launch, "PATIENCE", 60)
     verl(DEATH + RESTARTED)
     train(tmp_path, [str(seen)])
     assert "Ray has restarted HFServer.generate (process" in (tmp_path / "shown").read_text()
