@@ -48,6 +48,7 @@ def main() -> None:
         try:
             train(config_name, [*overrides, *named])
         except Exception:
+            # The test that asked fails and shows this log. The trainings after it do not depend on it.
             traceback.print_exc()
             answer = "failed"
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
